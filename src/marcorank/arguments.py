@@ -1,0 +1,117 @@
+"""Checks of what callers pass: each returns the usable value or says what was found and what is allowed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeVar, cast
+
+import numpy as np
+
+from marcorank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+T = TypeVar("T")
+
+
+def one_of(name: str, value: T, allowed: Sequence[object]) -> T:
+    """Return a value that is one of those allowed.
+
+    Raises:
+        InvalidInputError: It is none of them.
+    """
+    if not any(value == choice and type(value) is type(choice) for choice in allowed):
+        raise InvalidInputError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, allowed))}.")
+    return value
+
+
+def whole_number(name: str, value: object, least: int) -> int:
+    """Return a whole number that is not below `least`; `True` and `"3"` are no numbers here.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InvalidInputError(f"`{name}` is {value!r}; expected a whole number of at least {least}.")
+    return int(value)
+
+
+def top_n_or_none(value: object) -> int | None:
+    """Return a usable `top_n`: None for all passages, else at least 1.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    return None if value is None else whole_number("top_n", value, 1)
+
+
+def score_threshold_or_none(value: object) -> float | None:
+    """Return a usable `score_threshold`: None for no threshold, else a number.
+
+    Raises:
+        InvalidInputError: It is NaN or no number.
+    """
+    if value is None:
+        return None
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not is_number or math.isnan(cast("float", value)):
+        raise InvalidInputError(
+            f"`score_threshold` is {value!r}; expected None or a number on the scale of the scores."
+        )
+    return float(cast("float", value))
+
+
+def text_or_none(name: str, value: object) -> str | None:
+    """Return None or a text that is not empty.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    if value is not None and (not isinstance(value, str) or not value):
+        raise InvalidInputError(f"`{name}` is {value!r}; expected None or a text that is not empty.")
+    return value
+
+
+def query_text(value: object) -> str:
+    """Return a query: a text that is not blank.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    if not isinstance(value, str):
+        raise InvalidInputError(f"`query` is {value!r}; expected a str.")
+    if not value.strip():
+        raise InvalidInputError(f"`query` is blank ({value!r}); expected what is searched for.")
+    return value
+
+
+def passage_texts(value: object) -> list[str]:
+    """Return passages as a list of texts; blank ones are allowed.
+
+    Raises:
+        InvalidInputError: It is no collection of texts, or one of them is no text.
+    """
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InvalidInputError(
+            f"`passages` is a {type(value).__name__}; expected a list of str, even for one passage."
+        )
+    passages = list(value)
+    for index, passage in enumerate(passages):
+        if not isinstance(passage, str):
+            raise InvalidInputError(
+                f"`passages[{index}]` is {passage!r}; expected a str. Leave out what has no text, or pass ''."
+            )
+    return passages
+
+
+def request_pair(value: object) -> tuple[str, list[str]]:
+    """Return a query and its passages.
+
+    Raises:
+        InvalidInputError: It is no such pair.
+    """
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InvalidInputError(f"A request is {value!r}; expected a pair of a query and a list of passages.")
+    return query_text(value[0]), passage_texts(value[1])

@@ -1,0 +1,98 @@
+"""onnxruntime: needs no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marcorank.errors import InvalidInputError, ModelLoadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from marcorank.pairs import TokenBatch
+
+_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Measured on 2 cores: larger batches only add padding, since one long sequence already fills the cores.
+_MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768}
+_SEVERITY_ERROR = 3
+
+
+class OnnxBackend:
+    """A cross-encoder as an onnxruntime session.
+
+    Attributes:
+        name: `"onnx"`.
+        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
+        precision: `"fp32"` or `"int8"`.
+        max_padded_tokens: Batch size at which it is fast, in tokens with padding.
+    """
+
+    name = "onnx"
+
+    def __init__(self, file: Path, *, device: str, precision: str) -> None:
+        """Open a session.
+
+        Raises:
+            InvalidInputError: This onnxruntime cannot use the device.
+            ModelLoadError: The file is damaged, or is no cross-encoder with one logit.
+        """
+        import onnxruntime
+
+        kind, _, number = device.partition(":")
+        provider = _PROVIDERS.get(kind)
+        available = onnxruntime.get_available_providers()
+        if provider not in available:
+            usable = [name for name, known in _PROVIDERS.items() if known in available]
+            raise InvalidInputError(
+                f"`device` is {device!r}; with the onnx backend this machine can use {' or '.join(map(repr, usable))}."
+            )
+        options = onnxruntime.SessionOptions()
+        # Its warnings go to stderr past Python's logging; errors arrive as exceptions anyway.
+        options.log_severity_level = _SEVERITY_ERROR
+        provider_options = {"device_id": number or "0"} if kind == "cuda" else {}
+        try:
+            session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, provider_options)])
+        except Exception as error:  # onnxruntime raises classes of its own, all direct children of Exception
+            raise ModelLoadError(
+                f"{str(file)!r} cannot be read as an ONNX model ({error}). Delete the file and fetch or export "
+                "it again."
+            ) from error
+        inputs = {node.name: node.type for node in session.get_inputs()}
+        _check_graph(file, set(inputs), session.get_outputs())
+        self.device = device
+        self.precision = precision
+        self.max_padded_tokens = _MAX_PADDED_TOKENS[kind]
+        self._session = session
+        self._dtypes = {name: np.int32 if kind == "tensor(int32)" else np.int64 for name, kind in inputs.items()}
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Return one logit a row. Shape: (batch,), float32."""
+        feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
+        (output,) = self._session.run(None, feed)
+        return np.asarray(output, dtype=np.float32).reshape(len(batch.input_ids))
+
+
+def _check_graph(file: Path, inputs: set[str], outputs: list[Any]) -> None:
+    if not inputs <= _INPUTS or "input_ids" not in inputs:
+        raise ModelLoadError(
+            f"{str(file)!r} takes the inputs {sorted(inputs)}; expected input_ids and at most "
+            f"{sorted(_INPUTS - {'input_ids'})}, as sequence-classification exports have."
+        )
+    shapes = [list(node.shape) for node in outputs]
+    one_logit = len(shapes) == 1 and (
+        len(shapes[0]) == 1 or (len(shapes[0]) == 2 and not _fixed_above_one(shapes[0][1]))
+    )
+    if not one_logit:
+        raise ModelLoadError(
+            f"{str(file)!r} gives outputs of the shapes {shapes}; a reranker needs one output with one logit a "
+            "pair, shape (batch, 1)."
+        )
+
+
+def _fixed_above_one(size: object) -> bool:
+    return isinstance(size, int) and size != 1

@@ -1,0 +1,139 @@
+"""PyTorch, loaded through sentence-transformers: what its `CrossEncoder` loads is loaded here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from marcorank.pairs import TokenBatch
+
+_MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def cuda_available() -> bool:
+    """Whether torch is installed and sees a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+class TorchBackend:
+    """A sequence classifier of transformers, fed with ready token batches.
+
+    Attributes:
+        name: `"torch"`.
+        device: As torch spells it.
+        precision: `"fp32"`, `"bf16"` or `"fp16"`.
+        max_padded_tokens: Batch size at which it is fast, in tokens with padding.
+        cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
+    """
+
+    name = "torch"
+
+    def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
+        """Load a folder so that it computes in `precision`.
+
+        Raises:
+            MissingExtraError: sentence-transformers or torch is not installed.
+            InvalidInputError: torch cannot use the device here.
+            ModelLoadError: The files are damaged, or the model does not give one logit a pair.
+        """
+        self.device = device
+        self.precision = precision
+        self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
+        self.cross_encoder = _load(folder, device=device, precision=precision, allow_pickle=allow_pickle)
+        self._inputs = [
+            name
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in self.cross_encoder.tokenizer.model_input_names
+        ]
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Return one logit a row. Shape: (batch,), float32."""
+        import torch
+
+        with torch.inference_mode():
+            feed = {name: torch.from_numpy(getattr(batch, name)).to(self.device) for name in self._inputs}
+            output = self.cross_encoder.model(**feed).logits
+            return np.asarray(output.squeeze(-1).float().cpu().numpy())
+
+
+def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> Any:  # noqa: ANN401
+    try:
+        import torch
+        from sentence_transformers import CrossEncoder
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The torch backend needs sentence-transformers and torch, and {error.name or error!r} is missing: "
+            "pip install 'marcorank[torch]'"
+        ) from error
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises AssertionError
+        raise InvalidInputError(
+            f"`device` is {device!r}; torch {torch.__version__} cannot use it here ({error}). Use 'cpu'."
+        ) from error
+    try:
+        model = CrossEncoder(
+            str(folder),
+            device=device,
+            local_files_only=True,
+            trust_remote_code=False,
+            # None lets transformers take what there is; True refuses pickles.
+            model_kwargs={"use_safetensors": None if allow_pickle else True},
+        )
+    except Exception as error:  # transformers, safetensors and torch each raise their own
+        raise ModelLoadError(
+            f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
+        ) from error
+    if model.config.num_labels != 1 and not writes_its_own_prompt(model):
+        raise ModelLoadError(
+            f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit a pair."
+        )
+    # Half-precision files load in half precision; the precision asked for is what is computed in.
+    model.to(getattr(torch, _DTYPES[precision]))
+    model.eval()
+    return model
+
+
+def writes_its_own_prompt(cross_encoder: Any) -> bool:  # noqa: ANN401
+    """Whether the model is a language model, which reads a prompt and not a bare pair."""
+    return any(str(name).endswith("ForCausalLM") for name in cross_encoder.config.architectures or ())
+
+
+class PredictScorer:
+    """A cross-encoder that writes its own prompt around a pair, such as those made of language models.
+
+    Its texts go through `CrossEncoder.predict`, so nothing is known of truncation, and there are no windows.
+
+    Attributes:
+        name: Name of the model.
+    """
+
+    def __init__(self, cross_encoder: Any, *, name: str) -> None:  # noqa: ANN401
+        self._cross_encoder = cross_encoder
+        self.name = name
+
+    def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
+        """Return one logit a passage, in input order. Shape: (passages,), float32."""
+        import torch
+
+        scores = self._cross_encoder.predict(
+            [(query, passage) for passage in passages],
+            batch_size=4,
+            show_progress_bar=False,
+            activation_fn=torch.nn.Identity(),
+        )
+        return np.asarray(scores, dtype=np.float32)

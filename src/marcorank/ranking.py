@@ -1,0 +1,205 @@
+"""From logits to a ranking: activation, finite check, stable order, threshold, top_n.
+
+Nothing here knows a model or a framework.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+
+import numpy as np
+
+from marcorank.errors import ScoreError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+Activation = Literal["identity", "sigmoid"]
+
+ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+_PREVIEW_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class RankedPassage:
+    """One passage of a ranking.
+
+    Attributes:
+        index: Position of the passage in the list that was given, from 0.
+        rank: Place in the ranking, from 1.
+        score: The logit after the activation, on the scale that `score_threshold` uses.
+        logit: Raw model output.
+        text: The passage.
+        truncated: Whether the model saw only the beginning of the passage; None if the scorer cannot tell.
+        span: Character range `(start, end)` of the best window, in windows mode; else None.
+    """
+
+    index: int
+    rank: int
+    score: float
+    logit: float
+    text: str
+    truncated: bool | None = None
+    span: tuple[int, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain JSON-ready values."""
+        fields = asdict(self)
+        fields["span"] = None if self.span is None else list(self.span)
+        return fields
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking(Sequence[RankedPassage]):
+    """Passages of one query, best first. Immutable.
+
+    Attributes:
+        query: The query that was given.
+        model: Name of the model that scored.
+        results: The ranked passages.
+        query_truncated: Whether the query was longer than its cap and was cut; None if the scorer cannot tell.
+    """
+
+    query: str
+    model: str
+    results: tuple[RankedPassage, ...]
+    query_truncated: bool | None = None
+
+    def __len__(self) -> int:
+        return len(self.results)
+
+    @overload
+    def __getitem__(self, key: int) -> RankedPassage: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[RankedPassage, ...]: ...
+    def __getitem__(self, key: int | slice) -> RankedPassage | tuple[RankedPassage, ...]:
+        return self.results[key]
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return one plain JSON-ready dict a passage, best first."""
+        return [result.to_dict() for result in self.results]
+
+    def __str__(self) -> str:
+        head = f"{len(self)} passages for {self.query!r}, scored by {self.model}"
+        rows = [_row_cells(result) for result in self.results]
+        widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
+        lines = [
+            "  ".join(
+                # The text comes last and is the only column set flush left.
+                cell if place == len(widths) - 1 else cell.rjust(width)
+                for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+            )
+            for cells in (_HEADER, *rows)
+        ]
+        return "\n".join([head, *lines])
+
+    def _repr_html_(self) -> str:
+        """Table for notebooks; texts are escaped."""
+        head = "".join(f"<th>{name}</th>" for name in _HEADER)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row_cells(result)) + "</tr>"
+            for result in self.results
+        )
+        caption = html.escape(f"{self.query} — {self.model}")
+        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+_HEADER = ("rank", "index", "score", "logit", "text")
+
+
+def _row_cells(result: RankedPassage) -> tuple[str, ...]:
+    return (
+        str(result.rank),
+        str(result.index),
+        f"{result.score:.4f}",
+        f"{result.logit:.4f}",
+        _preview(result.text if result.span is None else result.text[slice(*result.span)]),
+    )
+
+
+def _preview(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _PREVIEW_CHARS else flat[: _PREVIEW_CHARS - 1] + "…"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which passages a ranking holds, best first.
+
+    Attributes:
+        indices: Positions in the input. Shape: (results,), int64.
+        scores: Their scores after the activation. Shape: (results,), float64.
+    """
+
+    indices: NDArray[np.int64]
+    scores: NDArray[np.float64]
+
+
+def order_logits(
+    logits: NDArray[np.float32],
+    *,
+    activation: Activation,
+    score_threshold: float | None,
+    top_n: int | None,
+) -> Order:
+    """Sort by logit, keep what reaches the threshold, then the first `top_n`.
+
+    Ties keep the order of the input. The order comes from the logits, so a sigmoid that saturates changes
+    nothing.
+
+    Args:
+        logits: One a passage, finite. Shape: (passages,), float32.
+        activation: How scores are made from logits.
+        score_threshold: Least score to keep, on the scale of the activation.
+        top_n: Most results to keep.
+    """
+    indices = np.argsort(-logits, kind="stable")
+    scores = activate(logits, activation)[indices]
+    if score_threshold is not None:
+        kept = scores >= score_threshold
+        indices, scores = indices[kept], scores[kept]
+    return Order(indices[:top_n], scores[:top_n])
+
+
+def activate(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float64]:
+    """Turn logits into scores. Shape: (passages,) to (passages,), float64."""
+    wide = logits.astype(np.float64)
+    if activation == "identity":
+        return wide
+    # exp(-|x|) never overflows, whichever sign the logit has.
+    small = np.exp(-np.abs(wide))
+    return np.where(wide >= 0, 1.0, small) / (1.0 + small)
+
+
+def check_logits(values: ArrayLike, *, count: int, model: str) -> NDArray[np.float32]:
+    """Return the values as finite logits, one a passage.
+
+    Args:
+        values: What a scorer returned. Shape: (passages,), any real dtype.
+        count: How many passages were scored.
+        model: Name of the model, for the message.
+
+    Raises:
+        ScoreError: The shape is another one, or a value is NaN or infinite.
+    """
+    try:
+        logits = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ScoreError(f"Model `{model}` returned {values!r}; expected {count} numbers.") from error
+    if logits.shape != (count,):
+        raise ScoreError(
+            f"Model `{model}` returned logits of shape {logits.shape} for {count} passages; "
+            f"expected one float a passage, shape ({count},)."
+        )
+    broken = np.flatnonzero(~np.isfinite(logits))
+    if broken.size:
+        first = int(broken[0])
+        raise ScoreError(
+            f"Model `{model}` returned {float(logits[first])!r} for `passages[{first}]` "
+            f"({broken.size} of {count} logits are not finite). The weights or the precision are at fault: "
+            "try `precision='fp32'` or load the model anew."
+        )
+    return logits

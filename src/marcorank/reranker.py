@@ -1,0 +1,370 @@
+"""`Reranker`, the face of the core."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from marcorank import models
+from marcorank.arguments import (
+    one_of,
+    request_pair,
+    score_threshold_or_none,
+    text_or_none,
+    top_n_or_none,
+    whole_number,
+)
+from marcorank.errors import ClosedError, InvalidInputError
+from marcorank.loading import BACKENDS, PRECISIONS, ModelSettings, load_scorer, locate
+from marcorank.pairs import LONG_PASSAGES
+from marcorank.ranking import ACTIVATIONS, RankedPassage, Ranking, order_logits
+from marcorank.scorer import PassageScores, Scorer, as_request_scorer, scorer_name
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from marcorank.loading import BackendName, Precision
+    from marcorank.pairs import LongPassages
+    from marcorank.ranking import Activation
+    from marcorank.scorer import Request, RequestScorer
+
+T = TypeVar("T")
+
+DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
+_DEFAULTS = asdict(ModelSettings(model=DEFAULT_MODEL))
+
+
+class Reranker:
+    """Scores passages against a query with a cross-encoder and ranks them.
+
+    Nothing is downloaded or loaded before the first use. Any number of threads and tasks may share one reranker,
+    and rerankers with the same settings share the weights. Copies and pickles carry the settings without the
+    token, never the weights.
+
+    Attributes:
+        model: Name or path of the model, or the scorer that was given.
+        activation: How scores are made from logits.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Scorer = DEFAULT_MODEL,
+        *,
+        backend: BackendName = "auto",
+        device: str | None = None,
+        precision: Precision = "auto",
+        activation: Activation = "identity",
+        max_length: int = 512,
+        max_query_tokens: int | None = None,
+        long_passages: LongPassages = "truncate",
+        revision: str | None = None,
+        cache_folder: str | os.PathLike[str] | None = None,
+        local_files_only: bool | None = None,
+        allow_pickle: bool = False,
+        token: str | None = None,
+    ) -> None:
+        """Take the settings; the model is loaded at the first use.
+
+        Args:
+            model: `"bundled"` for the small model in the wheel, a hub name in any spelling, the path of a model
+                folder, or an object with `score(query, passages)`. The settings below up to `activation` and
+                from `max_length` on mean nothing to such an object.
+            backend: `"onnx"`, `"torch"`, or `"auto"`: torch on a GPU, else onnx.
+            device: As torch spells devices, such as `"cpu"` or `"cuda:0"`; None takes a GPU if torch sees one.
+            precision: `"fp32"`, `"int8"` (onnx), `"bf16"` or `"fp16"` (torch); `"auto"` is fp32, and for the
+                bundled model int8.
+            activation: `"identity"` (scores are logits) or `"sigmoid"` (scores from 0 to 1).
+            max_length: Most tokens of query and passage together, special tokens counted; the model's own limit
+                holds where it is lower.
+            max_query_tokens: Most tokens of a query; None for half of what fits. A longer one is cut, which
+                `Ranking.query_truncated` and a log message report.
+            long_passages: `"truncate"` scores the beginning of a passage that does not fit and reports it;
+                `"windows"` scores all of it in overlapping parts, and the best part counts.
+            revision: Branch, tag or commit on the hub; None for the one that the catalogue pins, else `main`.
+            cache_folder: Where hub files are kept; None for the Hugging Face cache.
+            local_files_only: True forbids the network; None leaves it to `HF_HUB_OFFLINE`.
+            allow_pickle: Whether weights that come only as pickle may be read. A pickle can run code.
+            token: Access token for the hub; kept out of every message, dict and pickle.
+
+        Raises:
+            InvalidInputError: A setting has a value that is not allowed.
+            UnknownModelError: The model cannot be a hub name and is no folder.
+        """
+        self._custom = None if isinstance(model, (str, os.PathLike)) else _checked_scorer(model)
+        self.activation: Activation = one_of("activation", activation, ACTIVATIONS)
+        self._settings = ModelSettings(
+            model="" if self._custom else os.fspath(model),  # type: ignore[arg-type]
+            backend=one_of("backend", backend, BACKENDS),
+            device=text_or_none("device", device),
+            precision=one_of("precision", precision, PRECISIONS),
+            max_length=whole_number("max_length", max_length, 16),
+            max_query_tokens=(
+                None if max_query_tokens is None else whole_number("max_query_tokens", max_query_tokens, 1)
+            ),
+            long_passages=one_of("long_passages", long_passages, LONG_PASSAGES),
+            revision=text_or_none("revision", revision),
+            cache_folder=None if cache_folder is None else os.fspath(Path(cache_folder).expanduser()),
+            local_files_only=one_of("local_files_only", local_files_only, (True, False, None)),
+            allow_pickle=one_of("allow_pickle", allow_pickle, (True, False)),
+            token=text_or_none("token", token),
+        )
+        if self._custom is None:
+            locate(self._settings)
+        self._closed = False
+        self._start()
+
+    def _start(self) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._scorer: RequestScorer | None = None
+        self._executor: ThreadPoolExecutor | None = None
+
+    @property
+    def model(self) -> str | Scorer:
+        """Name or path of the model, or the scorer that was given."""
+        return self._settings.model if self._custom is None else self._custom
+
+    @property
+    def name(self) -> str:
+        """Name of the model, for people."""
+        if self._custom is not None:
+            return scorer_name(self._custom)
+        info = models.find(self._settings.model)
+        return info.name if info else self._settings.model
+
+    def score(self, query: str, passages: Iterable[str]) -> NDArray[np.float32]:
+        """Return the logit of each passage, in input order.
+
+        Args:
+            query: What is searched for; not blank.
+            passages: Texts; blank ones are allowed.
+
+        Returns:
+            Shape: (passages,), float32.
+
+        Raises:
+            InvalidInputError: The query or a passage is no text, or the query is blank.
+            ScoreError: The model gave something else than one finite logit a passage.
+            MarcoRankError: The model cannot be loaded; see `errors`.
+        """
+        return self._score_requests([request_pair((query, passages))])[0].logits
+
+    def rank(
+        self,
+        query: str,
+        passages: Iterable[str],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> Ranking:
+        """Rank passages, best first; ties keep the order of the input.
+
+        Args:
+            query: What is searched for; not blank.
+            passages: Texts; blank ones are allowed. Equal ones are scored once.
+            top_n: Most results; None for all.
+            score_threshold: Least score of a result, on the scale of the activation; applied before `top_n`.
+
+        Raises:
+            InvalidInputError: An argument is not allowed.
+            ScoreError: The model gave something else than one finite logit a passage.
+            MarcoRankError: The model cannot be loaded; see `errors`.
+        """
+        return self.rank_many([(query, passages)], top_n=top_n, score_threshold=score_threshold)[0]
+
+    def rank_many(
+        self,
+        requests: Iterable[tuple[str, Iterable[str]]],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> list[Ranking]:
+        """Rank the passages of several queries in common batches; one ranking a query, in their order.
+
+        Args:
+            requests: Pairs of a query and its passages.
+            top_n: Most results of each ranking; None for all.
+            score_threshold: Least score of a result, on the scale of the activation; applied before `top_n`.
+
+        Raises:
+            InvalidInputError: An argument is not allowed.
+            ScoreError: The model gave something else than one finite logit a passage.
+            MarcoRankError: The model cannot be loaded; see `errors`.
+        """
+        checked, cut = self._check(requests, top_n, score_threshold)
+        return self._rank_checked(checked, *cut)
+
+    async def arank(
+        self,
+        query: str,
+        passages: Iterable[str],
+        *,
+        top_n: int | None = None,
+        score_threshold: float | None = None,
+    ) -> Ranking:
+        """Rank passages without blocking the event loop; like `rank`.
+
+        The work runs in a thread of this reranker. If the task is cancelled before its turn comes, the work is
+        dropped.
+        """
+        checked, cut = self._check([(query, passages)], top_n, score_threshold)
+        return (await self._in_thread(lambda: self._rank_checked(checked, *cut)))[0]
+
+    def warm_up(self) -> Self:
+        """Load the model and run it once, so that the first request is as fast as the others."""
+        self._score_requests([("warm", ["up"])])
+        return self
+
+    def close(self) -> None:
+        """Finish what waits, and let go of the model. A closed reranker cannot be used again."""
+        with self._lock:
+            self._closed = True
+            executor, self._executor = self._executor, None
+            self._scorer = None
+        if executor is not None and self._pid == os.getpid():
+            executor.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON-ready values, without the token.
+
+        Raises:
+            InvalidInputError: The model is an object, which has no such form.
+        """
+        if self._custom is not None:
+            raise InvalidInputError(
+                f"The model is the object {self._custom!r}; only a reranker with a model name or folder has a "
+                "dict form. Pickle keeps the object."
+            )
+        return self._plain_settings()
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Make a reranker from what `to_dict` returned.
+
+        Raises:
+            InvalidInputError: A key is unknown or a value is not allowed.
+        """
+        known = {"activation", *_DEFAULTS}
+        unknown = sorted(set(settings) - known)
+        if unknown:
+            raise InvalidInputError(
+                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(known))}."
+            )
+        return cls(**settings)
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{name}={value!r}"
+            for name, value in self._plain_settings().items()
+            if name != "model" and value != _DEFAULTS.get(name, "identity")
+        ]
+        return f"{type(self).__name__}({', '.join([repr(self.model), *shown])})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self._plain_settings(), "model": self.model}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+    def _plain_settings(self) -> dict[str, Any]:
+        settings = asdict(self._settings)
+        del settings["token"]
+        return {**settings, "activation": self.activation}
+
+    def _check(
+        self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object
+    ) -> tuple[list[Request], tuple[int | None, float | None]]:
+        cut = (top_n_or_none(top_n), score_threshold_or_none(score_threshold))
+        return [request_pair(request) for request in requests], cut
+
+    def _rank_checked(
+        self, requests: Sequence[Request], top_n: int | None, score_threshold: float | None
+    ) -> list[Ranking]:
+        return [
+            self._ranking(request, scores, top_n, score_threshold)
+            for request, scores in zip(requests, self._score_requests(requests), strict=True)
+        ]
+
+    def _ranking(
+        self, request: Request, scores: PassageScores, top_n: int | None, score_threshold: float | None
+    ) -> Ranking:
+        query, passages = request
+        order = order_logits(scores.logits, activation=self.activation, score_threshold=score_threshold, top_n=top_n)
+        results = tuple(
+            RankedPassage(
+                index=int(index),
+                rank=rank,
+                score=float(score),
+                logit=float(scores.logits[index]),
+                text=passages[index],
+                truncated=None if scores.truncated is None else bool(scores.truncated[index]),
+                span=None if scores.spans is None else scores.spans[index],
+            )
+            for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
+        )
+        return Ranking(query, self.name, results, scores.query_truncated)
+
+    def _score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
+        """Score each different passage of a request once."""
+        self._check_open()
+        distinct = [(query, list(dict.fromkeys(passages))) for query, passages in requests]
+        answers = [PassageScores.empty() for _ in requests]
+        asked = [place for place, (_, passages) in enumerate(distinct) if passages]
+        if asked:
+            scored = self._loaded_scorer().score_requests([distinct[place] for place in asked])
+            for place, scores in zip(asked, scored, strict=True):
+                position = {passage: row for row, passage in enumerate(distinct[place][1])}
+                answers[place] = scores.take([position[passage] for passage in requests[place][1]])
+        return answers
+
+    def _loaded_scorer(self) -> RequestScorer:
+        with self._lock:
+            if self._scorer is None:
+                self._scorer = load_scorer(self._settings) if self._custom is None else as_request_scorer(self._custom)
+            return self._scorer
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        self._check_open()
+        with self._lock:
+            if self._executor is None:
+                # One thread: a forward pass uses all cores already, and waiting work can still be cancelled.
+                self._executor = ThreadPoolExecutor(1, thread_name_prefix="marcorank")
+            future = self._executor.submit(work)
+        return await asyncio.wrap_future(future)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"{self!r} was closed; make a new Reranker.")
+        if self._pid != os.getpid():
+            # Engine, lock and threads of the parent process do not work in a forked child.
+            self._start()
+
+
+def _checked_scorer(model: object) -> Scorer:
+    if isinstance(model, type) or not isinstance(model, Scorer):
+        raise InvalidInputError(
+            f"`model` is {model!r}; expected a model name, the path of a model folder, or an object with "
+            "`score(query, passages)`."
+        )
+    return model
