@@ -189,19 +189,22 @@ def choose(settings: ModelSettings) -> Choice:
 
 
 def _choose_backend(settings: ModelSettings) -> tuple[str, str, str]:
-    if settings.backend == "onnx":
-        return "onnx", settings.device or "cpu", "onnx was asked for"
-    if settings.backend == "torch":
-        device = settings.device or ("cuda" if _gpu_usable() else "cpu")
-        return "torch", device, "torch was asked for"
-    if settings.model == models.BUNDLED:
-        return "onnx", settings.device or "cpu", "the bundled model is an ONNX file"
-    if settings.precision in {"bf16", "fp16"}:
-        device = settings.device or ("cuda" if _gpu_usable() else "cpu")
-        return "torch", device, f"only torch computes in {settings.precision}"
-    if settings.device not in {None, "cpu"}:
-        return "torch", str(settings.device), f"device {settings.device} was asked for"
-    if settings.device is None and settings.precision != "int8" and _gpu_usable():
+    wanted, device, precision = settings.backend, settings.device, settings.precision
+    if wanted == "onnx":
+        return "onnx", device or "cpu", "onnx was asked for"
+    if wanted == "auto" and settings.model == models.BUNDLED:
+        return "onnx", device or "cpu", "the bundled model is an ONNX file"
+    torch_only = precision in {"bf16", "fp16"}
+    if wanted == "torch" or torch_only or device not in {None, "cpu"}:
+        reason = (
+            "torch was asked for"
+            if wanted == "torch"
+            else f"only torch computes in {precision}"
+            if torch_only
+            else f"device {device} was asked for"
+        )
+        return "torch", device or ("cuda" if _gpu_usable() else "cpu"), reason
+    if device is None and precision != "int8" and _gpu_usable():
         return "torch", "cuda", "torch sees a GPU"
     return "onnx", "cpu", "on a CPU onnxruntime is faster than torch and needs no torch"
 
@@ -365,7 +368,7 @@ _loaded: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 _loading = threading.Lock()
 
 
-def _shared(key: tuple[Hashable, ...], load: Callable[[], Any]) -> Any:  # noqa: ANN401
+def _shared(key: tuple[Hashable, ...], load: Callable[[], Any]) -> Any:
     """Return what is loaded under a key; one copy a process, freed when nobody uses it any more."""
     # Neither onnxruntime nor torch survives a fork: a child process loads anew.
     key = (os.getpid(), *key)

@@ -7,7 +7,6 @@ ever cut, and the tokenizer's settings never change (which is what makes it safe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, get_args
@@ -17,6 +16,8 @@ import numpy as np
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
@@ -106,15 +107,15 @@ class PairLayout:
             ModelLoadError: The tokenizer does not put the query before the passage, or joins them otherwise.
         """
         first, second = (tokenizer.encode(word, add_special_tokens=False) for word in ("query", "passage"))
-        joined = tokenizer.post_process(first, second)
+        joined = tokenizer.encode("query", "passage")
         of_query = [place for place, part in enumerate(joined.sequence_ids) if part == 0]
         of_passage = [place for place, part in enumerate(joined.sequence_ids) if part == 1]
         if [joined.ids[place] for place in of_query + of_passage] != first.ids + second.ids or not (
             of_query and of_passage and of_query[-1] < of_passage[0]
         ):
             raise ModelLoadError(
-                "The tokenizer joins a pair in a way that is no `query, passage` sequence with special tokens; "
-                "load the model with `backend='torch'`."
+                "The tokenizer does not make one sequence of a pair, the query first, special tokens around; "
+                "this is no cross-encoder of a kind that is known here."
             )
         bounds = (0, of_query[0], of_query[-1] + 1, of_passage[0], of_passage[-1] + 1, len(joined.ids))
         parts = [(joined.ids[start:end], joined.type_ids[start:end]) for start, end in pairwise(bounds)]

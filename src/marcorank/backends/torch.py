@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,7 +71,7 @@ class TorchBackend:
             return np.asarray(output.squeeze(-1).float().cpu().numpy())
 
 
-def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> Any:  # noqa: ANN401
+def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> Any:
     try:
         import torch
         from sentence_transformers import CrossEncoder
@@ -85,15 +86,17 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         raise InvalidInputError(
             f"`device` is {device!r}; torch {torch.__version__} cannot use it here ({error}). Use 'cpu'."
         ) from error
+    dtype = getattr(torch, _DTYPES[precision])
     try:
-        model = CrossEncoder(
-            str(folder),
-            device=device,
-            local_files_only=True,
-            trust_remote_code=False,
-            # None lets transformers take what there is; True refuses pickles.
-            model_kwargs={"use_safetensors": None if allow_pickle else True},
-        )
+        with _no_progress_bars():
+            model = CrossEncoder(
+                str(folder),
+                device=device,
+                local_files_only=True,
+                trust_remote_code=False,
+                # None lets transformers take what there is; True refuses pickles.
+                model_kwargs={"use_safetensors": None if allow_pickle else True, _dtype_argument(): dtype},
+            )
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise ModelLoadError(
             f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
@@ -102,13 +105,36 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         raise ModelLoadError(
             f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit a pair."
         )
-    # Half-precision files load in half precision; the precision asked for is what is computed in.
-    model.to(getattr(torch, _DTYPES[precision]))
+    # Parts that keep a precision of their own follow the one that was asked for.
+    model.to(dtype)
     model.eval()
     return model
 
 
-def writes_its_own_prompt(cross_encoder: Any) -> bool:  # noqa: ANN401
+def _dtype_argument() -> str:
+    """Return how this transformers calls the precision of the weights."""
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing on the terminal of a program that only uses this library."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def writes_its_own_prompt(cross_encoder: Any) -> bool:
     """Whether the model is a language model, which reads a prompt and not a bare pair."""
     return any(str(name).endswith("ForCausalLM") for name in cross_encoder.config.architectures or ())
 
@@ -122,7 +148,7 @@ class PredictScorer:
         name: Name of the model.
     """
 
-    def __init__(self, cross_encoder: Any, *, name: str) -> None:  # noqa: ANN401
+    def __init__(self, cross_encoder: Any, *, name: str) -> None:
         self._cross_encoder = cross_encoder
         self.name = name
 
