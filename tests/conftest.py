@@ -8,3 +8,32 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def small_bert(tmp_path_factory) -> Path:
+    """A tiny BERT cross-encoder with safetensors and ONNX weights."""
+    from marcorank.export import export_onnx
+    from random_models import bert
+
+    folder = bert(tmp_path_factory.mktemp("bert"))
+    export_onnx(folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_roberta(tmp_path_factory) -> Path:
+    """A tiny RoBERTa cross-encoder with safetensors and ONNX weights."""
+    from marcorank.export import export_onnx
+    from random_models import roberta
+
+    folder = roberta(tmp_path_factory.mktemp("roberta"))
+    export_onnx(folder, folder)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from marcorank.pairs import EncodedRequest, PairEncoder, TokenBatch
 
     Request = tuple[str, Sequence[str]]
+
+_log = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -143,6 +146,7 @@ class CrossEncoderScorer:
         self.backend = backend
         self.encoder = encoder
         self.name = name
+        self._told: set[str] = set()
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one logit a passage, in input order. Shape: (passages,), float32."""
@@ -151,6 +155,7 @@ class CrossEncoderScorer:
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score all requests in common batches."""
         encoded = [self.encoder.encode(query, passages) for query, passages in requests]
+        self._tell_what_is_cut(encoded)
         pairs = [(request.query_ids, window) for request in encoded for window in request.windows]
         logits = np.empty(len(pairs), dtype=np.float32)
         lengths = np.array([self.encoder.length(*pair) for pair in pairs], dtype=np.int64)
@@ -162,6 +167,24 @@ class CrossEncoderScorer:
             _best_windows(request, logits[end - len(request.windows) : end])
             for request, end in zip(encoded, ends, strict=True)
         ]
+
+    def _tell_what_is_cut(self, encoded: Sequence[EncodedRequest]) -> None:
+        """Warn once about each kind of cut; results carry flags every time."""
+        if any(request.query_truncated for request in encoded):
+            self._tell_once(
+                f"A query is longer than {self.encoder.max_query_tokens} tokens and was cut; "
+                "see `max_query_tokens` and `Ranking.query_truncated`."
+            )
+        if any(request.truncated.any() for request in encoded):
+            self._tell_once(
+                f"A passage does not fit into {self.encoder.max_length} tokens with its query, and only its beginning "
+                "was scored; `long_passages='windows'` scores all of it, results say which were `truncated`."
+            )
+
+    def _tell_once(self, message: str) -> None:
+        if message not in self._told:
+            self._told.add(message)
+            _log.warning("%s: %s", self.name, message)
 
 
 def _best_windows(request: EncodedRequest, logits: NDArray[np.float32]) -> PassageScores:

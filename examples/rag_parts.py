@@ -1,0 +1,122 @@
+"""What both RAG examples share: documents, the store's changes, the table of moves, an answer without an LLM."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import chromadb
+from tqdm import tqdm
+
+from marcorank import Reranker
+
+T = TypeVar("T")
+
+SUFFIXES = {".md", ".txt", ".pdf"}
+DEFAULT_QUESTION = "What happens if the with statement's body raises an exception?"
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("question", nargs="?", default=DEFAULT_QUESTION)
+    parser.add_argument("--docs", type=Path, help="folder of .md, .txt and .pdf files; default: Python's own reference")
+    parser.add_argument("--store", type=Path, default=Path(".marcorank"), help="folder of the Chroma store")
+    parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
+    parser.add_argument("--top-k", type=int, default=20, help="passages from the store")
+    parser.add_argument("--top-n", type=int, default=3, help="passages for the answer")
+    parser.add_argument("--llm", help="name of a model on an OpenAI-compatible server")
+    parser.add_argument("--base-url", help="that server, such as http://localhost:11434/v1 for Ollama")
+    return parser.parse_args()
+
+
+def load_documents(folder: Path | None) -> Iterator[tuple[str, str]]:
+    """Yield name and text of each document."""
+    if folder is None:
+        from pydoc_data.topics import topics
+
+        yield from sorted(topics.items())
+        return
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
+    if not files:
+        raise SystemExit(f"No .md, .txt or .pdf file in {str(folder)!r}.")
+    for file in files:
+        yield str(file.relative_to(folder)), read(file)
+
+
+def read(file: Path) -> str:
+    """Return the text of a file."""
+    if file.suffix.lower() != ".pdf":
+        return file.read_text(encoding="utf-8", errors="replace")
+    from pypdf import PdfReader
+
+    return "\n\n".join(page.extract_text() for page in PdfReader(file).pages)
+
+
+def open_collection(folder: Path, name: str) -> tuple[chromadb.ClientAPI, chromadb.Collection]:
+    """Open a Chroma collection on disk that compares by cosine."""
+    settings = chromadb.Settings(anonymized_telemetry=False)
+    client = chromadb.PersistentClient(str(folder), settings)
+    return client, client.get_or_create_collection(name, metadata={"hnsw:space": "cosine"})
+
+
+def chunk_id(source: str, text: str) -> str:
+    """Return an id that changes when the chunk does, so that a second run embeds only what is new."""
+    return hashlib.sha256(f"{source}\0{text}".encode()).hexdigest()[:32]
+
+
+def new_chunks(collection: chromadb.Collection, chunks: dict[str, T]) -> Iterable[Sequence[T]]:
+    """Drop from the collection what no document holds any more; yield the chunks that it lacks, with progress."""
+    known = set(collection.get(include=[])["ids"])
+    stale = sorted(known - chunks.keys())
+    for start in range(0, len(stale), 1000):
+        collection.delete(stale[start : start + 1000])
+    missing = [chunk for key, chunk in chunks.items() if key not in known]
+    print(f"{len(chunks)} chunks: {len(missing)} to embed, {len(stale)} removed")
+    starts = range(0, len(missing), 32)
+    return (missing[start : start + 32] for start in tqdm(starts, desc="Embedding", disable=not missing))
+
+
+@dataclass
+class Moved:
+    """One passage on its way through both stages."""
+
+    source: str
+    text: str
+    first_rank: int
+    first_score: float
+    score: float
+
+
+def print_moves(rows: Sequence[Moved], top_n: int) -> None:
+    """Print how the second stage moved the passages of the first; those above the line go to the answer."""
+    print(f"\n{'rank':>11}  {'first':>6}  {'new':>8}  passage")
+    for rank, row in enumerate(rows, 1):
+        move = row.first_rank - rank
+        arrow = f"↑{move}" if move > 0 else f"↓{-move}" if move < 0 else "="
+        preview = " ".join(row.text.split())
+        line = f"{row.first_rank:>3} →{rank:>3} {arrow:>3}  {row.first_score:6.3f}  {row.score:8.3f}  [{row.source}] "
+        print(line + (preview if len(preview) <= 60 else preview[:59] + "…"))
+        if rank == top_n and rank < len(rows):
+            print("-" * 100)
+
+
+def extractive_answer(question: str, texts: Sequence[str], model: str) -> str:
+    """Return the sentence of the texts that the cross-encoder likes best."""
+    sentences = [part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)]
+    best = Reranker(model).rank(question, [part for part in sentences if len(part.split()) > 3] or texts, top_n=1)
+    return " ".join(best[0].text.split()) + (
+        "\n(Extractive: the best sentence of the passages above the line. For a written answer name a model:"
+        "\n --llm NAME --base-url URL, for instance --llm llama3.2 --base-url http://localhost:11434/v1)"
+    )
+
+
+def print_answer(answer: str, rows: Sequence[Moved]) -> None:
+    """Print the answer and where it comes from."""
+    print(f"\nAnswer: {answer}")
+    print("Sources: " + ", ".join(f"[{place}] {row.source}" for place, row in enumerate(rows, 1)))

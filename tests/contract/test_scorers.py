@@ -1,0 +1,92 @@
+"""One suite of promises that every scorer passes: fakes and local models on each backend."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from marcorank import Reranker, Scorer
+from marcorank.testing import WordOverlapScorer
+from random_models import QUERY, passages
+
+PASSAGES = passages(12, seed=3)
+
+
+@pytest.fixture(scope="module", params=["fake", "bundled", "onnx", "torch", "torch-bf16", "roberta-onnx"])
+def reranker(request, small_bert, small_roberta) -> Reranker:
+    makers = {
+        "fake": lambda: Reranker(WordOverlapScorer()),
+        "bundled": lambda: Reranker("bundled"),
+        "onnx": lambda: Reranker(small_bert, backend="onnx"),
+        "torch": lambda: Reranker(small_bert, backend="torch"),
+        "torch-bf16": lambda: Reranker(small_bert, backend="torch", precision="bf16"),
+        "roberta-onnx": lambda: Reranker(small_roberta, backend="onnx"),
+    }
+    return makers[request.param]()
+
+
+@pytest.fixture
+def tolerance(reranker) -> float:
+    """How far a logit may move with its batch: rounding in half precision and int8 is coarse."""
+    exact = reranker.name == "word-overlap" or "bf16" not in repr(reranker)
+    return 0.3 if reranker.name == "bundled" else 3e-4 if exact else 0.5
+
+
+def test_one_finite_float_a_passage_in_input_order(reranker, tolerance):
+    """Scoring a list equals scoring its passages one by one."""
+    scores = reranker.score(QUERY, PASSAGES)
+    alone = [float(reranker.score(QUERY, [text])[0]) for text in PASSAGES]
+    assert scores.dtype == np.float32
+    assert scores.shape == (len(PASSAGES),)
+    np.testing.assert_allclose(scores, alone, atol=tolerance, rtol=0)
+
+
+def test_the_order_of_the_passages_does_not_matter(reranker, tolerance):
+    """A passage gets its score wherever it stands."""
+    scores = reranker.score(QUERY, PASSAGES)
+    np.testing.assert_allclose(reranker.score(QUERY, PASSAGES[::-1])[::-1], scores, atol=tolerance, rtol=0)
+
+
+def test_the_same_input_gives_the_same_scores(reranker):
+    """Scoring is deterministic to the last bit."""
+    assert np.array_equal(reranker.score(QUERY, PASSAGES), reranker.score(QUERY, PASSAGES))
+
+
+def test_blank_and_odd_texts_are_scored(reranker):
+    """Empty text, control characters, lone surrogates, emoji and other scripts are passages like others."""
+    texts = ["", " ", "\x00", "\ud83d", "🏙️", "柏林", "a" * 5000, "\u202e\u0301"]
+    assert np.isfinite(reranker.score("柏林 🏙️ \ud83d?", texts)).all()
+
+
+def test_threads_share_one_scorer(reranker, tolerance):
+    """Eight threads at once get what one gets."""
+    expected = reranker.score(QUERY, PASSAGES)
+    found: list[np.ndarray] = []
+    threads = [threading.Thread(target=lambda: found.append(reranker.score(QUERY, PASSAGES))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    for scores in found:
+        np.testing.assert_allclose(scores, expected, atol=tolerance, rtol=0)
+
+
+async def test_async_equals_sync(reranker):
+    """`arank` gives the ranking that `rank` gives."""
+    assert await reranker.arank(QUERY, PASSAGES) == reranker.rank(QUERY, PASSAGES)
+
+
+def test_requests_share_batches_without_mixing(reranker, tolerance):
+    """Several queries at once score as each alone."""
+    requests = [(QUERY, PASSAGES[:5]), ("museum of history", PASSAGES[3:9]), ("river", [])]
+    for ranking, (query, texts) in zip(reranker.rank_many(requests), requests, strict=True):
+        by_index = np.array([result.logit for result in sorted(ranking, key=lambda result: result.index)])
+        np.testing.assert_allclose(by_index, reranker.score(query, texts), atol=tolerance, rtol=0)
+
+
+def test_scorers_follow_the_protocol():
+    """What the package ships as a scorer is one by its own definition."""
+    assert isinstance(WordOverlapScorer(), Scorer)

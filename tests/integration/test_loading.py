@@ -1,0 +1,307 @@
+"""Loading models from folders: what is refused and how it says so, what is shared, what is let go."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import shutil
+import subprocess
+import sys
+import weakref
+
+import numpy as np
+import pytest
+
+from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelError
+from marcorank.export import export_onnx
+from random_models import QUERY, bert, bundled_folder, passages
+
+PASSAGES = ["berlin people", "museum"]
+
+
+def copy(folder, tmp_path, *, without=()):
+    target = tmp_path / "model"
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(*without))
+    return target
+
+
+def fails(folder, match, **settings):
+    with pytest.raises(ModelLoadError, match=match):
+        Reranker(folder, **settings).rank(QUERY, PASSAGES)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch", "auto"])
+def test_a_folder_without_weights_says_what_it_holds(small_bert, tmp_path, backend):
+    """The message names the folder, what was expected and what was found."""
+    folder = copy(small_bert, tmp_path, without=["*.safetensors", "*.onnx"])
+    fails(folder, "holds no weights: expected .*safetensors or onnx/model.onnx, found .*config.json", backend=backend)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_pickles_are_refused_unless_asked_for(small_bert, tmp_path):
+    """A pickle-only folder names the file and the way out; with `allow_pickle` it scores as its safetensors do."""
+    import torch
+    from safetensors.torch import load_file
+
+    folder = copy(small_bert, tmp_path, without=["*.safetensors", "*.onnx"])
+    torch.save(load_file(small_bert / "model.safetensors"), folder / "pytorch_model.bin")
+    fails(folder, r"only as pickle \(pytorch_model.bin\).*allow_pickle=True", backend="torch")
+    fails(folder, r"only as pickle \(pytorch_model.bin\).*allow_pickle=True", backend="auto")
+    allowed = Reranker(folder, backend="torch", allow_pickle=True).score(QUERY, PASSAGES)
+    assert np.array_equal(allowed, Reranker(small_bert, backend="torch").score(QUERY, PASSAGES))
+
+
+def test_a_model_with_two_labels_is_no_reranker(tmp_path):
+    """Two labels are an error that counts them, not a score from the first."""
+    fails(bert(tmp_path / "two", labels=2), "has 2 labels; a reranker needs a model with one logit", backend="torch")
+
+
+def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path):
+    """The shape of the graph's output decides, with or without names of labels in the config."""
+    import onnx
+
+    folder = copy(small_bert, tmp_path, without=["*.safetensors"])
+    model = onnx.load(folder / "onnx/model.onnx")
+    logits = model.graph.output[0].name
+    model.graph.node.append(onnx.helper.make_node("Concat", [logits, logits], ["two"], axis=1))
+    del model.graph.output[:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("two", onnx.TensorProto.FLOAT, ["batch", 2]))
+    onnx.save(model, folder / "onnx/model.onnx")
+    fails(folder, r"outputs of the shapes \[\['batch', 2\]\]; .*one logit a pair", backend="onnx")
+    config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "NO", "1": "YES"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    fails(folder, r"has 2 labels \(NO, YES\)", backend="onnx")
+
+
+def test_an_onnx_file_with_two_outputs_is_refused(small_bert, tmp_path):
+    """The graph is checked when it is opened: outputs and their shapes are named."""
+    import onnx
+
+    folder = copy(small_bert, tmp_path, without=["*.safetensors"])
+    model = onnx.load(folder / "onnx/model.onnx")
+    other = onnx.helper.make_tensor_value_info("other", onnx.TensorProto.FLOAT, ["batch", 1])
+    model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["other"]))
+    model.graph.output.append(other)
+    onnx.save(model, folder / "onnx/model.onnx")
+    fails(folder, r"outputs of the shapes .*needs one output with one logit", backend="onnx")
+
+
+def test_an_onnx_file_with_other_inputs_is_refused(small_bert, tmp_path):
+    """A graph that is no sequence classifier names its inputs."""
+    import onnx
+
+    folder = copy(small_bert, tmp_path, without=["*.safetensors"])
+    value = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Identity", ["pixels"], ["logits"])],
+        "other",
+        [value("pixels", onnx.TensorProto.FLOAT, ["batch", 1])],
+        [value("logits", onnx.TensorProto.FLOAT, ["batch", 1])],
+    )
+    onnx.save(
+        onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)]),
+        folder / "onnx/model.onnx",
+    )
+    fails(folder, r"takes the inputs \['pixels'\]; expected input_ids", backend="onnx")
+
+
+@pytest.mark.parametrize(
+    ("file", "match"),
+    [
+        ("onnx/model.onnx", "cannot be read as an ONNX model.*fetch or export it again"),
+        ("tokenizer.json", "cannot be read as a tokenizer"),
+        ("config.json", "is no JSON"),
+    ],
+)
+def test_a_damaged_file_is_named(small_bert, tmp_path, file, match):
+    """A truncated file gives one clear error with its path."""
+    folder = copy(small_bert, tmp_path)
+    content = (folder / file).read_bytes()
+    (folder / file).write_bytes(content[: len(content) // 2])
+    fails(folder, match, backend="onnx")
+
+
+def test_damaged_safetensors_are_named(small_bert, tmp_path):
+    """The torch backend says which folder cannot be loaded, and why."""
+    folder = copy(small_bert, tmp_path)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    fails(folder, "sentence-transformers cannot load .*model", backend="torch")
+
+
+@pytest.mark.parametrize(("file", "match"), [("tokenizer.json", "no tokenizer.json"), ("config.json", "no config.json")])
+def test_a_missing_file_is_named(small_bert, tmp_path, file, match):
+    """A folder that lacks a part names the part."""
+    fails(copy(small_bert, tmp_path, without=[file]), match, backend="onnx")
+
+
+def test_a_file_is_no_folder(small_bert):
+    """The path of a weights file is refused at once, with what is expected."""
+    with pytest.raises(UnknownModelError, match="it is a file, not a folder"):
+        Reranker(small_bert / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"backend": "torch"}, "bundled model is one int8 ONNX file; found `backend='torch'`"),
+        ({"precision": "fp32"}, "found .*`precision='fp32'`"),
+        ({"device": "tpu"}, "`device` is 'tpu'.*can use 'cpu'"),
+        ({"device": "cuda"}, "`device` is 'cuda'.*can use 'cpu'"),
+    ],
+)
+def test_the_bundled_model_names_what_it_can_do(settings, match):
+    """What the one file cannot do is said with what it can."""
+    with pytest.raises(InvalidInputError, match=match):
+        Reranker("bundled", **settings).rank(QUERY, PASSAGES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"backend": "onnx", "precision": "bf16"}, "`precision` is 'bf16'; the onnx backend can do 'fp32' and 'int8'"),
+        ({"backend": "torch", "precision": "int8"}, "the torch backend can do 'fp32' and 'bf16' and 'fp16'"),
+        ({"backend": "torch", "device": "cuda:0"}, "`device` is 'cuda:0'; torch .* cannot use it here"),
+        ({"backend": "torch", "device": "nonsense"}, "`device` is 'nonsense'; torch .* cannot use it here"),
+    ],
+)
+def test_a_backend_names_what_it_can_do(small_bert, settings, match):
+    """A precision or device that a backend lacks is an error with those that it has."""
+    with pytest.raises(InvalidInputError, match=match):
+        Reranker(small_bert, **settings).rank(QUERY, PASSAGES)
+
+
+def test_int8_needs_a_file(small_bert):
+    """Asking for int8 where there is no such file names those that were looked for."""
+    fails(small_bert, "no int8 ONNX file for this processor: tried .*model_int8.onnx", precision="int8")
+
+
+def test_auto_takes_torch_where_there_is_no_onnx_file(small_bert, tmp_path):
+    """With torch installed a folder of safetensors just works."""
+    folder = copy(small_bert, tmp_path, without=["*.onnx"])
+    assert np.array_equal(
+        Reranker(folder).score(QUERY, PASSAGES), Reranker(small_bert, backend="torch").score(QUERY, PASSAGES)
+    )
+    fails(folder, "no ONNX file .*marcorank models export", backend="onnx")
+
+
+def test_export_makes_the_onnx_file_that_was_missing(small_bert, tmp_path):
+    """After an export the onnx backend finds the file and scores as torch does."""
+    folder = copy(small_bert, tmp_path, without=["*.onnx"])
+    export_onnx(folder, folder)
+    onnx, torch = (Reranker(folder, backend=backend).score(QUERY, passages()) for backend in ("onnx", "torch"))
+    np.testing.assert_allclose(onnx, torch, atol=3e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("blocked", "backend"), [("sentence_transformers", "torch"), ("torch", "torch")])
+def test_a_missing_extra_names_the_command(small_bert, blocked, backend):
+    """Without torch the message holds the pip command; the onnx backend and the bundled model still run."""
+    code = f"""
+import sys, importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == {blocked!r} else find(name, *rest)
+sys.modules[{blocked!r}] = None
+from marcorank import MissingExtraError, Reranker
+assert len(Reranker({str(small_bert)!r}).rank("q", ["a"])) == 1
+assert len(Reranker("bundled").rank("q", ["a"])) == 1
+try:
+    Reranker({str(small_bert)!r}, backend={backend!r}).rank("q", ["a"])
+except MissingExtraError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert "pip install 'marcorank[torch]'" in done.stdout
+
+
+def test_the_bundled_model_needs_no_torch():
+    """The first ranking of a fresh process imports neither torch nor transformers, and is a sensible one."""
+    code = """
+import sys
+from marcorank import Reranker
+ranking = Reranker("bundled").rank("how do I open a file?", ["Lists are mutable.", "open() opens a file."])
+print(ranking[0].index, {"torch", "transformers"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert done.stdout.strip() == "1 set()"
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_rerankers_with_the_same_settings_share_the_weights(small_bert, backend):
+    """Two rerankers hold one model; it is freed when both are closed."""
+    first, second = (Reranker(small_bert, backend=backend, max_length=length).warm_up() for length in (64, 128))
+    weights = weakref.ref(first._loaded_scorer().backend)
+    assert second._loaded_scorer().backend is weights()
+    first.close()
+    second.close()
+    gc.collect()
+    assert weights() is None
+
+
+def test_cuts_are_reported_once_in_the_log(small_bert, caplog):
+    """A cut passage and a cut query are flagged in every result and logged once."""
+    reranker = Reranker(small_bert, max_length=32, backend="onnx")
+    with caplog.at_level(logging.WARNING, logger="marcorank"):
+        for _ in range(2):
+            ranking = reranker.rank("berlin " * 40, ["museum " * 40, "wall"])
+            assert ranking.query_truncated
+            assert {result.index: result.truncated for result in ranking} == {0: True, 1: False}
+    assert len(caplog.records) == 2
+    assert "A query is longer than 14 tokens" in caplog.text
+    assert "does not fit into 32 tokens" in caplog.text
+
+
+def test_windows_find_what_truncation_cannot_see(small_bert):
+    """The best window decides, its span points at it, and it scores as that text alone."""
+    reranker = Reranker(small_bert, max_length=64, backend="onnx", long_passages="windows")
+    text = passages()[-1]
+    best = reranker.rank(QUERY, [text, "short"])
+    by_index = {result.index: result for result in best}
+    assert by_index[1].span == (0, len("short"))
+    start, end = by_index[0].span
+    assert by_index[0].truncated is False
+    assert 0 < end - start < len(text)
+    alone = reranker.score(QUERY, [text[start:end]])
+    np.testing.assert_allclose(by_index[0].logit, alone[0], atol=3e-4)
+    cut = Reranker(small_bert, max_length=64, backend="onnx").score(QUERY, [text])
+    assert by_index[0].logit >= cut[0] - 3e-4
+
+
+def test_a_language_model_scores_through_predict(tmp_path):
+    """A cross-encoder that writes its own prompt loads as in sentence-transformers, and scores the same."""
+    folder = language_model(tmp_path)
+    from sentence_transformers import CrossEncoder
+    from torch.nn import Identity
+
+    expected = CrossEncoder(str(folder), device="cpu").predict(
+        [(QUERY, text) for text in PASSAGES], activation_fn=Identity(), show_progress_bar=False
+    )
+    ranking = Reranker(folder, backend="torch").rank(QUERY, PASSAGES)
+    by_index = [result.logit for result in sorted(ranking, key=lambda result: result.index)]
+    np.testing.assert_allclose(by_index, expected, atol=3e-4)
+    assert ranking[0].truncated is None
+
+
+def language_model(tmp_path):
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=101,
+        eos_token_id=102,
+    )
+    folder = tmp_path / "lm"
+    LlamaForCausalLM(config).save_pretrained(folder)
+    shutil.copy(bundled_folder() / "tokenizer.json", folder / "tokenizer.json")
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, "pad_token": "[PAD]"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder

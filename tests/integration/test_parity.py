@@ -1,0 +1,48 @@
+"""Logits equal those of sentence-transformers, for every model shape and on every text."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from marcorank import Reranker
+from marcorank.export import export_onnx
+from random_models import MINILM_L6, MINILM_L12, QUERY, TINYBERT_L2, bert, passages, predict
+
+# sentence-transformers moves its own logits by 1e-4 with its batch size, at a standard deviation of about 4.
+TOLERANCE = 3e-4
+TEXTS = passages()
+
+
+@pytest.fixture(scope="module", params=[TINYBERT_L2, MINILM_L6, MINILM_L12], ids=["tinybert-l2", "l6", "l12"])
+def shaped(request, tmp_path_factory):
+    folder = bert(tmp_path_factory.mktemp("shape"), request.param)
+    export_onnx(folder, folder)
+    return folder, predict(folder, QUERY, TEXTS)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_each_shape_scores_as_sentence_transformers(shaped, backend):
+    """fp32 logits of real range equal `CrossEncoder.predict`, together and alone."""
+    folder, expected = shaped
+    reranker = Reranker(folder, backend=backend)
+    assert 3 < expected.std() < 5
+    np.testing.assert_allclose(reranker.score(QUERY, TEXTS), expected, atol=TOLERANCE, rtol=0)
+    alone = [reranker.score(QUERY, [text])[0] for text in TEXTS[-5:]]
+    np.testing.assert_allclose(alone, expected[-5:], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_the_bundled_weights_score_as_sentence_transformers(bundled_in_fp32, backend):
+    """The weights in the wheel, in fp32, equal `CrossEncoder.predict`."""
+    expected = predict(bundled_in_fp32, QUERY, TEXTS)
+    found = Reranker(bundled_in_fp32, backend=backend).score(QUERY, TEXTS)
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_model_with_one_segment_scores_as_sentence_transformers(small_roberta, backend):
+    """RoBERTa: other special tokens, no segment ids, positions from behind the padding's id."""
+    texts = [text for text in TEXTS if text]
+    found = Reranker(small_roberta, backend=backend).score(QUERY, texts)
+    np.testing.assert_allclose(found, predict(small_roberta, QUERY, texts), atol=TOLERANCE, rtol=0)

@@ -1,0 +1,152 @@
+"""Cross-encoders with random weights in the shapes of real ones, made where no real weights are at hand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+QUERY = "how many people live in Berlin?"
+WORDS = (
+    "berlin has a population of three million registered inhabitants museum river spree capital city germany "
+    "history people live count statistics office wall europe the of and in to is was for on as by with"
+).split()
+# Logits of the MS MARCO models spread about this far.
+LOGIT_STD = 4.0
+
+
+class Shape(NamedTuple):
+    """What makes a BERT small or large."""
+
+    layers: int
+    hidden: int
+    heads: int
+    intermediate: int
+
+
+TINYBERT_L2 = Shape(2, 128, 2, 512)
+MINILM_L6 = Shape(6, 384, 12, 1536)
+MINILM_L12 = Shape(12, 384, 12, 1536)
+SMALL = Shape(2, 32, 2, 64)
+
+
+def passages(count: int = 20, seed: int = 0) -> list[str]:
+    """Texts of mixed length, odd Unicode, blanks and one of 2,000 words among them."""
+    rng = np.random.default_rng(seed)
+    texts = [" ".join(rng.choice(WORDS, size=int(size))) for size in rng.integers(1, 300, size=count)]
+    return [
+        *texts,
+        "",
+        "   ",
+        "Berlín 柏林 ベルリン 베를린 Берлин برلين — naïve “quotes” 🏙️👩‍👩‍👧 e\u0301 \u200b\ufeff",
+        "\x00\t\r\n control",
+        " ".join(rng.choice(WORDS, size=2000)),
+    ]
+
+
+def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) -> Path:
+    """Save a random BERT cross-encoder whose logits spread like real ones; with the bundled tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=30522,
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        num_labels=labels,
+        # Wider than BERT's own start, so that the texts matter to the logits as they do after training.
+        initializer_range=0.1,
+        sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
+    )
+    model = BertForSequenceClassification(config)
+    save(model, folder)
+    if labels == 1:
+        _spread_logits(model, folder)
+    return folder
+
+
+def roberta(folder: Path, *, seed: int = 0) -> Path:
+    """Save a random RoBERTa cross-encoder: one segment, positions that start behind the padding's id."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import RobertaConfig, RobertaForSequenceClassification
+
+    torch.manual_seed(seed)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([QUERY, " ".join(WORDS)], trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    config = RobertaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=130,
+        type_vocab_size=1,
+        num_labels=1,
+        initializer_range=0.1,
+    )
+    model = RobertaForSequenceClassification(config)
+    save(model, folder, tokenizer_json=tokenizer.to_str())
+    special: dict[str, Any] = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
+    special |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
+    special["model_input_names"] = ["input_ids", "attention_mask"]
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128})
+    )
+    return folder
+
+
+def save(model: PreTrainedModel, folder: Path, *, tokenizer_json: str | None = None) -> None:
+    """Write weights, config and tokenizer as the hub has them."""
+    model.save_pretrained(folder)
+    if tokenizer_json is None:
+        shutil.copyfile(bundled_folder() / "tokenizer.json", folder / "tokenizer.json")
+        settings: dict[str, Any] = {"tokenizer_class": "BertTokenizer", "model_max_length": 512, "do_lower_case": True}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    else:
+        (folder / "tokenizer.json").write_text(tokenizer_json)
+
+
+def bundled_folder() -> Path:
+    """Folder of the model in the wheel."""
+    return Path(str(files("marcorank") / "bundled"))
+
+
+def predict(folder: Path, query: str, texts: list[str]) -> np.ndarray:
+    """Logits by sentence-transformers itself: the reference for parity."""
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
+    scores = model.predict(
+        [(query, text) for text in texts], activation_fn=torch.nn.Identity(), show_progress_bar=False
+    )
+    return np.asarray(scores)
+
+
+def _spread_logits(model: Any, folder: Path) -> None:
+    import torch
+
+    logits = predict(folder, QUERY, passages())
+    scale = LOGIT_STD / float(np.std(logits))
+    with torch.no_grad():
+        model.classifier.weight.mul_(scale)
+    model.save_pretrained(folder)

@@ -1,0 +1,128 @@
+"""Ranking: order, threshold, top_n, activation, finite check, and what a ranking shows."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marcorank import RankedPassage, Ranking, ScoreError
+from marcorank.ranking import activate, check_logits, order_logits
+
+LOGITS = st.lists(st.floats(-50, 50, width=32), max_size=40)
+ACTIVATION = st.sampled_from(["identity", "sigmoid"])
+
+
+def order(logits, activation="identity", score_threshold=None, top_n=None):
+    return order_logits(
+        np.array(logits, dtype=np.float32), activation=activation, score_threshold=score_threshold, top_n=top_n
+    )
+
+
+@given(LOGITS, ACTIVATION)
+def test_sorts_by_logit_and_ties_keep_input_order(logits, activation):
+    """Best logit first; equal logits stay in the order in which they came."""
+    indices = order(logits, activation).indices.tolist()
+    assert indices == sorted(range(len(logits)), key=lambda index: (-np.float32(logits[index]), index))
+
+
+@given(LOGITS, ACTIVATION, st.none() | st.floats(-60, 60), st.none() | st.integers(1, 50))
+def test_threshold_applies_before_top_n(logits, activation, score_threshold, top_n):
+    """The threshold is on the scale that is shown and comes before top_n."""
+    everything = order(logits, activation)
+    passing = [
+        (index, score)
+        for index, score in zip(everything.indices, everything.scores, strict=True)
+        if score_threshold is None or score >= score_threshold
+    ]
+    cut = order(logits, activation, score_threshold, top_n)
+    assert list(zip(cut.indices, cut.scores, strict=True)) == passing[:top_n]
+
+
+def test_saturated_sigmoid_keeps_the_order_of_the_logits():
+    """Logits whose sigmoid is 1.0 in every float are still told apart."""
+    found = order([100.0, 200.0, 150.0], "sigmoid")
+    assert found.indices.tolist() == [1, 2, 0]
+    assert found.scores.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_zero_is_a_threshold():
+    """Only None means that no threshold is given."""
+    assert order([1.0, 0.0, -1.0], score_threshold=0).indices.tolist() == [0, 1]
+
+
+@given(st.floats(-1e4, 1e4, width=32))
+def test_sigmoid_is_right_and_never_overflows(logit):
+    """The activation equals the logistic function for every size of logit."""
+    score = float(activate(np.array([logit], dtype=np.float32), "sigmoid")[0])
+    exact = 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
+    assert score == pytest.approx(exact, rel=1e-12, abs=1e-300)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
+def test_a_logit_that_is_not_finite_names_its_passage(broken):
+    """NaN and infinity are errors that name passage and model."""
+    with pytest.raises(ScoreError, match=r"`tiny` returned .* for `passages\[1\]` \(2 of 3"):
+        check_logits([0.0, broken, broken], count=3, model="tiny")
+
+
+@pytest.mark.parametrize(
+    ("values", "found"), [([1.0], r"shape \(1,\)"), ([[1.0, 2.0]], r"\(1, 2\)"), (3.0, r"\(\)"), (["a", "b"], "'a'")]
+)
+def test_a_scorer_must_return_one_number_a_passage(values, found):
+    """Another shape, or no numbers, is an error that says what came and what was expected."""
+    with pytest.raises(ScoreError, match=rf"{found}.*expected"):
+        check_logits(values, count=2, model="tiny")
+
+
+def ranking() -> Ranking:
+    return Ranking(
+        "a <query>",
+        "tiny",
+        (
+            RankedPassage(4, 1, 0.75, 1.1, "the best\npassage", truncated=False),
+            RankedPassage(0, 2, 0.25, -1.1, "x" * 200, truncated=True, span=(3, 9)),
+        ),
+        query_truncated=False,
+    )
+
+
+def test_a_ranking_is_an_immutable_sequence():
+    """Length, index, slice and iteration work; nothing can be set."""
+    found = ranking()
+    assert len(found) == 2
+    assert found[0].index == 4
+    assert found[:1] == (found[0],)
+    assert [result.rank for result in found] == [1, 2]
+    with pytest.raises(AttributeError, match="cannot assign"):
+        found[0].score = 1.0  # type: ignore[misc]
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        found[0] = found[1]  # type: ignore[index]
+
+
+def test_plain_dicts_go_through_json():
+    """`to_dicts` holds nothing but what JSON has."""
+    assert json.loads(json.dumps(ranking().to_dicts())) == ranking().to_dicts()
+    assert ranking().to_dicts()[1]["span"] == [3, 9]
+
+
+def test_a_ranking_prints_as_a_table():
+    """One line a passage under a header, the text cut to one line."""
+    lines = str(ranking()).splitlines()
+    assert lines[0] == "2 passages for 'a <query>', scored by tiny"
+    assert lines[1].split() == ["rank", "index", "score", "logit", "text"]
+    assert lines[2].split() == ["1", "4", "0.7500", "1.1000", "the", "best", "passage"]
+    assert lines[3].endswith("xxxxxx")
+    assert len(str(Ranking("q", "tiny", ())).splitlines()) == 2
+
+
+def test_the_notebook_table_escapes_texts():
+    """HTML in queries and passages is shown, not run."""
+    table = ranking()._repr_html_()
+    assert "a &lt;query&gt;" in table
+    assert "<query>" not in table
+    assert table.count("<tr>") == 3
