@@ -28,7 +28,7 @@ def main() -> None:
 
     splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=100)
     chunks = {
-        parts.chunk_id(source, text): Document(text, metadata={"source": source})
+        parts.chunk_id(text): Document(text, id=parts.chunk_id(text), metadata={"source": source})
         for source, whole in parts.load_documents(args.docs)
         for text in splitter.split_text(whole)
     }
@@ -36,7 +36,7 @@ def main() -> None:
     embeddings = HuggingFaceEmbeddings(model_name=str(get_model_path()))
     store = Chroma("langchain", embeddings, client=client, create_collection_if_not_exists=False)
     for batch in parts.new_chunks(collection, chunks):
-        store.add_documents(batch, ids=[parts.chunk_id(chunk.metadata["source"], chunk.page_content) for chunk in batch])
+        store.add_documents(list(batch))
 
     candidates = []
     for document, score in store.similarity_search_with_relevance_scores(args.question, k=args.top_k):

@@ -65,9 +65,9 @@ def open_collection(folder: Path, name: str) -> tuple[chromadb.ClientAPI, chroma
     return client, client.get_or_create_collection(name, metadata={"hnsw:space": "cosine"})
 
 
-def chunk_id(source: str, text: str) -> str:
-    """Return an id that changes when the chunk does, so that a second run embeds only what is new."""
-    return hashlib.sha256(f"{source}\0{text}".encode()).hexdigest()[:32]
+def chunk_id(text: str) -> str:
+    """Return an id that changes with the text: a second run embeds only what is new, and equal chunks once."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def new_chunks(collection: chromadb.Collection, chunks: dict[str, T]) -> Iterable[Sequence[T]]:

@@ -37,3 +37,14 @@ def small_roberta(tmp_path_factory) -> Path:
     folder = roberta(tmp_path_factory.mktemp("roberta"))
     export_onnx(folder, folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def bundled_in_fp32(tmp_path_factory) -> Path:
+    """The bundled weights as fp32 safetensors and ONNX."""
+    from marcorank.export import export_onnx
+    from random_models import bundled_in_fp32 as dequantise
+
+    folder = dequantise(tmp_path_factory.mktemp("bundled"))
+    export_onnx(folder, folder)
+    return folder

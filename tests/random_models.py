@@ -150,3 +150,30 @@ def _spread_logits(model: Any, folder: Path) -> None:
     with torch.no_grad():
         model.classifier.weight.mul_(scale)
     model.save_pretrained(folder)
+
+
+def bundled_in_fp32(folder: Path) -> Path:
+    """Save the weights in the wheel as an fp32 BERT: what its int8 numbers stand for."""
+    import onnx
+    import torch
+    from onnx import numpy_helper
+    from transformers import BertConfig, BertForSequenceClassification
+
+    graph = onnx.load(bundled_folder() / "onnx/model_int8.onnx").graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    weights = {name: value for name, value in tensors.items() if name.startswith("model.") and "/" not in name}
+    for name, scales in tensors.items():
+        prefix, _, kind = name.rpartition("/")
+        if kind == "scales" and f"{prefix}/int8" in tensors:
+            weights[prefix] = tensors[f"{prefix}/int8"] * scales
+        elif kind == "scales":
+            # Named by the product's output, such as `/model/bert/pooler/dense/MatMul_output_0`.
+            operator = prefix.strip("/").replace("/", ".").rpartition(".")[0]
+            weights[f"{operator}.weight"] = (tensors[f"{prefix}/weights"] * scales).T
+    config = BertConfig.from_pretrained(bundled_folder())
+    config.dtype = "float32"
+    model = BertForSequenceClassification(config)
+    state = {name.removeprefix("model."): torch.from_numpy(np.array(value)) for name, value in weights.items()}
+    model.load_state_dict(state, strict=True)
+    save(model, folder)
+    return folder

@@ -1,0 +1,61 @@
+"""Find the sentence that answers a question, or say that none does.
+
+With `activation="sigmoid"` scores run from 0 to 1 and `score_threshold` is on that scale. A score is no probability:
+try the threshold on questions of your own, some of them without an answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from marcorank import Reranker
+
+PASSAGES = """
+The Danube is the second-longest river in Europe. It rises in the Black Forest in Germany and flows for about 2,850 km
+to the Black Sea. Four national capitals stand on its banks: Vienna, Bratislava, Budapest and Belgrade.
+
+The Rhine begins in the Swiss Alps and reaches the North Sea in the Netherlands. It is among the busiest waterways of
+the world. Its largest city is Cologne, with more than a million people.
+
+Bridges over the Danube were long a matter of armies. Trajan's Bridge, finished in the year 105, was the first over its
+lower course. Its architect was Apollodorus of Damascus. For more than a thousand years no longer arch bridge was built.
+"""
+QUESTIONS = [
+    "Where does the Danube rise?",
+    "Who built Trajan's Bridge?",
+    "How many people live in Cologne?",
+    "When was the tunnel under the Rhine opened?",
+]
+
+
+def main() -> None:
+    """Split into sentences, rank them for each question, print the best or that there is none."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("questions", nargs="*", default=QUESTIONS)
+    parser.add_argument("--passages", type=Path, help="a text file with a blank line between passages")
+    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an answer, from 0 to 1")
+    parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
+    args = parser.parse_args()
+
+    text = args.passages.read_text(encoding="utf-8") if args.passages else PASSAGES
+    passages = [" ".join(passage.split()) for passage in re.split(r"\n\s*\n", text.strip())]
+    sentences = [
+        (sentence, number)
+        for number, passage in enumerate(passages, 1)
+        for sentence in re.split(r"(?<=[.!?])\s+", passage)
+    ]
+
+    reranker = Reranker(args.model, activation="sigmoid")
+    requests = [(question, [sentence for sentence, _ in sentences]) for question in args.questions]
+    for ranking in reranker.rank_many(requests, top_n=1, score_threshold=args.threshold):
+        print(f"\n{ranking.query}")
+        if not ranking:
+            print(f"  No answer found: none of {len(sentences)} sentences reaches {args.threshold}.")
+        for hit in ranking:
+            print(f"  {hit.text}\n  (score {hit.score:.3f}, passage {sentences[hit.index][1]})")
+
+
+if __name__ == "__main__":
+    main()

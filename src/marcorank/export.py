@@ -1,0 +1,244 @@
+"""Turn a cross-encoder's safetensors into an ONNX file that the onnx and openvino backends can run.
+
+Only this module needs both torch and transformers; they are imported when an export starts.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+import warnings
+from contextlib import contextmanager
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marcorank.errors import MissingExtraError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["export_onnx"]
+
+# Opset 17 is the first with LayerNormalization as one node; the exporter pairs it with IR version 8.
+# Every onnxruntime since 1.12 reads both.
+_OPSET = 17
+_ONNX_FILE = Path("onnx", "model.onnx")
+_COPIED = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+# Both sides compute in fp32: logits of standard deviation 4 differ by less than 1e-4. A baked-in shape or mask
+# differs by far more.
+_CHECK_TOLERANCE = 1e-3
+
+
+def export_onnx(source: Path, target: Path) -> Path:
+    """Write `target/onnx/model.onnx` and the tokenizer and config files that go with it.
+
+    The graph computes in fp32. Its inputs are `input_ids`, `attention_mask` and, where the model tells two
+    segments apart, `token_type_ids`; its output is `logits`.
+
+    Shape:
+        input_ids, attention_mask, token_type_ids: (batch, sequence) int64, both axes dynamic.
+        logits: (batch, 1) float32.
+
+    Everything is written to a folder beside `target` first and moved when it is complete, so an interrupted
+    export changes nothing. Files of the same names in an existing `target` are replaced, others are kept.
+
+    Args:
+        source: Folder with `config.json`, tokenizer files and safetensors weights of a one-label
+            sequence classification model.
+        target: Folder to write. It may be `source`.
+
+    Returns:
+        The path of the ONNX file.
+
+    Raises:
+        MissingExtraError: torch, transformers or onnx is not installed.
+        ModelLoadError: `source` holds no such model, or the model cannot be exported.
+    """
+    source, target = Path(source), Path(target)
+    if not (source / "config.json").is_file():
+        raise ModelLoadError(
+            f"No `config.json` in {str(source)!r}: expected a local folder with a cross-encoder's config, "
+            "tokenizer and safetensors."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
+    staging.mkdir()
+    try:
+        _write(source, staging)
+        _move(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target / _ONNX_FILE
+
+
+def _write(source: Path, folder: Path) -> None:
+    try:
+        # torch imports onnx itself, at the end of an export.
+        import onnx  # noqa: F401
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            "Exporting a model needs torch, transformers and onnx: pip install 'marcorank[torch]'"
+        ) from error
+    with _quiet(torch, transformers):
+        model = _load_model(transformers, source)
+        tokenizer = _from_folder(transformers.AutoTokenizer, source)
+        _copy_texts(source, tokenizer, folder)
+        path = folder / _ONNX_FILE
+        path.parent.mkdir()
+        try:
+            _trace(torch, model, _input_names(model, tokenizer), path)
+        except Exception as error:
+            # The exporter's own errors, and those of model code that cannot be traced, have no common class.
+            raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {error}") from error
+
+
+def _load_model(transformers: Any, source: Path) -> Any:
+    config = _from_folder(transformers.AutoConfig, source)
+    if config.num_labels != 1:
+        raise ModelLoadError(f"The model in {str(source)!r} has {config.num_labels} labels: a reranker has exactly 1.")
+    model, info = _from_folder(
+        transformers.AutoModelForSequenceClassification,
+        source,
+        config=config,
+        # The fused attention kernels trace to shapes fixed by the example input.
+        attn_implementation="eager",
+        output_loading_info=True,
+        use_safetensors=True,
+    )
+    if info["missing_keys"]:
+        # transformers fills these with random numbers; a bi-encoder's folder, which has no classifier, ends here.
+        raise ModelLoadError(
+            f"The weights in {str(source)!r} lack {sorted(info['missing_keys'])!r}: "
+            "this is not a cross-encoder's checkpoint."
+        )
+    return model.float().eval()
+
+
+def _from_folder(kind: Any, source: Path, **options: Any) -> Any:
+    try:
+        return kind.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
+    except Exception as error:
+        # transformers raises OSError, ValueError, KeyError and safetensors' own class for a damaged folder.
+        raise ModelLoadError(
+            f"Cannot load a cross-encoder with safetensors weights from {str(source)!r}: {error}"
+        ) from error
+
+
+def _copy_texts(source: Path, tokenizer: Any, folder: Path) -> None:
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    if (source / "tokenizer.json").is_file():
+        shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
+    # transformers 5 makes a tokenizer of special tokens alone where the vocabulary is missing.
+    elif hasattr(tokenizer, "backend_tokenizer") and len(tokenizer) > len(tokenizer.all_special_tokens):
+        tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    else:
+        raise ModelLoadError(
+            f"The tokenizer in {str(source)!r} has no fast version: expected a `tokenizer.json` "
+            "or files that one can be made from."
+        )
+
+
+def _input_names(model: Any, tokenizer: Any) -> list[str]:
+    names = ["input_ids", "attention_mask"]
+    # RoBERTa's code accepts token_type_ids but its table has one row: there the input would be dead weight.
+    if (
+        "token_type_ids" in tokenizer.model_input_names
+        and "token_type_ids" in signature(model.forward).parameters
+        and getattr(model.config, "type_vocab_size", 0) > 1
+    ):
+        names.append("token_type_ids")
+    return names
+
+
+def _trace(torch: Any, model: Any, names: list[str], path: Path) -> None:
+    class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is Any here, so that importing this module stays cheap
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.model(**dict(zip(names, inputs, strict=True))).logits
+
+    # The exporter restores the mode it finds on the outer module, for the whole tree.
+    module = Logits().eval()
+    axes: dict[str, dict[int, str]] = {name: {0: "batch", 1: "sequence"} for name in names}
+    axes["logits"] = {0: "batch"}
+    with torch.inference_mode():
+        torch.onnx.export(
+            module,
+            _example(torch, model, names, batch=2, sequence=16),
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes=axes,
+            opset_version=_OPSET,
+            # The newer exporter needs onnxscript; this one needs torch alone.
+            dynamo=False,
+        )
+        _check(module, _example(torch, model, names, batch=3, sequence=23), names, path)
+
+
+def _example(torch: Any, model: Any, names: list[str], *, batch: int, sequence: int) -> tuple[Any, ...]:
+    """Token ids, mask and segments with padding in the last row, so that the mask is part of the trace.
+
+    Shape:
+        each: (batch, sequence) int64.
+    """
+    count = torch.arange(batch * sequence).reshape(batch, sequence)
+    # The first ids are special tokens in most vocabularies, and RoBERTa reads positions from the padding id.
+    inputs = {
+        "input_ids": 5 + count % (model.config.vocab_size - 5),
+        "attention_mask": torch.ones_like(count),
+        "token_type_ids": (count % sequence >= sequence // 2).long(),
+    }
+    inputs["attention_mask"][-1, sequence // 2 :] = 0
+    return tuple(inputs[name] for name in names)
+
+
+def _check(module: Any, example: tuple[Any, ...], names: list[str], path: Path) -> None:
+    """Compare the file with the model on another shape: tracing follows one example and can miss a branch."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {name: tensor.numpy() for name, tensor in zip(names, example, strict=True)}
+    found, expected = session.run(["logits"], feed)[0], module(*example).numpy()
+    difference = float(abs(found - expected).max())
+    if not difference < _CHECK_TOLERANCE:
+        raise ValueError(f"its logits would differ by {difference:.2g} from the original's")
+
+
+@contextmanager
+def _quiet(torch: Any, transformers: Any) -> Iterator[None]:
+    """Keep progress bars, load reports and tracing remarks off the caller's terminal, then restore the settings."""
+    log = transformers.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
+            for category in (DeprecationWarning, UserWarning):
+                warnings.filterwarnings("ignore", category=category, module=r"torch\.onnx\.")
+            # torch reports these two at its callers: here and in contextlib.
+            for message in (".*legacy TorchScript-based ONNX export", "The feature will be removed"):
+                warnings.filterwarnings("ignore", category=DeprecationWarning, message=message)
+            yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _move(staging: Path, target: Path) -> None:
+    target.mkdir(exist_ok=True)
+    files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
+    # The model goes last: where it lies, the files it needs lie too.
+    files.sort(key=lambda file: file == _ONNX_FILE)
+    for file in files:
+        (target / file).parent.mkdir(exist_ok=True)
+        (staging / file).replace(target / file)
