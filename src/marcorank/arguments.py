@@ -48,17 +48,17 @@ def top_n_or_none(value: object) -> int | None:
 
 
 def score_threshold_or_none(value: object) -> float | None:
-    """Return a usable `score_threshold`: None for no threshold, else a number.
+    """Return a usable `score_threshold`: None for no threshold, else a finite number.
 
     Raises:
-        InvalidInputError: It is NaN or no number.
+        InvalidInputError: It is something else.
     """
     if value is None:
         return None
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or math.isnan(cast("float", value)):
+    if not is_number or not math.isfinite(cast("float", value)):
         raise InvalidInputError(
-            f"`score_threshold` is {value!r}; expected None or a number on the scale of the scores."
+            f"`score_threshold` is {value!r}; expected None or a finite number on the scale of the scores."
         )
     return float(cast("float", value))
 

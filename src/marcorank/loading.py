@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import mmap
 import os
 import threading
 from dataclasses import dataclass, field
@@ -79,6 +80,11 @@ class ModelFiles(Protocol):
         """Name to show."""
         ...
 
+    @property
+    def place(self) -> str:
+        """Where they are looked for, for messages."""
+        ...
+
     def fetch(self, *candidates: str) -> Path | None:
         """Return the first of the files that there is; None if there is none of them."""
         ...
@@ -99,6 +105,11 @@ class LocalFolder:
     path: Path
     name: str
 
+    @property
+    def place(self) -> str:
+        """Where files are looked for, for messages."""
+        return repr(str(self.path))
+
     def fetch(self, *candidates: str) -> Path | None:
         """Return the first of the files that there is; None if there is none of them."""
         return next((self.path / name for name in candidates if (self.path / name).is_file()), None)
@@ -109,34 +120,13 @@ class LocalFolder:
         Raises:
             ModelLoadError: It holds no weights that may be read.
         """
-        check_weights(self.path, allow_pickle=allow_pickle)
+        names = [path.name for path in self.path.iterdir()]
+        models.check_weights(names, where=repr(str(self.path)), allow_pickle=allow_pickle)
         return self.path
 
     def export_folder(self) -> Path:
         """Return the folder itself: an exported file lies where the hub has it too."""
         return self.path
-
-
-def check_weights(folder: Path, *, allow_pickle: bool) -> None:
-    """Check that a folder has weights for torch.
-
-    Raises:
-        ModelLoadError: There are none, or only pickles and those were not asked for.
-    """
-    if any(folder.glob("*.safetensors")):
-        return
-    pickles = sorted(path.name for path in folder.glob("*.bin"))
-    if not pickles:
-        found = sorted(path.name for path in folder.iterdir())
-        raise ModelLoadError(
-            f"{str(folder)!r} holds no weights: expected *.safetensors or {models.FP32_ONNX_FILES[0]}, found "
-            f"{', '.join(found) or 'nothing'}."
-        )
-    if not allow_pickle:
-        raise ModelLoadError(
-            f"{str(folder)!r} holds its weights only as pickle ({', '.join(pickles)}), which can run code when it "
-            "is read. Save it anew as safetensors, or pass `allow_pickle=True` if you trust its source."
-        )
 
 
 def locate(settings: ModelSettings) -> ModelFiles:
@@ -243,10 +233,19 @@ def _find_onnx(files: ModelFiles, precision: str) -> Path | None:
         return files.fetch(*models.int8_onnx_files(cpu_features()))
     file = files.fetch(*models.FP32_ONNX_FILES)
     if file is not None:
-        # Weights of models above 2 GB lie in a file beside the graph.
-        files.fetch(f"{'onnx/' if file.parent.name == 'onnx' else ''}{file.name}_data")
+        if _keeps_weights_apart(file):
+            files.fetch(f"{'onnx/' if file.parent.name == 'onnx' else ''}{file.name}_data")
         return file
     return LocalFolder(files.export_folder(), files.name).fetch(*models.FP32_ONNX_FILES)
+
+
+def _keeps_weights_apart(file: Path) -> bool:
+    """Whether a graph names a file beside it, as those above 2 GB do; asking the hub each time costs a request."""
+    try:
+        with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(f"{file.name}_data".encode()) >= 0
+    except (OSError, ValueError):  # what is empty or cannot be read is for the engine to report
+        return False
 
 
 def _torch_installed() -> bool:
@@ -257,12 +256,13 @@ def _no_onnx_file(files: ModelFiles, precision: str) -> ModelLoadError:
     if precision == "int8":
         return ModelLoadError(
             f"Model `{files.name}` has no int8 ONNX file for this processor: tried "
-            f"{', '.join(models.int8_onnx_files(cpu_features()))}. Use `precision='fp32'`."
+            f"{', '.join(models.int8_onnx_files(cpu_features()))} in {files.place}. Use `precision='fp32'`."
         )
     if isinstance(files, LocalFolder):
-        check_weights(files.path, allow_pickle=True)
+        files.snapshot(allow_pickle=True)
     return ModelLoadError(
-        f"Model `{files.name}` has no ONNX file (tried {', '.join(models.FP32_ONNX_FILES)}). Make one with "
+        f"Model `{files.name}` has no ONNX file in {files.place} (tried "
+        f"{', '.join(models.FP32_ONNX_FILES)}). Make one with "
         f"`marcorank models export {files.name}`, or use `backend='torch'`; both need "
         "pip install 'marcorank[torch]'"
     )
@@ -278,7 +278,8 @@ def _load_onnx(files: ModelFiles, file: Path, choice: Choice, settings: ModelSet
     tokenizer_file = files.fetch("tokenizer.json")
     if tokenizer_file is None:
         raise ModelLoadError(
-            f"Model `{files.name}` has no tokenizer.json; without it only `backend='torch'` can read it."
+            f"Model `{files.name}` has no tokenizer.json in {files.place}; without it only "
+            "`backend='torch'` can read it."
         )
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -353,7 +354,9 @@ def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = No
     file = files.fetch(name)
     if file is None:
         if default is None:
-            raise ModelLoadError(f"Model `{files.name}` has no {name}; this is no model that can be loaded.")
+            raise ModelLoadError(
+                f"Model `{files.name}` has no {name} in {files.place}; this is no model that can be loaded."
+            )
         return default
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

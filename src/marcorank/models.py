@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from marcorank.errors import UnknownModelError
+from marcorank.errors import ModelLoadError, UnknownModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 BUNDLED = "bundled"
 ORGANISATION = "cross-encoder"
@@ -86,6 +91,8 @@ CATALOGUE: tuple[ModelInfo, ...] = (
 
 # Inside a model's folder; the first that exists is taken.
 FP32_ONNX_FILES: tuple[str, ...] = ("onnx/model.onnx", "model.onnx")
+# As transformers names them; other pickles, such as training_args.bin, are no weights.
+PICKLED_WEIGHTS = "pytorch_model*.bin"
 # By instruction set, best first; a file made for another one may saturate or be slow.
 _INT8_ONNX_FILES: tuple[tuple[str, str], ...] = (
     ("avx512_vnni", "onnx/model_qint8_avx512_vnni.onnx"),
@@ -104,6 +111,40 @@ def int8_onnx_files(features: frozenset[str]) -> tuple[str, ...]:
     """
     made_for = tuple(file for feature, file in _INT8_ONNX_FILES if feature in features)
     return made_for + _PORTABLE_INT8_ONNX_FILES
+
+
+def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
+    """Whether these files of a model's folder hold weights that torch may read."""
+    return any(
+        fnmatchcase(name, "*.safetensors") or (allow_pickle and fnmatchcase(name, PICKLED_WEIGHTS))
+        for name in names
+        if "/" not in name
+    )
+
+
+def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
+    """Check that there are weights for torch.
+
+    Args:
+        names: Files of a model's folder.
+        where: What the folder is, for the message.
+        allow_pickle: Whether weights that come only as pickle may be read.
+
+    Raises:
+        ModelLoadError: There are none, or only pickles and those were not asked for.
+    """
+    if has_weights(names, allow_pickle=allow_pickle):
+        return
+    pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))
+    if pickles:
+        raise ModelLoadError(
+            f"{where} holds its weights only as pickle ({', '.join(pickles)}), which can run code when it is read. "
+            "Save it anew as safetensors, or pass `allow_pickle=True` if you trust its source."
+        )
+    raise ModelLoadError(
+        f"{where} holds no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
+        f"{', '.join(sorted(names)) or 'nothing'}."
+    )
 
 
 def find(name: str) -> ModelInfo | None:

@@ -130,7 +130,9 @@ def test_damaged_safetensors_are_named(small_bert, tmp_path):
     fails(folder, "sentence-transformers cannot load .*model", backend="torch")
 
 
-@pytest.mark.parametrize(("file", "match"), [("tokenizer.json", "no tokenizer.json"), ("config.json", "no config.json")])
+@pytest.mark.parametrize(
+    ("file", "match"), [("tokenizer.json", "no tokenizer.json"), ("config.json", "no config.json")]
+)
 def test_a_missing_file_is_named(small_bert, tmp_path, file, match):
     """A folder that lacks a part names the part."""
     fails(copy(small_bert, tmp_path, without=[file]), match, backend="onnx")

@@ -107,10 +107,10 @@ def test_top_n_must_be_none_or_a_whole_number_from_one(value):
         reranker().rank(QUERY, PASSAGES, top_n=value)
 
 
-@pytest.mark.parametrize("value", [True, "0.5", float("nan"), [1]])
+@pytest.mark.parametrize("value", [True, "0.5", float("nan"), float("-inf"), [1]])
 def test_a_threshold_must_be_a_number(value):
     """A threshold that cannot be compared is named."""
-    with pytest.raises(InvalidInputError, match="`score_threshold` is .*expected None or a number"):
+    with pytest.raises(InvalidInputError, match="`score_threshold` is .*expected None or a finite number"):
         reranker().rank(QUERY, PASSAGES, score_threshold=value)
 
 

@@ -1,0 +1,119 @@
+"""The catalogue: names, near names, weights and the choice of int8 files."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from marcorank.errors import ModelLoadError, UnknownModelError
+from marcorank.models import (
+    CATALOGUE,
+    check_weights,
+    find,
+    has_weights,
+    int8_onnx_files,
+    unknown_model,
+)
+
+
+@pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
+def test_every_spelling_finds_its_model(info):
+    """New and old names, in any case, with and without the organisation, mean the same model."""
+    assert len(set(info.spellings)) == 2
+    for spelling in info.spellings:
+        for name in (spelling, spelling.upper(), spelling.split("/")[1]):
+            assert find(name) is info
+
+
+@pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
+def test_entries_are_complete(info):
+    """Each entry pins a full commit and has plausible figures."""
+    assert re.fullmatch("[0-9a-f]{40}", info.revision)
+    assert info.licence == "Apache-2.0"
+    assert 0 < info.mrr_dev < info.ndcg_dl19 < 100
+    assert info.parameters > 30522 * info.hidden_size
+
+
+def test_no_two_entries_share_a_name_or_a_commit():
+    """A name leads to one model."""
+    spellings = [spelling for info in CATALOGUE for spelling in info.spellings]
+    assert len(set(spellings)) == len(spellings)
+    assert len({info.revision for info in CATALOGUE}) == len(CATALOGUE)
+
+
+@pytest.mark.parametrize("name", ["ms-marco-MiniLM-L-6", "somebody/ms-marco-MiniLM-L6-v2", "bundled", "bert", ""])
+def test_other_names_are_not_in_the_catalogue(name):
+    """A name that only comes near is not taken for a model."""
+    assert find(name) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("cross-encoder/ms-marco-MiniLM-L6-v1", "cross-encoder/ms-marco-MiniLM-L6-v2"),
+        ("ms-marco-MiniLM-L-12", "cross-encoder/ms-marco-MiniLM-L-12-v2"),
+        ("ms-marco-TinyBERT-L2", "cross-encoder/ms-marco-TinyBERT-L2-v2"),
+        ("bundeld", "bundled"),
+    ],
+)
+def test_near_names_are_suggested(name, near):
+    """A misspelt name is answered with the name that was meant, ready to copy."""
+    error = unknown_model(name, "there is no such folder")
+    assert isinstance(error, UnknownModelError)
+    assert f"Model '{name}' is unknown: there is no such folder. Did you mean" in str(error)
+    assert repr(near) in str(error)
+
+
+def test_a_name_that_comes_near_to_nothing_gets_no_suggestion():
+    """No guess is better than a wild one; what is expected is said all the same."""
+    message = str(unknown_model("somebody/xyz", "the hub has no such repository"))
+    assert "Did you mean" not in message
+    assert "Expected 'bundled', a hub name such as 'cross-encoder/ms-marco-MiniLM-L6-v2', or the path" in message
+
+
+@pytest.mark.parametrize(
+    ("features", "first"),
+    [
+        ({"avx2", "avx512f", "avx512_vnni"}, "onnx/model_qint8_avx512_vnni.onnx"),
+        ({"avx2", "avx512f"}, "onnx/model_qint8_avx512.onnx"),
+        ({"avx2"}, "onnx/model_quint8_avx2.onnx"),
+        ({"arm64"}, "onnx/model_qint8_arm64.onnx"),
+        (set(), "onnx/model_int8.onnx"),
+    ],
+)
+def test_the_int8_file_suits_the_processor(features, first):
+    """The best file for the instruction set comes first, the portable ones last, and none for another processor."""
+    files = int8_onnx_files(frozenset(features))
+    assert files[0] == first
+    assert files[-2:] == ("onnx/model_int8.onnx", "onnx/model_quantized.onnx")
+    assert len(files) == len(features) + 2
+
+
+@pytest.mark.parametrize(
+    ("names", "without_pickle", "with_pickle"),
+    [
+        (["model.safetensors"], True, True),
+        (["model-00001-of-00002.safetensors", "model.safetensors.index.json"], True, True),
+        (["pytorch_model.bin"], False, True),
+        (["pytorch_model-00001-of-00002.bin"], False, True),
+        (["training_args.bin", "config.json"], False, False),
+        (["onnx/model.safetensors"], False, False),
+        ([], False, False),
+    ],
+)
+def test_which_files_are_weights(names, without_pickle, with_pickle):
+    """Safetensors count always, pickles of weights where they are allowed, other pickles never."""
+    assert has_weights(names, allow_pickle=False) is without_pickle
+    assert has_weights(names, allow_pickle=True) is with_pickle
+
+
+def test_missing_weights_are_explained():
+    """The error tells a folder without weights from one whose weights are pickles, and what to do."""
+    check_weights(["model.safetensors"], where="'x'", allow_pickle=False)
+    with pytest.raises(ModelLoadError, match=r"'x' holds no weights: expected .*onnx/model.onnx, found a.txt, b.txt"):
+        check_weights(["b.txt", "a.txt"], where="'x'", allow_pickle=True)
+    with pytest.raises(ModelLoadError, match=r"'x' holds no weights: expected .*, found nothing"):
+        check_weights([], where="'x'", allow_pickle=False)
+    with pytest.raises(ModelLoadError, match=r"only as pickle \(pytorch_model.bin\).*`allow_pickle=True` if you trust"):
+        check_weights(["pytorch_model.bin", "training_args.bin"], where="'x'", allow_pickle=False)
