@@ -33,6 +33,7 @@ _PRECISIONS_OF = {"onnx": ("fp32", "int8"), "torch": ("fp32", "bf16", "fp16")}
 _BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 # Present where an NVIDIA driver is: torch is only imported to look for a GPU where there can be one.
 _GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
+_TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers that know no limit say so with a huge number.
 _NO_LIMIT = 1_000_000
 
@@ -186,21 +187,16 @@ def _choose_backend(settings: ModelSettings) -> tuple[str, str, str]:
         return "onnx", device or "cpu", "the bundled model is an ONNX file"
     torch_only = precision in {"bf16", "fp16"}
     if wanted == "torch" or torch_only or device not in {None, "cpu"}:
-        reason = (
-            "torch was asked for"
-            if wanted == "torch"
-            else f"only torch computes in {precision}"
-            if torch_only
-            else f"device {device} was asked for"
-        )
-        return "torch", device or ("cuda" if _gpu_usable() else "cpu"), reason
+        why = "torch" if wanted == "torch" else f"precision {precision}" if torch_only else f"device {device}"
+        return "torch", device or ("cuda" if _gpu_usable() else "cpu"), f"{why} was asked for"
     if device is None and precision != "int8" and _gpu_usable():
         return "torch", "cuda", "torch sees a GPU"
     return "onnx", "cpu", "on a CPU onnxruntime is faster than torch and needs no torch"
 
 
 def _gpu_usable() -> bool:
-    if not any(Path(sign).exists() for sign in _GPU_SIGNS) and os.name != "nt":
+    signs = os.name == "nt" or any(Path(sign).exists() for sign in _GPU_SIGNS)
+    if not signs or not _torch_installed():
         return False
     from marcorank.backends.torch import cuda_available
 
@@ -220,6 +216,9 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
     choice = choose(settings)
     if choice.backend == "torch":
         return _load_torch(files, choice, settings)
+    # The large file comes last: who is interrupted in it has no model, rather than one that reads fewer settings.
+    for name in _TEXT_FILES:
+        files.fetch(name)
     file = _find_onnx(files, choice.precision)
     if file is None:
         if choice.precision == "fp32" and settings.backend == "auto" and _torch_installed():
