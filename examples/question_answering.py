@@ -13,20 +13,20 @@ from pathlib import Path
 from marcorank import Reranker
 
 PASSAGES = """
-The Danube is the second-longest river in Europe. It rises in the Black Forest in Germany and flows for about 2,850 km
-to the Black Sea. Four national capitals stand on its banks: Vienna, Bratislava, Budapest and Belgrade.
+The Danube is the second-longest river in Europe. The Danube rises in the Black Forest in Germany and flows for about
+2,850 km to the Black Sea. Four capitals stand on its banks: Vienna, Bratislava, Budapest and Belgrade.
 
 The Rhine begins in the Swiss Alps and reaches the North Sea in the Netherlands. It is among the busiest waterways of
-the world. Its largest city is Cologne, with more than a million people.
+the world. The largest city on the Rhine is Cologne, with more than a million people.
 
-Bridges over the Danube were long a matter of armies. Trajan's Bridge, finished in the year 105, was the first over its
-lower course. Its architect was Apollodorus of Damascus. For more than a thousand years no longer arch bridge was built.
+The first bridge over the lower Danube was finished in the year 105. It was built by the architect Apollodorus of
+Damascus for the emperor Trajan. For more than a thousand years no longer arch bridge was built.
 """
 QUESTIONS = [
     "Where does the Danube rise?",
-    "Who built Trajan's Bridge?",
+    "Which architect built the bridge for Trajan?",
     "How many people live in Cologne?",
-    "When was the tunnel under the Rhine opened?",
+    "How do I train a neural network?",
 ]
 
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", default=QUESTIONS)
     parser.add_argument("--passages", type=Path, help="a text file with a blank line between passages")
-    parser.add_argument("--threshold", type=float, default=0.5, help="least score of an answer, from 0 to 1")
+    parser.add_argument("--threshold", type=float, default=0.9, help="least score of an answer, from 0 to 1")
     parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
     args = parser.parse_args()
 

@@ -59,9 +59,7 @@ def main() -> None:
 
     texts = [document.page_content for document in ranked[: args.top_n]]
     if args.llm:
-        llm = ChatOpenAI(
-            model=args.llm, base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY", "not needed")
-        )
+        llm = ChatOpenAI(model=args.llm, base_url=args.base_url, api_key=os.environ.get("OPENAI_API_KEY", "not needed"))
         passages = "\n\n".join(f"[{number}] {text}" for number, text in enumerate(texts, 1))
         chain = PROMPT | llm | StrOutputParser()
         answer = chain.invoke({"passages": passages, "question": args.question})

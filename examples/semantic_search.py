@@ -6,7 +6,6 @@ Without `--file` the text is the chapter on special method names that every Pyth
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -17,27 +16,28 @@ from sentence_transformers import SentenceTransformer
 from marcorank import Reranker
 
 # The first stage reads 256 tokens of a passage at most; English text has four to five characters a token.
-PASSAGE_CHARS = 800
+PASSAGE_CHARS = 500
 
 
-def passages(text: str) -> Iterator[tuple[int, str]]:
-    """Yield the number of the first line, from 1, and the text of each passage: whole paragraphs, up to a length."""
-    start, held = 1, ""
+def passages(text: str) -> list[tuple[int, str]]:
+    """Return the number of the first line, from 1, and the text of each passage: paragraphs up to a length."""
+    found, start, held = [], 1, ""
     for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip() and len(held) >= PASSAGE_CHARS:
-            yield start, held
+        blank = not line.strip()
+        # A passage ends between paragraphs, and inside one only where it grows too long.
+        if (blank and len(held) >= PASSAGE_CHARS) or len(held) >= 2 * PASSAGE_CHARS:
+            found.append((start, held))
             held = ""
-        elif line.strip() or held:
+        if held or not blank:
             start = start if held else number
             held += line + "\n"
-    if held:
-        yield start, held
+    return [*found, (start, held)] if held else found
 
 
 def main() -> None:
     """Split, embed, take the nearest passages, rank them, print the best."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("query", nargs="?", default="How can I call an instance of my class like a function?")
+    parser.add_argument("query", nargs="?", default="Why does defining __eq__ make my objects unhashable?")
     parser.add_argument("--file", type=Path, help="your own .txt or .md")
     parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
     parser.add_argument("--top-k", type=int, default=20, help="candidates from the first stage")

@@ -64,13 +64,14 @@ def score_threshold_or_none(value: object) -> float | None:
 
 
 def text_or_none(name: str, value: object) -> str | None:
-    """Return None or a text that is not empty.
+    """Return None or a text that is not empty. The message holds no value: it may be a token.
 
     Raises:
         InvalidInputError: It is something else.
     """
     if value is not None and (not isinstance(value, str) or not value):
-        raise InvalidInputError(f"`{name}` is {value!r}; expected None or a text that is not empty.")
+        found = "empty" if value == "" else f"of type {type(value).__name__}"
+        raise InvalidInputError(f"`{name}` is {found}; expected None or a text that is not empty.")
     return value
 
 

@@ -139,6 +139,8 @@ def locate(settings: ModelSettings) -> ModelFiles:
     name = settings.model
     if name == models.BUNDLED:
         return LocalFolder(_BUNDLED_FOLDER, name)
+    if not name.strip():
+        raise models.unknown_model(name, "it is blank")
     folder = Path(name).expanduser()
     if folder.is_dir():
         return LocalFolder(folder, name)
