@@ -1,0 +1,90 @@
+"""The command line: `marcorank rerank | models | doctor`, over the public API."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import os
+import sys
+import traceback
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from marcorank import __version__
+from marcorank.cli import doctor, models, rerank
+from marcorank.errors import MarcoRankError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_FAILED, _USAGE = 1, 2
+# What a shell reports for a program that SIGINT or SIGPIPE ended.
+_INTERRUPTED, _BROKEN_PIPE = 130, 141
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; None for those of this process.
+
+    Returns:
+        Exit status: 0 if all went well, 1 after an error, 130 after Ctrl-C, 141 if the reader of the output left.
+
+    Raises:
+        SystemExit: 2 for wrong usage; 0 after `--help` and `--version`.
+    """
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return _USAGE
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A console of another encoding shows `?` for what it lacks; that is no reason to lose the rest.
+            stream.reconfigure(errors="replace")
+    with _notes_on_stderr():
+        try:
+            status: int = args.run(args)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            print("marcorank: interrupted", file=sys.stderr)
+            return _INTERRUPTED
+        except BrokenPipeError:
+            # Python flushes stdout once more at exit, and would complain there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return _BROKEN_PIPE
+        except (MarcoRankError, OSError) as error:
+            if args.debug:
+                traceback.print_exc()
+            print(f"marcorank: error: {error}", file=sys.stderr)
+            return _FAILED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="marcorank",
+        description="Rerank passages with MS MARCO cross-encoders.",
+        epilog="`marcorank COMMAND --help` tells more. Exit status: 0 well, 1 an error, 2 wrong usage.",
+    )
+    parser.add_argument("--version", action="version", version=f"marcorank {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    for command in (rerank, models, doctor):
+        command.add_command(commands)
+    return parser
+
+
+@contextmanager
+def _notes_on_stderr() -> Iterator[None]:
+    """Show what the library logs as a warning, such as passages that were cut, as a note."""
+    log = logging.getLogger("marcorank")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("marcorank: note: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)

@@ -1,0 +1,75 @@
+"""A line on a terminal that tells what takes so long."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from marcorank.cli.table import clip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from typing_extensions import Self
+
+_SHOW_AFTER_S = 2.0
+_REDRAW_S = 0.5
+
+
+class Progress:
+    """Shows one line on stderr while its block runs, if that takes long and stderr is a terminal.
+
+    Attributes:
+        text: What is being done; may change on the way. Nothing is shown while it is empty.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        self.text = text
+        self._drawn = False
+        self._lock = threading.Lock()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._draw_until_done, daemon=True) if sys.stderr.isatty() else None
+
+    def __enter__(self) -> Self:
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
+            self._done.set()
+            self._thread.join()
+            self._erase()
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Take the line away while results are written to the same terminal."""
+        with self._lock:
+            self._erase()
+            yield
+
+    def _draw_until_done(self) -> None:
+        started = time.monotonic()
+        pause = _SHOW_AFTER_S
+        while not self._done.wait(pause):
+            pause = _REDRAW_S
+            with self._lock:
+                self._erase()
+                if not self.text:
+                    continue
+                line = f"{self.text} ... {time.monotonic() - started:.0f} s"
+                print(clip(line, self._room()), end="", file=sys.stderr, flush=True)
+                self._drawn = True
+
+    def _erase(self) -> None:
+        if self._drawn:
+            self._drawn = False
+            print("\r" + " " * self._room() + "\r", end="", file=sys.stderr, flush=True)
+
+    def _room(self) -> int:
+        # The last cell stays free: some terminals break the line there.
+        return shutil.get_terminal_size().columns - 1

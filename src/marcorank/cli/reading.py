@@ -1,0 +1,199 @@
+"""Queries and passages from files and standard input. Every complaint names the file and the line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+import zlib
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from marcorank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
+
+STANDARD_INPUT = "-"
+TEXT_FIELDS = ("text", "passage", "page_content", "content")
+_JSONL_SUFFIXES = (".jsonl", ".ndjson")
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """A passage and the fields that came with it, its text among them."""
+
+    text: str
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A query with its passages, and the other fields of its row."""
+
+    query: str
+    passages: list[Passage]
+    fields: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class PassageList:
+    """All passages of a source.
+
+    Attributes:
+        passages: In their order.
+        blank_lines: How many lines of text were left out because nothing is on them.
+    """
+
+    passages: list[Passage]
+    blank_lines: int
+
+
+def read_passages(source: str, *, input_format: str, text_field: str | None) -> PassageList:
+    """Read the passages of one query.
+
+    Args:
+        source: Path of a file, or `-` for standard input.
+        input_format: `"lines"`, `"jsonl"`, or `"auto"`: by the file's ending, and where there is none by the first
+            character.
+        text_field: Field of a JSONL row that holds the text; None for the first of `TEXT_FIELDS` that it has.
+
+    Raises:
+        InvalidInputError: The source cannot be read, or a line of it is no passage.
+    """
+    lines = list(_lines(source))
+    filled = [(number, line) for number, line in lines if line.strip()]
+    if _is_jsonl(source, input_format, filled):
+        return PassageList([_passage(_row(source, *line), _place(source, line[0]), text_field) for line in filled], 0)
+    return PassageList([Passage(line, {"text": line}) for _, line in filled], len(lines) - len(filled))
+
+
+def read_requests(source: str, *, text_field: str | None) -> Iterator[Request]:
+    """Read rows of JSONL, each with a `query` and its `passages`, one after the other.
+
+    Args:
+        source: Path of a file, or `-` for standard input.
+        text_field: Field that holds the text of a passage; None for the first of `TEXT_FIELDS` that it has.
+
+    Raises:
+        InvalidInputError: The source cannot be read, or a line of it is no request.
+    """
+    for number, line in _lines(source):
+        if line.strip():
+            yield _request(_row(source, number, line), _place(source, number), text_field)
+
+
+def _place(source: str, number: int) -> str:
+    return f"{_shown(source)}, line {number}"
+
+
+def _shown(source: str) -> str:
+    return "Standard input" if source == STANDARD_INPUT else repr(source)
+
+
+def _lines(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines with their numbers from 1, without their ends."""
+    try:
+        with _opened(source) as file:
+            yield from _decoded(source, file)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InvalidInputError(f"{_shown(source)} is damaged or no gzip file: {error}") from error
+    except OSError as error:
+        raise InvalidInputError(f"{_shown(source)} cannot be read: {error.strerror or error}.") from error
+
+
+def _opened(source: str) -> AbstractContextManager[Iterable[bytes]]:
+    if source == STANDARD_INPUT:
+        return nullcontext(sys.stdin.buffer)
+    return gzip.open(source) if source.endswith(".gz") else Path(source).open("rb")
+
+
+def _decoded(source: str, file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(file, 1):
+        try:
+            # Windows programs put a byte order mark in front of the first line.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(
+                f"{_place(source, number)} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}); "
+                "save the file as UTF-8."
+            ) from error
+        yield number, text.rstrip("\r\n")
+
+
+def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> bool:
+    if input_format != "auto":
+        return input_format == "jsonl"
+    suffix = PurePath(source.removesuffix(".gz")).suffix.lower()
+    if suffix == ".json":
+        raise InvalidInputError(
+            f"{_shown(source)} is named as JSON; expected JSONL (an object a line) or text (a passage a line). "
+            "Turn an array into JSONL with `jq -c '.[]'`, or say which it is with --input-format."
+        )
+    if suffix:
+        return suffix in _JSONL_SUFFIXES
+    return bool(filled) and filled[0][1].lstrip().startswith("{")
+
+
+def _row(source: str, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{_place(source, number)} is no JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise InvalidInputError(f"{_place(source, number)} is {_brief(row)}; expected an object with a text field.")
+    return row
+
+
+def _passage(row: dict[str, Any], place: str, text_field: str | None) -> Passage:
+    names = TEXT_FIELDS if text_field is None else (text_field,)
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        hint = "; a file of queries with their passages is read with --requests" if "passages" in row else ""
+        found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
+        raise InvalidInputError(
+            f"{place} has {found}; expected {' or '.join(map(repr, names))}. Name the field that holds the text with "
+            f"--text-field{hint}."
+        )
+    text = row[name]
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{place}: {name!r} is {_brief(text)}; expected a text.")
+    return Passage(text, row)
+
+
+def _request(row: dict[str, Any], place: str, text_field: str | None) -> Request:
+    missing = [name for name in ("query", "passages") if name not in row]
+    if missing:
+        raise InvalidInputError(
+            f"{place} has no field {' and no field '.join(map(repr, missing))}; expected a row such as "
+            '{"query": "...", "passages": ["...", "..."]}.'
+        )
+    query, passages = row["query"], row["passages"]
+    if not isinstance(query, str) or not query.strip():
+        raise InvalidInputError(f"{place}: 'query' is {_brief(query)}; expected a text that is not blank.")
+    if not isinstance(passages, list):
+        raise InvalidInputError(f"{place}: 'passages' is {_brief(passages)}; expected a list of texts or objects.")
+    return Request(
+        query,
+        [
+            _passage_of_request(passage, f"{place}: passage {index}", text_field)
+            for index, passage in enumerate(passages)
+        ],
+        {name: value for name, value in row.items() if name != "passages"},
+    )
+
+
+def _passage_of_request(passage: object, place: str, text_field: str | None) -> Passage:
+    if isinstance(passage, str):
+        return Passage(passage, {"text": passage})
+    if isinstance(passage, dict):
+        return _passage(passage, place, text_field)
+    raise InvalidInputError(f"{place} is {_brief(passage)}; expected a text or an object with a text field.")
+
+
+def _brief(value: object) -> str:
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"

@@ -1,0 +1,229 @@
+"""`marcorank rerank`: passages from a file or a pipe, best first."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from typing import TYPE_CHECKING, Any
+
+from marcorank.arguments import score_threshold_or_none, whole_number
+from marcorank.cli.options import add_engine_options, add_file_options, engine_settings, file_settings, new_parser
+from marcorank.cli.progress import Progress
+from marcorank.cli.reading import STANDARD_INPUT, Request, read_passages, read_requests
+from marcorank.cli.table import one_line, table
+from marcorank.cli.writing import json_line, opened
+from marcorank.models import BUNDLED
+from marcorank.pairs import LONG_PASSAGES
+from marcorank.ranking import ACTIVATIONS
+from marcorank.reranker import Reranker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from marcorank.cli.reading import Passage
+    from marcorank.ranking import RankedPassage, Ranking
+
+# Enough to fill batches, few enough that results come while the input is still being read.
+_PASSAGES_AT_ONCE = 512
+_REQUESTS_AT_ONCE = 32
+
+_USAGE = """marcorank rerank [options] QUERY [FILE]
+       marcorank rerank [options] --requests FILE"""
+_EXAMPLES = """\
+Passages are lines of text, or JSONL: an object a line, with its text in a
+field `text`, `passage`, `page_content` or `content`. Results of JSONL keep all
+fields of their passage and add index (place in the input, from 0), rank, score
+and logit; a field of the input that has such a name becomes `input_score` and
+so on. With --requests each line holds a query and its passages, and each line
+of output its `results`.
+
+examples:
+  marcorank rerank "how to open a file" passages.txt
+  marcorank rerank "how to open a file" hits.jsonl --top-n 5 --output best.jsonl
+  grep -rh file docs | marcorank rerank "how to open a file"
+  marcorank rerank --requests queries.jsonl --activation sigmoid
+"""
+
+
+def add_command(commands: Any) -> None:
+    """Add this command to the command line."""
+    parser = new_parser(
+        commands, "rerank", summary="rank the passages of a file or a pipe", run=run, usage=_USAGE, epilog=_EXAMPLES
+    )
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="what is searched for")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="passages, also as .gz; - or none for standard input")
+
+    source = parser.add_argument_group("input")
+    source.add_argument("--requests", metavar="FILE", help="JSONL of {query, passages}, instead of QUERY and FILE")
+    source.add_argument(
+        "--input-format", choices=("auto", "lines", "jsonl"), default="auto", help="auto goes by the file's ending"
+    )
+    source.add_argument("--text-field", metavar="NAME", help="field of a JSONL row that holds the text")
+
+    result = parser.add_argument_group("output")
+    result.add_argument("--top-n", type=_whole_number(1), metavar="N", help="most results of a query (default: all)")
+    result.add_argument("--score-threshold", type=_number, metavar="X", help="least score of a result")
+    result.add_argument(
+        "--activation", choices=ACTIVATIONS, default=ACTIVATIONS[0], help="scores as logits, or from 0 to 1"
+    )
+    result.add_argument(
+        "--format", choices=("table", "jsonl"), help="default: table on a terminal, jsonl in a pipe or a file"
+    )
+    result.add_argument("--output", metavar="FILE", help="write here instead of to standard output")
+
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", default=BUNDLED, metavar="NAME", help="bundled, a hub name or a model's folder (default: bundled)"
+    )
+    add_engine_options(model)
+    model.add_argument(
+        "--max-length", type=_whole_number(16), default=512, metavar="TOKENS", help="of query and passage"
+    )
+    model.add_argument(
+        "--long-passages",
+        choices=LONG_PASSAGES,
+        default=LONG_PASSAGES[0],
+        help="what does not fit is cut off, or read in windows",
+    )
+    add_file_options(model)
+    parser.set_defaults(usage_error=parser.error)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Rank and write."""
+    if (args.query is None) == (args.requests is None):
+        args.usage_error("give either QUERY, or --requests with a file of queries and their passages")
+    if args.requests is not None and args.input_format == "lines":
+        args.usage_error("--requests reads JSONL; --input-format lines is for passages")
+    on_terminal = args.output is None and sys.stdout.isatty()
+    show = _table if (args.format or ("table" if on_terminal else "jsonl")) == "table" else _json
+    reranker = Reranker(
+        args.model,
+        activation=args.activation,
+        max_length=args.max_length,
+        long_passages=args.long_passages,
+        **engine_settings(args),
+        **file_settings(args),
+    )
+    done = 0
+    with reranker, opened(args.output) as out, Progress() as progress:
+        for chunk in _chunks(_requests(args)):
+            passages = sum(len(request.passages) for request in chunk)
+            progress.text = f"Ranking {passages} passages with {reranker.name}" + (f" ({done} done)" if done else "")
+            rankings = reranker.rank_many(
+                [(request.query, [passage.text for passage in request.passages]) for request in chunk],
+                top_n=args.top_n,
+                score_threshold=args.score_threshold,
+            )
+            with progress.hidden():
+                for request, ranking in zip(chunk, rankings, strict=True):
+                    out.writelines(show(request, ranking, args))
+                out.flush()
+            done += passages
+            # What comes next may be typed on the same terminal.
+            progress.text = ""
+    return 0
+
+
+def _requests(args: argparse.Namespace) -> Iterator[Request]:
+    if args.requests is not None:
+        if args.requests == STANDARD_INPUT:
+            _tell_that_we_wait("requests, one JSON object a line")
+        yield from read_requests(args.requests, text_field=args.text_field)
+        return
+    source = args.file or STANDARD_INPUT
+    if source == STANDARD_INPUT:
+        _tell_that_we_wait(f"passages for the query {args.query!r}, one a line")
+    found = read_passages(source, input_format=args.input_format, text_field=args.text_field)
+    if found.blank_lines:
+        print(f"marcorank: note: blank lines left out: {found.blank_lines}", file=sys.stderr)
+    if not found.passages:
+        print("marcorank: note: there are no passages in the input", file=sys.stderr)
+    yield Request(args.query, found.passages, {})
+
+
+def _tell_that_we_wait(what: str) -> None:
+    if sys.stdin.isatty():
+        end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
+        print(f"marcorank: reading {what}; end with {end}", file=sys.stderr)
+
+
+def _chunks(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    chunk: list[Request] = []
+    passages = 0
+    for request in requests:
+        chunk.append(request)
+        passages += len(request.passages)
+        if passages >= _PASSAGES_AT_ONCE or len(chunk) >= _REQUESTS_AT_ONCE:
+            yield chunk
+            chunk, passages = [], 0
+    if chunk:
+        yield chunk
+
+
+def _json(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
+    rows = [_result_row(request.passages[result.index], result) for result in ranking]
+    if args.requests is None:
+        yield from map(json_line, rows)
+    else:
+        added = {"model": ranking.model, "query_truncated": ranking.query_truncated, "results": rows}
+        yield json_line(_extended(request.fields, added))
+
+
+def _result_row(passage: Passage, result: RankedPassage) -> dict[str, Any]:
+    found = result.to_dict()
+    del found["text"]
+    return _extended(passage.fields, {name: value for name, value in found.items() if value is not None})
+
+
+def _extended(fields: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
+    """Add to the fields of the input; those that have the name of an added one are kept under another."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        free = name
+        while free in added or (free != name and free in fields):
+            free = f"input_{free}"
+        kept[free] = value
+    return {**kept, **added}
+
+
+def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
+    yield (
+        f"{len(ranking)} of {len(request.passages)} passages for '{one_line(ranking.query)}', "
+        f"ranked by {ranking.model}\n"
+    )
+    if len(ranking):
+        with_logit = args.activation != "identity"
+        header = ["rank", "index", "score", *(["logit"] if with_logit else []), "text"]
+        rows = [
+            [
+                str(result.rank),
+                str(result.index),
+                f"{result.score:.4f}",
+                *([f"{result.logit:.4f}"] if with_logit else []),
+                one_line(result.text if result.span is None else result.text[slice(*result.span)]),
+            ]
+            for result in ranking
+        ]
+        for line in table(header, rows, left=(), width=shutil.get_terminal_size().columns):
+            yield f"{line}\n"
+    if args.requests is not None:
+        yield "\n"
+
+
+def _whole_number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        try:
+            return whole_number("option", int(text), least)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number of at least {least}") from error
+
+    return parse
+
+
+def _number(text: str) -> float | None:
+    try:
+        return score_threshold_or_none(float(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a number on the scale of the scores") from error

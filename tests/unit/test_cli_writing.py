@@ -1,0 +1,86 @@
+"""Results to files."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+
+import pytest
+
+from marcorank.cli.writing import json_line, opened
+from marcorank.errors import InvalidInputError
+
+
+def test_a_file_appears_only_when_it_is_whole(tmp_path):
+    """While a result is being written its path does not exist; afterwards it holds all and nothing else lies there."""
+    path = tmp_path / "out.jsonl"
+    with opened(str(path)) as out:
+        out.write("straße\n")
+        assert not path.exists()
+    assert path.read_bytes() == "straße\n".encode()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_old_file(tmp_path):
+    """An error in the middle changes nothing and leaves nothing behind."""
+    path = tmp_path / "out.jsonl"
+    path.write_text("old")
+
+    def fail():
+        with opened(str(path)) as out:
+            out.write("new")
+            raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        fail()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_replaced_file_keeps_its_permissions_and_its_links(tmp_path):
+    """Writing again is like writing into the same file."""
+    path, link = tmp_path / "out.jsonl", tmp_path / "link"
+    path.write_text("old")
+    path.chmod(0o640)
+    link.symlink_to(path)
+    with opened(str(link)) as out:
+        out.write("new")
+    assert link.is_symlink()
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are a POSIX thing")
+def test_a_named_pipe_is_written_into(tmp_path):
+    """What is no plain file is never replaced by one."""
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    read = []
+    reader = threading.Thread(target=lambda: read.append(path.read_text()), daemon=True)
+    reader.start()
+    with opened(str(path)) as out:
+        out.write("through")
+    assert path.is_fifo()
+    reader.join(10)
+    assert read == ["through"]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    """A folder, and a file in a folder that is not there, end in one line."""
+    with pytest.raises(InvalidInputError, match="is a folder; expected the path of a file"), opened(str(tmp_path)):
+        pass
+    with (
+        pytest.raises(InvalidInputError, match=r"none/out.jsonl' cannot be written: No such file"),
+        opened(str(tmp_path / "none" / "out.jsonl")),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("text", ["straße 柏林", "line\nbreak\u2028", "half \ud83c of a pair"])
+def test_every_text_comes_back(text):
+    """A row is one line of UTF-8 from which the same row can be read, readable where it can be."""
+    line = json_line({"text": text})
+    assert json.loads(line.encode()) == {"text": text}
+    assert line.count("\n") == 1
+    assert "straße" not in text or "straße" in line
