@@ -283,8 +283,8 @@ class HubModel:
         spellings, revisions = (" and ".join(dict.fromkeys(part)) for part in zip(*sources, strict=True))
         return ModelLoadError(
             f"Model `{self.name}` is not cached and the network is off ({self._why_offline}): looked for {what} of "
-            f"{spellings} at {revisions} in {str(self._cache)!r}. Run `Reranker({self.name!r}).warm_up()` once with "
-            "the network and this cache folder, or pass the path of a model folder."
+            f"{spellings} at {revisions} in {str(self._cache)!r}. Run `marcorank models download {self.name}` once "
+            "with the network and this cache folder, or pass the path of a model folder."
         )
 
     @contextmanager

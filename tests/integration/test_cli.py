@@ -158,13 +158,19 @@ def test_every_option_reaches_the_core(run, write, small_bert):
     _, out, error = run(
         *("rerank", QUERY, source, "--model", small_bert, "--activation", "sigmoid", "--max-length", "32"),
         *("--long-passages", "windows", "--top-n", "3", "--score-threshold", "1e-9", "--backend", "torch"),
-        *("--device", "cpu", "--precision", "fp32", "--offline"),
+        *("--device", "cpu", "--precision", "fp32", "--offline", "--max-query-tokens", "2"),
     )
     reranker = Reranker(
-        small_bert, activation="sigmoid", max_length=32, long_passages="windows", backend="torch", device="cpu"
+        small_bert,
+        activation="sigmoid",
+        max_length=32,
+        max_query_tokens=2,
+        long_passages="windows",
+        backend="torch",
+        device="cpu",
     )
     expected = reranker.rank(QUERY, source.read_text().splitlines(), top_n=3, score_threshold=1e-9).to_dicts()
-    assert error == ""
+    assert "longer than 2 tokens and was cut" in error
     assert rows(out) == [{"text": row.pop("text"), **row} for row in expected]
     assert all(row["span"] for row in rows(out))
 

@@ -81,6 +81,9 @@ def add_command(commands: Any) -> None:
         "--max-length", type=_whole_number(16), default=512, metavar="TOKENS", help="of query and passage"
     )
     model.add_argument(
+        "--max-query-tokens", type=_whole_number(1), metavar="TOKENS", help="of the query (default: half of what fits)"
+    )
+    model.add_argument(
         "--long-passages",
         choices=LONG_PASSAGES,
         default=LONG_PASSAGES[0],
@@ -102,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
         args.model,
         activation=args.activation,
         max_length=args.max_length,
+        max_query_tokens=args.max_query_tokens,
         long_passages=args.long_passages,
         **engine_settings(args),
         **file_settings(args),
