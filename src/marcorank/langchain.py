@@ -19,22 +19,14 @@ earlier stage left under them is replaced.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from enum import Enum
 from numbers import Real
-from types import NoneType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from marcorank.arguments import query_text, score_threshold_or_none, top_n_or_none
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.loading import BackendName, ModelSettings, Precision
-from marcorank.models import BUNDLED
-from marcorank.pairs import LongPassages
-from marcorank.ranking import Activation
-from marcorank.reranker import DEFAULT_MODEL, Reranker
-from marcorank.scorer import Scorer, scorer_name
+from marcorank.reranker import DEFAULT_MODEL
 
 try:
     from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
@@ -42,9 +34,10 @@ try:
     from langchain_core.documents import BaseDocumentCompressor, Document
     from langchain_core.retrievers import BaseRetriever, RetrieverLike
     from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, ensure_config
-    from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr, ValidationInfo, field_validator
-    from pydantic.json_schema import SkipJsonSchema
-except ModuleNotFoundError as error:
+    from pydantic import ConfigDict, Field, field_validator
+
+    from marcorank.adapter_settings import AdapterSettings, ScoreThreshold, TopN
+except ImportError as error:  # langchain-core makes one of a missing pydantic
     raise MissingExtraError(
         "`marcorank.langchain` needs langchain-core 1.4 or later: pip install 'marcorank[langchain]'"
     ) from error
@@ -58,8 +51,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MarcoRerank", "MarcoCrossEncoder", "RerankRetriever"]
 
-# These have their own names or forms in the fields below.
-_SHARED_SETTINGS = tuple(field.name for field in fields(ModelSettings) if field.name not in {"model", "token"})
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
@@ -75,125 +66,15 @@ class _NotGiven(Enum):
 _NOT_GIVEN = _NotGiven.NOT_GIVEN
 
 
-class _CoreSettings(BaseModel):
-    """The settings of the core as pydantic fields, and the `Reranker` that they make."""
+class _LangChainSettings(AdapterSettings):
+    _model_field: ClassVar[str] = "model_name"
+    # The `score` of a cross-encoder takes pairs.
+    _no_scorers: ClassVar[tuple[type, ...]] = (type, BaseCrossEncoder)
 
-    model_config = ConfigDict(
-        extra="forbid",
-        arbitrary_types_allowed=True,
-        validate_assignment=True,
-        # Values are in our own messages; pydantic would also print a token.
-        hide_input_in_errors=True,
-        protected_namespaces=(),
-    )
-
-    # First, so that the checks of the other fields see it.
-    reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True, repr=False, frozen=True)
     model_name: str = DEFAULT_MODEL
-    activation: Activation = "identity"
-    backend: BackendName = "auto"
-    device: str | None = None
-    precision: Precision = "auto"
-    max_length: int = 512
-    max_query_tokens: int | None = None
-    long_passages: LongPassages = "truncate"
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool | None = None
-    allow_pickle: bool = False
-    token: SecretStr | None = Field(default=None, exclude=True, repr=False)
-
-    _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
-
-    @field_validator("reranker", mode="before")
-    @classmethod
-    def _check_reranker(cls, value: object) -> object:
-        # A cross-encoder of LangChain has a `score` too, but one that takes pairs.
-        if isinstance(value, (type, BaseCrossEncoder)) or not isinstance(value, (Reranker, Scorer, NoneType)):
-            raise InvalidInputError(
-                f"`reranker` is {value!r}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
-                "The name of a model goes in `model_name`."
-            )
-        return value
-
-    @field_validator("model_name", "token", "activation", *_SHARED_SETTINGS, mode="before")
-    @classmethod
-    def _check_setting(cls, value: object, info: ValidationInfo) -> object:
-        name = str(info.field_name)
-        given = info.data.get("reranker")
-        # A bare scorer has no activation of its own.
-        if value is not None and given is not None and (name != "activation" or isinstance(given, Reranker)):
-            raise InvalidInputError(f"`{name}` was given beside `reranker`, which has its own. Pass one of the two.")
-        if name == "model_name":
-            return _checked_model_name(value)
-        if name == "token":
-            return _checked_token(value)
-        return Reranker(BUNDLED, **{name: value}).to_dict()[name]  # type: ignore[arg-type]
-
-    def model_post_init(self, _context: Any, /) -> None:
-        """Show the settings of a reranker that was given, so that dumps say what is used."""
-        given = self.reranker
-        if isinstance(given, Reranker):
-            self.__dict__["activation"] = given.activation
-            if isinstance(given.model, str):
-                settings = given.to_dict()
-                self.__dict__.update(
-                    model_name=settings["model"], **{name: settings[name] for name in _SHARED_SETTINGS}
-                )
-            else:
-                self.__dict__["model_name"] = given.name
-        elif given is not None:
-            self.__dict__["model_name"] = scorer_name(given)
-        _ = self.core  # made now, so that threads and copies share it
-
-    @property
-    def core(self) -> Reranker:
-        """The `Reranker` that does the work: `core.warm_up()` loads the model, `core.close()` lets go of it."""
-        if isinstance(self.reranker, Reranker):
-            return self.reranker
-        wanted = {
-            "model": self.model_name if self.reranker is None else self.reranker,
-            "activation": self.activation,
-            "token": None if self.token is None else self.token.get_secret_value(),
-            **{name: getattr(self, name) for name in _SHARED_SETTINGS},
-        }
-        made = self._made
-        # Fields can change by assignment and by model_copy(update=...).
-        if made is None or made[0] != wanted:
-            made = self._made = (wanted, Reranker(**wanted))
-        return made[1]
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        yield "model_name", self.model_name
-        for name, value in super().__repr_args__():
-            if name and name != "model_name" and value != type(self).model_fields[name].default:
-                yield name, value
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _CoreSettings)
-            and type(self) is type(other)
-            and self.reranker == other.reranker
-            and self.model_dump() == other.model_dump()
-        )
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Any:
-        # Copies share the model.
-        shared = {id(part): part for part in (self.reranker, self._made)}
-        return super().__deepcopy__({**(memo or {}), **shared})
-
-    def __getstate__(self) -> dict[Any, Any]:
-        state = super().__getstate__()
-        return {**state, "__dict__": {**state["__dict__"], "token": None}, "__pydantic_private__": {"_made": None}}
-
-    def __setstate__(self, state: dict[Any, Any]) -> None:
-        super().__setstate__(state)
-        _ = self.core
 
 
-class MarcoRerank(_CoreSettings, BaseDocumentCompressor):
+class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
     """Ranks documents with a cross-encoder and keeps the best.
 
     Takes the place of any document compressor: in `ContextualCompressionRetriever`, in `DocumentCompressorPipeline`,
@@ -210,22 +91,12 @@ class MarcoRerank(_CoreSettings, BaseDocumentCompressor):
         text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own. A
             key that a document does not have, or that is None there, is left out.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
-            settings. Not part of dumps.
+            settings. Not part of dumps: `MarcoRerank(**settings, reranker=...)` puts it back.
     """
 
-    top_n: int | None = 3
-    score_threshold: float | None = None
+    top_n: TopN = 3
+    score_threshold: ScoreThreshold = None
     text_fields: tuple[str, ...] = ()
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _check_top_n(cls, value: object) -> int | None:
-        return top_n_or_none(value)
-
-    @field_validator("score_threshold", mode="before")
-    @classmethod
-    def _check_score_threshold(cls, value: object) -> float | None:
-        return score_threshold_or_none(value)
 
     @field_validator("text_fields", mode="before")
     @classmethod
@@ -354,7 +225,7 @@ class MarcoRerank(_CoreSettings, BaseDocumentCompressor):
         }
 
 
-class MarcoCrossEncoder(_CoreSettings, BaseCrossEncoder):
+class MarcoCrossEncoder(_LangChainSettings, BaseCrossEncoder):
     """A LangChain cross-encoder, for code that takes one, such as LangChain's `CrossEncoderReranker`.
 
     The fields are those of `MarcoRerank` that concern the model.
@@ -406,12 +277,7 @@ class RerankRetriever(BaseRetriever):
 
     base_retriever: RetrieverLike
     reranker: MarcoRerank = Field(default_factory=MarcoRerank)
-    top_n: int | None = 3
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _check_top_n(cls, value: object) -> int | None:
-        return top_n_or_none(value)
+    top_n: TopN = 3
 
     def model_post_init(self, _context: Any, /) -> None:
         """Take over the reranker's `top_n` where none was given."""
@@ -543,21 +409,3 @@ def _documents_and_query(state: object) -> tuple[Any, Any]:
 
 def _callbacks_or_context(callbacks: Callbacks | None) -> Callbacks | None:
     return ensure_config().get("callbacks") if callbacks is None else callbacks
-
-
-def _checked_model_name(value: object) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise InvalidInputError(
-            f"`model_name` is {value!r}; expected 'bundled', the name of a model, or the path of its folder. An object "
-            "goes in `reranker`."
-        )
-    return str(Reranker(value).model)
-
-
-def _checked_token(value: object) -> SecretStr | None:
-    if value is None or (isinstance(value, SecretStr) and value.get_secret_value()):
-        return value
-    if not isinstance(value, str) or not value:
-        kind = "empty" if isinstance(value, (str, SecretStr)) else f"a {type(value).__name__}"
-        raise InvalidInputError(f"`token` is {kind}; expected None or a text that is not empty.")
-    return SecretStr(value)

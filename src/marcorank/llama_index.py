@@ -7,21 +7,14 @@
 What comes back are new `NodeWithScore` objects; the nodes and lists that were given are never changed.
 """
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
-from types import NoneType
-from typing import Any
+from typing import Any, ClassVar
 
-from marcorank.arguments import one_of, score_threshold_or_none, top_n_or_none
+from marcorank.arguments import one_of
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.loading import BackendName, ModelSettings, Precision
-from marcorank.models import BUNDLED
-from marcorank.pairs import LongPassages
-from marcorank.ranking import Activation, Ranking
-from marcorank.reranker import DEFAULT_MODEL, Reranker
-from marcorank.scorer import Scorer, scorer_name
+from marcorank.ranking import Ranking
+from marcorank.reranker import DEFAULT_MODEL
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
@@ -29,18 +22,9 @@ try:
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-    from pydantic import (
-        ConfigDict,
-        Field,
-        PrivateAttr,
-        SecretStr,
-        ValidationInfo,
-        field_serializer,
-        field_validator,
-        model_validator,
-    )
-    from pydantic.json_schema import SkipJsonSchema
-    from typing_extensions import Self
+    from pydantic import field_serializer, field_validator, model_validator
+
+    from marcorank.adapter_settings import AdapterSettings, ScoreThreshold, TopN
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         "`marcorank.llama_index` needs llama-index-core 0.13 or later: pip install 'marcorank[llama-index]'"
@@ -49,14 +33,11 @@ except ModuleNotFoundError as error:
 __all__ = ["MarcoRerank"]
 
 _RETRIEVAL_SCORE = "retrieval_score"
-_DEFAULTS = {**asdict(ModelSettings(model=DEFAULT_MODEL)), "activation": "identity"}
-# The token has a form and a check of its own.
-_CHECKED_BY_CORE = ("activation", *(field.name for field in fields(ModelSettings) if field.name != "token"))
 
 dispatcher = get_dispatcher(__name__)
 
 
-class MarcoRerank(BaseNodePostprocessor):
+class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     """Ranks nodes with a cross-encoder and keeps the best.
 
     Takes the place of any node postprocessor: in query engines, chat engines and on its own. Nothing is loaded before
@@ -80,92 +61,19 @@ class MarcoRerank(BaseNodePostprocessor):
             settings. Not part of dicts and JSON: `from_dict(settings, reranker=...)` puts it back.
     """
 
-    model_config = ConfigDict(
-        extra="forbid",
-        validate_assignment=True,
-        # Values are in our own messages; pydantic would also print a token.
-        hide_input_in_errors=True,
-        protected_namespaces=(),
-    )
+    _model_field: ClassVar[str] = "model"
 
-    # First, so that the checks of the other fields see it.
-    reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True, frozen=True)
     model: str = DEFAULT_MODEL
-    top_n: int | None = 3
-    score_threshold: float | None = None
+    top_n: TopN = 3
+    score_threshold: ScoreThreshold = None
     metadata_mode: MetadataMode = MetadataMode.EMBED
     keep_retrieval_score: bool = False
-    activation: Activation = "identity"
-    backend: BackendName = "auto"
-    device: str | None = None
-    precision: Precision = "auto"
-    max_length: int = 512
-    max_query_tokens: int | None = None
-    long_passages: LongPassages = "truncate"
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool | None = None
-    allow_pickle: bool = False
-    token: str | SecretStr | None = Field(default=None, exclude=True, repr=False)
-
-    _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
     def _leave_out_class_name(cls, data: Any) -> Any:
         # LlamaIndex writes it into every dump, and only its own `from_dict` takes it out again.
         return {name: data[name] for name in data if name != "class_name"} if isinstance(data, dict) else data
-
-    @field_validator("reranker", mode="before")
-    @classmethod
-    def _check_reranker(cls, value: object) -> object:
-        if isinstance(value, type) or not isinstance(value, (Reranker, Scorer, NoneType)):
-            raise InvalidInputError(
-                f"`reranker` is {value!r}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
-                "The name of a model goes in `model`."
-            )
-        return value
-
-    @field_validator(*_CHECKED_BY_CORE, mode="before")
-    @classmethod
-    def _check_setting(cls, value: object, info: ValidationInfo) -> object:
-        name = str(info.field_name)
-        shared = info.data.get("reranker")
-        # A bare scorer has no activation of its own.
-        if shared is not None and (name != "activation" or isinstance(shared, Reranker)):
-            own = _settings_of(shared)[name]
-            if value != own:
-                raise InvalidInputError(
-                    f"`{name}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
-                )
-            return value
-        if name != "model":
-            return Reranker(BUNDLED, **{name: value}).to_dict()[name]  # type: ignore[arg-type]
-        if not isinstance(value, (str, os.PathLike)):
-            raise InvalidInputError(
-                f"`model` is {value!r}; expected a model name or the path of a model folder. An object with "
-                "`score(query, passages)` goes in `reranker`."
-            )
-        return Reranker(value).model
-
-    @field_validator("token", mode="before")
-    @classmethod
-    def _check_token(cls, value: object, info: ValidationInfo) -> object:
-        if value is not None and info.data.get("reranker") is not None:
-            raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
-        if value == "" or not isinstance(value, (str, SecretStr, NoneType)):
-            raise InvalidInputError(f"`token` is a {type(value).__name__}; expected None or a text that is not empty.")
-        return SecretStr(value) if isinstance(value, str) else value
-
-    @field_validator("top_n", mode="before")
-    @classmethod
-    def _check_top_n(cls, value: object) -> int | None:
-        return top_n_or_none(value)
-
-    @field_validator("score_threshold", mode="before")
-    @classmethod
-    def _check_score_threshold(cls, value: object) -> float | None:
-        return score_threshold_or_none(value)
 
     @field_validator("metadata_mode", mode="before")
     @classmethod
@@ -181,42 +89,12 @@ class MarcoRerank(BaseNodePostprocessor):
 
     @field_serializer("metadata_mode")
     def _plain_metadata_mode(self, value: MetadataMode) -> str:
-        return MetadataMode(value).value  # model_copy(update=...) takes a bare text
-
-    def model_post_init(self, _context: Any, /) -> None:
-        """Show the settings of a reranker that was given, so that dumps say what is used."""
-        if self.reranker is not None:
-            shown = _settings_of(self.reranker)
-            if not isinstance(self.reranker, Reranker):
-                shown["activation"] = self.activation
-            self.__dict__.update(shown)
-            # Else a dump of what was set would leave them out, and bring back the default model.
-            self.model_fields_set.update(_CHECKED_BY_CORE)
-        _ = self.core  # made now, so that threads and copies share it
+        return value.value
 
     @classmethod
     def class_name(cls) -> str:
         """Return the name under which LlamaIndex stores the class."""
         return "MarcoRerank"
-
-    @property
-    def core(self) -> Reranker:
-        """The `Reranker` that does the work: `core.warm_up()` loads the model, `core.close()` lets go of it."""
-        if isinstance(self.reranker, Reranker):
-            return self.reranker
-        wanted: dict[str, Any] = (
-            {
-                **{name: getattr(self, name) for name in _CHECKED_BY_CORE},
-                "token": self.token.get_secret_value() if isinstance(self.token, SecretStr) else self.token,
-            }
-            if self.reranker is None
-            else {"model": self.reranker, "activation": self.activation}
-        )
-        made = self._made
-        # Fields can change by assignment and by model_copy(update=...).
-        if made is None or made[0] != wanted:
-            made = self._made = (wanted, Reranker(**wanted))
-        return made[1]
 
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
@@ -278,35 +156,6 @@ class MarcoRerank(BaseNodePostprocessor):
             node = _with_retrieval_score(found) if self.keep_retrieval_score else found.node
             ranked.append(found.model_copy(update={"node": node, "score": result.score}))
         return ranked
-
-    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
-        yield "model", self.model
-        for name, value in super().__repr_args__():
-            if name not in {None, "model", "callback_manager"} and value != type(self).model_fields[str(name)].default:
-                yield name, value
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # All settings are immutable; the model and the callbacks are shared on purpose.
-        return self.__copy__()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex's own takes what cannot be pickled out of the living object, and a scorer that is left out would
-        # come back as the default model.
-        return {
-            name: getattr(self, name) for name in type(self).model_fields if name not in {"callback_manager", "token"}
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(**state)  # type: ignore[misc]
-
-
-def _settings_of(shared: Reranker | Scorer) -> dict[str, Any]:
-    """Return what the fields show beside a reranker or scorer that was given."""
-    if not isinstance(shared, Reranker):
-        return {**_DEFAULTS, "model": scorer_name(shared)}
-    if isinstance(shared.model, str):
-        return {**_DEFAULTS, **shared.to_dict()}
-    return {**_DEFAULTS, "model": shared.name, "activation": shared.activation}
 
 
 def _checked_query(nodes: object, query_bundle: object) -> str:

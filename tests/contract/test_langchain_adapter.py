@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.documents import Document
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from marcorank import InvalidInputError, Reranker, ScoreError, UnknownModelError
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank
@@ -138,22 +138,24 @@ def test_numpy_numbers_are_numbers():
         ({"top_n": True}, "`top_n` is True; expected"),
         ({"top_n": "3"}, "`top_n` is '3'; expected"),
         ({"top_n": 2.0}, "`top_n` is 2.0; expected"),
-        ({"score_threshold": "0.5"}, "`score_threshold` is '0.5'; expected None or a number"),
+        ({"score_threshold": "0.5"}, "`score_threshold` is '0.5'; expected None or a finite number"),
         ({"score_threshold": True}, "`score_threshold` is True; expected"),
         ({"score_threshold": float("nan")}, "`score_threshold` is nan; expected"),
         ({"text_fields": "title"}, "`text_fields` is 'title'; expected a list of metadata keys"),
         ({"text_fields": [1]}, r"`text_fields` is \[1\]; expected a list"),
-        ({"model_name": 5}, "`model_name` is 5; expected 'bundled', the name of a model"),
-        ({"model_name": WordOverlapScorer()}, "An object goes in `reranker`"),
+        ({"model_name": 5}, "`model_name` is 5; expected a model name or the path of a model folder"),
+        ({"model_name": WordOverlapScorer()}, "`model_name` is <.*goes in `reranker`"),
         ({"activation": "softmax"}, "`activation` is 'softmax'; expected one of 'identity', 'sigmoid'"),
         ({"backend": "tensorflow"}, "`backend` is 'tensorflow'; expected one of 'auto'"),
         ({"precision": "int4"}, "`precision` is 'int4'; expected one of 'auto'"),
-        ({"device": ""}, "`device` is ''; expected None or a text"),
+        ({"device": ""}, "`device` is empty; expected None or a text"),
         ({"max_length": "512"}, "`max_length` is '512'; expected a whole number"),
         ({"long_passages": "drop"}, "`long_passages` is 'drop'; expected one of 'truncate', 'windows'"),
         ({"local_files_only": "yes"}, "`local_files_only` is 'yes'; expected one of True, False, None"),
         ({"allow_pickle": 1}, "`allow_pickle` is 1; expected one of True, False"),
-        ({"reranker": "bundled"}, "`reranker` is 'bundled'; expected a marcorank.Reranker"),
+        ({"token": ""}, "`token` is empty; expected None or a text that is not empty"),
+        ({"token": SecretStr("")}, "`token` is empty; expected None or a text that is not empty"),
+        ({"reranker": "bundled"}, "`reranker` is 'bundled'; expected a marcorank.Reranker.*goes in `model_name`"),
         ({"reranker": WordOverlapScorer}, "`reranker` is <class .*; expected a marcorank.Reranker"),
         ({"reranker": MarcoCrossEncoder()}, "`reranker` is MarcoCrossEncoder.*; expected a marcorank.Reranker"),
         ({"topn": 3}, "Extra inputs are not permitted"),
@@ -258,6 +260,7 @@ def test_settings_round_trip_through_dict_json_and_pickle(settings):
     assert len(pickled) < 1000
     assert rerank != MarcoRerank(**{**settings, "top_n": 9})
     assert rerank != MarcoCrossEncoder()
+    assert rerank != type("Derived", (MarcoRerank,), {})(**settings)
 
 
 def test_a_pickle_works_after_the_model_was_used():
@@ -268,19 +271,27 @@ def test_a_pickle_works_after_the_model_was_used():
     assert copied.compress_documents(documents_of(TEXTS), QUERY) == expected
 
 
-def test_the_token_stays_inside():
-    """The token reaches the model loader and is in no dump, repr, pickle or error."""
-    rerank = MarcoRerank(token="hf_secret")
-    rerank.core  # noqa: B018
-    shown = [repr(rerank), str(rerank), rerank.model_dump_json(), str(rerank.model_dump()), repr(rerank.core)]
-    assert not any("hf_secret" in text for text in shown)
-    assert b"hf_secret" not in pickle.dumps(rerank)
-    assert rerank.core._settings.token == "hf_secret"
-    assert copy.deepcopy(rerank).core._settings.token == "hf_secret"
-    with pytest.raises(ValidationError, match="beside `reranker`") as raised:
-        MarcoRerank(reranker=Reranker("bundled"), token="hf_secret")
+@pytest.mark.parametrize("token", ["hf_secret", SecretStr("hf_secret")], ids=["text", "secret"])
+def test_the_token_stays_inside(token):
+    """The token reaches the model loader, also of a copy, and is in no dump, repr, pickle or error."""
+    rerank = MarcoRerank(token=token)
+    copied = MarcoRerank().model_copy(update={"token": token})
+    for each in (rerank, copied, copy.deepcopy(rerank)):
+        shown = [
+            repr(each),
+            str(each),
+            each.model_dump_json(),
+            str(each.model_dump()),
+            str(vars(each)),
+            repr(each.core),
+        ]
+        assert not any("hf_secret" in text for text in shown)
+        assert b"hf_secret" not in pickle.dumps(each)
+        assert each.core._settings.token == "hf_secret"
+    with pytest.raises(ValidationError, match="`token` was given beside a `reranker`") as raised:
+        MarcoRerank(reranker=Reranker("bundled"), token=token)
     assert "hf_secret" not in str(raised.value)
-    with pytest.raises(ValidationError, match="`token` is a bytes; expected None or a text") as raised:
+    with pytest.raises(ValidationError, match="`token` is of type bytes; expected None or a text") as raised:
         MarcoRerank(token=b"hf_secret")
     assert "hf_secret" not in str(raised.value)
 
@@ -300,29 +311,55 @@ def test_a_shared_reranker_does_the_work():
     rerank = MarcoRerank(reranker=shared, top_n=5)
     assert rerank.core is MarcoCrossEncoder(reranker=shared).core is shared
     assert copy.deepcopy(rerank).core is shared
-    again = MarcoRerank(**rerank.model_dump())
-    assert again.core.to_dict() == shared.to_dict()
-    assert again.top_n == 5
+    for again in (
+        MarcoRerank(**rerank.model_dump()),
+        MarcoRerank(**rerank.model_dump(exclude_unset=True)),
+        pickle.loads(pickle.dumps(rerank)),  # noqa: S301
+    ):
+        assert again.core.to_dict() == shared.to_dict()
+        assert again.top_n == 5
     rerank.top_n = 6
     assert (rerank.top_n, rerank.core) == (6, shared)
     assert MarcoRerank(reranker=shared, device=None, token=None).core is shared
+    assert MarcoRerank(reranker=shared, **rerank.model_dump()) == rerank
 
 
-def test_a_dump_of_an_adapter_with_a_scorer_is_no_other_model():
-    """A scorer object is not in a dump; making an adapter from that dump fails instead of taking another model."""
-    rerank = MarcoRerank(reranker=Reranker(WordOverlapScorer(), activation="sigmoid"))
-    assert rerank.model_dump()["activation"] == "sigmoid"
+@pytest.mark.parametrize(
+    "shared", [WordOverlapScorer(), Reranker(WordOverlapScorer()), Reranker(WordOverlapScorer(), activation="sigmoid")]
+)
+def test_a_dump_of_an_adapter_with_a_scorer_is_no_other_model(shared):
+    """A scorer object is in no dump: the dump fails to load instead of taking another model, until it is passed."""
+    rerank = MarcoRerank(reranker=shared, top_n=1)
+    plain = rerank.model_dump()
+    assert (plain["model_name"], plain["activation"]) == ("word-overlap", rerank.core.activation)
     with pytest.raises(UnknownModelError, match="Model 'word-overlap' is unknown"):
-        MarcoRerank(**rerank.model_dump())
+        MarcoRerank(**plain)
+    assert MarcoRerank(**plain, reranker=shared) == rerank
 
 
-@pytest.mark.parametrize("setting", [{"model_name": "bundled"}, {"backend": "onnx"}, {"activation": "sigmoid"}])
-def test_a_shared_reranker_has_its_own_settings(setting):
-    """Model settings beside a reranker would be ignored, so they are an error."""
-    with pytest.raises(ValidationError, match="was given beside `reranker`, which has its own"):
-        MarcoRerank(reranker=Reranker("bundled"), **setting)
+@pytest.mark.parametrize(
+    ("shared", "setting"),
+    [
+        (Reranker("bundled"), {"model_name": "cross-encoder/ms-marco-MiniLM-L-6-v2"}),
+        (Reranker("bundled"), {"activation": "sigmoid"}),
+        (Reranker("bundled"), {"backend": "onnx"}),
+        (WordOverlapScorer(), {"model_name": "bundled"}),
+        (WordOverlapScorer(), {"device": "cpu"}),
+    ],
+)
+def test_a_shared_reranker_has_its_own_settings(shared, setting):
+    """Model settings beside a reranker would be ignored, so they are an error, also when they come later."""
+    name, value = next(iter(setting.items()))
+    message = f"`{name}` is '{value}' beside a `reranker` whose own is .*Pass one"
+    with pytest.raises(ValidationError, match=message):
+        MarcoRerank(reranker=shared, **setting)
+    rerank = MarcoRerank(reranker=shared)
+    with pytest.raises(ValidationError, match=message):
+        setattr(rerank, name, value)
+    with pytest.raises(ValidationError, match=message):
+        rerank.model_copy(update=setting)
     with pytest.raises(ValidationError, match="Field is frozen"):
-        MarcoRerank(**setting).reranker = Reranker("bundled")
+        MarcoRerank().reranker = shared
 
 
 def test_a_change_of_settings_reaches_the_core():
@@ -332,6 +369,11 @@ def test_a_change_of_settings_reaches_the_core():
     assert rerank.model_copy(update={"max_length": 64}).core.to_dict()["max_length"] == 64
     rerank.max_length = 32
     assert rerank.core.to_dict()["max_length"] == 32
+    scored = MarcoCrossEncoder(reranker=WordOverlapScorer())
+    scored.activation = "sigmoid"
+    assert scored.score([("a", "a")]) == pytest.approx([0.99331], abs=1e-5)
+    with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
+        rerank.model_copy(update={"top_n": 0})
 
 
 def test_text_fields_come_before_the_text():

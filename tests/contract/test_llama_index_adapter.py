@@ -29,7 +29,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from marcorank import InvalidInputError, Reranker, ScoreError, UnknownModelError
 from marcorank.llama_index import MarcoRerank
@@ -225,13 +225,14 @@ def test_the_threshold_comes_before_top_n():
         ({"activation": "softmax"}, "`activation` is 'softmax'; expected one of 'identity', 'sigmoid'"),
         ({"backend": "tensorflow"}, "`backend` is 'tensorflow'; expected one of 'auto'"),
         ({"precision": "int4"}, "`precision` is 'int4'; expected one of 'auto'"),
-        ({"device": ""}, "`device` is ''; expected None or a text"),
+        ({"device": ""}, "`device` is empty; expected None or a text"),
         ({"max_length": "512"}, "`max_length` is '512'; expected a whole number"),
         ({"max_query_tokens": 0}, "`max_query_tokens` is 0; expected"),
         ({"long_passages": "drop"}, "`long_passages` is 'drop'; expected one of 'truncate', 'windows'"),
         ({"local_files_only": "yes"}, "`local_files_only` is 'yes'; expected one of True, False, None"),
         ({"allow_pickle": 1}, "`allow_pickle` is 1; expected one of True, False"),
-        ({"token": ""}, "`token` is a str; expected None or a text that is not empty"),
+        ({"token": ""}, "`token` is empty; expected None or a text that is not empty"),
+        ({"token": SecretStr("")}, "`token` is empty; expected None or a text that is not empty"),
         ({"reranker": "bundled"}, "`reranker` is 'bundled'; expected a marcorank.Reranker.*goes in `model`"),
         ({"reranker": WordOverlapScorer}, "`reranker` is <class .*; expected a marcorank.Reranker"),
         ({"topn": 3}, "topn\n.*Extra inputs are not permitted"),
@@ -355,8 +356,10 @@ def test_settings_round_trip(settings):
         copy.copy(rerank),
         copy.deepcopy(rerank),
     ):
+        assert again == rerank
         assert again.to_dict() == plain
         assert again.core.to_dict() == rerank.core.to_dict()
+    assert rerank != MarcoRerank(**{**settings, "top_n": 9})
 
 
 def test_fields_are_the_settings_of_the_core():
@@ -403,18 +406,20 @@ def test_a_scorer_that_cannot_be_pickled_is_an_error():
         pickle.dumps(MarcoRerank(reranker=scorer))
 
 
-def test_the_token_stays_inside():
-    """The token reaches the model loader and is in no dump, repr, pickle or error."""
-    rerank = MarcoRerank(token="hf_secret")
-    shown = [repr(rerank), str(rerank), rerank.to_json(), str(rerank.to_dict()), str(vars(rerank)), repr(rerank.core)]
-    assert not any("hf_secret" in text for text in shown)
-    assert b"hf_secret" not in pickle.dumps(rerank)
-    assert rerank.core._settings.token == "hf_secret"
-    assert copy.deepcopy(rerank).core._settings.token == "hf_secret"
+@pytest.mark.parametrize("token", ["hf_secret", SecretStr("hf_secret")], ids=["text", "secret"])
+def test_the_token_stays_inside(token):
+    """The token reaches the model loader, also of a copy, and is in no dump, repr, pickle or error."""
+    rerank = MarcoRerank(token=token)
+    copied = MarcoRerank().model_copy(update={"token": token})
+    for each in (rerank, copied, copy.deepcopy(rerank)):
+        shown = [repr(each), str(each), each.to_json(), str(each.to_dict()), str(vars(each)), repr(each.core)]
+        assert not any("hf_secret" in text for text in shown)
+        assert b"hf_secret" not in pickle.dumps(each)
+        assert each.core._settings.token == "hf_secret"
     with pytest.raises(ValidationError, match="`token` was given beside a `reranker`") as raised:
         rerank_with(token="hf_secret")
     assert "hf_secret" not in str(raised.value)
-    with pytest.raises(ValidationError, match="`token` is a bytes; expected None or a text") as raised:
+    with pytest.raises(ValidationError, match="`token` is of type bytes; expected None or a text") as raised:
         MarcoRerank(token=b"hf_secret")
     assert "hf_secret" not in str(raised.value)
 
@@ -473,6 +478,8 @@ def test_a_shared_reranker_has_its_own_settings(shared, setting):
     rerank = MarcoRerank(reranker=shared)
     with pytest.raises(ValidationError, match=f"`{name}` is '.*' beside a `reranker` whose own is .*Pass one"):
         setattr(rerank, name, setting[name])
+    with pytest.raises(ValidationError, match=f"`{name}` is '.*' beside a `reranker` whose own is .*Pass one"):
+        rerank.model_copy(update=setting)
 
 
 def test_a_change_of_settings_reaches_the_core():
@@ -483,6 +490,8 @@ def test_a_change_of_settings_reaches_the_core():
     rerank.max_length = 32
     assert rerank.core.to_dict()["max_length"] == 32
     assert rerank.model_copy(update={"metadata_mode": "llm"}).to_dict()["metadata_mode"] == "llm"
+    with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
+        rerank.model_copy(update={"top_n": 0})
     scored = rerank_with()
     scored.activation = "sigmoid"
     (found,) = scored.postprocess_nodes(nodes_of(["red"]), query_str="red")
@@ -548,11 +557,12 @@ def test_it_is_a_node_postprocessor():
     assert MarcoRerank.model_json_schema()["properties"]["top_n"]["default"] == 3
 
 
-def test_without_llama_index_the_pip_command_is_named():
-    """Importing the adapter where llama-index-core is missing says what to install."""
+@pytest.mark.parametrize("missing", ["llama_index.core", "pydantic"])
+def test_without_llama_index_the_pip_command_is_named(missing):
+    """Importing the adapter where llama-index-core or pydantic is missing says what to install."""
     code = (
         "import sys\n"
-        "sys.modules['llama_index.core'] = None\n"
+        f"sys.modules[{missing!r}] = None\n"
         "from marcorank import MissingExtraError\n"
         "try:\n"
         "    import marcorank.llama_index\n"

@@ -332,9 +332,10 @@ def test_importing_the_adapter_loads_no_engine_and_no_other_framework():
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"  # noqa: S603
 
 
-def test_without_langchain_core_the_import_says_what_to_install():
-    """Without langchain-core, importing the adapter gives the pip command."""
-    code = "import sys; sys.modules['langchain_core'] = None; import marcorank.langchain"
+@pytest.mark.parametrize("missing", ["langchain_core", "pydantic"])
+def test_without_langchain_core_the_import_says_what_to_install(missing):
+    """Without langchain-core or pydantic, importing the adapter gives the pip command."""
+    code = f"import sys; sys.modules[{missing!r}] = None; import marcorank.langchain"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
     assert "MissingExtraError: `marcorank.langchain` needs langchain-core" in done.stderr
     assert "pip install 'marcorank[langchain]'" in done.stderr

@@ -1,0 +1,182 @@
+"""What the adapters have in common: the settings of the core as pydantic fields, and the `Reranker` that they make."""
+
+from __future__ import annotations
+
+import os
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from marcorank.arguments import score_threshold_or_none, text_or_none, top_n_or_none
+from marcorank.errors import InvalidInputError
+from marcorank.loading import BackendName, Precision
+from marcorank.models import BUNDLED
+from marcorank.pairs import LongPassages
+from marcorank.ranking import Activation
+from marcorank.reranker import Reranker
+from marcorank.scorer import Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic import ValidationInfo
+    from typing_extensions import Self
+
+TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
+ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
+
+_DEFAULTS = Reranker(BUNDLED).to_dict()
+
+
+class AdapterSettings(BaseModel):
+    """The settings of `marcorank.Reranker` as fields, under the same names but for the model.
+
+    An adapter adds the field of the model and names it in `_model_field`. Equality, pickles and dumps go by the
+    settings, without the token; a pickle carries `reranker` too. Copies share the model.
+
+    Attributes:
+        reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
+            settings; the fields then show its own. Other settings beside it are an error.
+        token: Access token for the hub.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_assignment=True,
+        # Values are in our own messages; pydantic would also print a token.
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    _model_field: ClassVar[str]
+    # What has a `score` but cannot be called as a scorer is.
+    _no_scorers: ClassVar[tuple[type, ...]] = (type,)
+
+    # First, so that the checks of the other fields see it.
+    reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True, frozen=True)
+    activation: Activation = "identity"
+    backend: BackendName = "auto"
+    device: str | None = None
+    precision: Precision = "auto"
+    max_length: int = 512
+    max_query_tokens: int | None = None
+    long_passages: LongPassages = "truncate"
+    revision: str | None = None
+    cache_folder: str | None = None
+    local_files_only: bool | None = None
+    allow_pickle: bool = False
+    token: str | SecretStr | None = Field(default=None, exclude=True)
+
+    _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
+
+    @field_validator("reranker", mode="before")
+    @classmethod
+    def _check_reranker(cls, value: object) -> object:
+        if isinstance(value, cls._no_scorers) or not isinstance(value, (Reranker, Scorer, NoneType)):
+            raise InvalidInputError(
+                f"`reranker` is {value!r}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
+                f"The name of a model goes in `{cls._model_field}`."
+            )
+        return value
+
+    @field_validator("model_name", *_DEFAULTS, mode="before", check_fields=False)
+    @classmethod
+    def _check_setting(cls, value: object, info: ValidationInfo) -> object:
+        field = str(info.field_name)
+        name = "model" if field == cls._model_field else field
+        given = info.data.get("reranker")
+        # A bare scorer has no activation of its own.
+        if given is not None and (name != "activation" or isinstance(given, Reranker)):
+            own = _settings_of(given if isinstance(given, Reranker) else Reranker(given))[name]
+            if value != own:
+                raise InvalidInputError(
+                    f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
+                )
+            return own
+        if name == "model" and not isinstance(value, (str, os.PathLike)):
+            raise InvalidInputError(
+                f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
+                "`score(query, passages)` goes in `reranker`."
+            )
+        return Reranker(**{"model": BUNDLED, name: value}).to_dict()[name]  # type: ignore[arg-type]
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _check_token(cls, value: object, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and info.data.get("reranker") is not None:
+            raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
+        token = text_or_none("token", _revealed(value))
+        return None if token is None else SecretStr(token)
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Show the settings of a reranker that was given, so that dumps say what is used."""
+        core = self.core  # made now, so that threads and copies share it
+        if self.reranker is not None:
+            settings = _settings_of(core)
+            shown = {self._model_field: settings.pop("model"), **settings}
+            self.__dict__.update(shown)
+            # Else a dump of what was set would leave them out, and bring back the default model.
+            self.model_fields_set.update(shown)
+
+    @property
+    def core(self) -> Reranker:
+        """The `Reranker` that does the work: `core.warm_up()` loads the model, `core.close()` lets go of it."""
+        if isinstance(self.reranker, Reranker):
+            return self.reranker
+        wanted = {
+            **{name: getattr(self, name) for name in _DEFAULTS if name != "model"},
+            "model": getattr(self, self._model_field) if self.reranker is None else self.reranker,
+            "token": _revealed(self.token),
+        }
+        made = self._made
+        # Fields can change by assignment.
+        if made is None or made[0] != wanted:
+            made = self._made = (wanted, Reranker(**wanted))
+        return made[1]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy that shares the model; unlike pydantic's own, this checks the changes."""
+        copied = super().model_copy(deep=deep)
+        for name, value in (update or {}).items():
+            setattr(copied, name, value)
+        return copied
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        yield self._model_field, getattr(self, self._model_field)
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.repr and not field.exclude and name != self._model_field and value != field.default:
+                yield name, value
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self.__getstate__() == other.__getstate__()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # All settings are immutable; the model is shared on purpose.
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name == "reranker" or not field.exclude
+        }
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _settings_of(reranker: Reranker) -> dict[str, Any]:
+    """Return the settings of a reranker; of a scorer object there are its name and the activation."""
+    if isinstance(reranker.model, str):
+        return reranker.to_dict()
+    return {**_DEFAULTS, "model": reranker.name, "activation": reranker.activation}
+
+
+def _revealed(token: object) -> Any:
+    return token.get_secret_value() if isinstance(token, SecretStr) else token
