@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import chromadb
 from tqdm import tqdm
 
 from marcorank import Reranker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 T = TypeVar("T")
 
@@ -23,6 +27,8 @@ DEFAULT_QUESTION = "What happens if the with statement's body raises an exceptio
 
 def arguments(description: str | None) -> argparse.Namespace:
     """Read the command line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # arrows, on a terminal that has none
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("question", nargs="?", default=DEFAULT_QUESTION)
     parser.add_argument("--docs", type=Path, help="folder of .md, .txt and .pdf files; default: Python's own reference")
@@ -40,7 +46,8 @@ def load_documents(folder: Path | None) -> Iterator[tuple[str, str]]:
     if folder is None:
         from pydoc_data.topics import topics
 
-        yield from sorted(topics.items())
+        # The longest chapters gather what stands in the others too.
+        yield from sorted((name, text) for name, text in topics.items() if len(text) < 15_000)
         return
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
     if not files:

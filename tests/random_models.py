@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 QUERY = "how many people live in Berlin?"
-WORDS = (
-    "berlin has a population of three million registered inhabitants museum river spree capital city germany "
-    "history people live count statistics office wall europe the of and in to is was for on as by with"
-).split()
+WORDS = tuple(
+    "berlin has a population of three million registered inhabitants museum river spree capital city germany "  # noqa: SIM905
+    "history people live count statistics office wall europe the of and in to is was for on as by with".split()
+)
 # Logits of the MS MARCO models spread about this far.
 LOGIT_STD = 4.0
 

@@ -286,7 +286,7 @@ def _load_onnx(files: ModelFiles, file: Path, choice: Choice, settings: ModelSet
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
-    backend = _shared(
+    backend = _loaded.shared(
         ("onnx", str(file), choice.device, choice.precision),
         lambda: SerialBackend(OnnxBackend(file, device=choice.device, precision=choice.precision)),
     )
@@ -304,7 +304,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
     from marcorank.backends.torch import PredictScorer, TorchBackend, writes_its_own_prompt
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
-    backend = _shared(
+    backend = _loaded.shared(
         ("torch", str(folder), choice.device, choice.precision, settings.allow_pickle),
         lambda: SerialBackend(
             TorchBackend(
@@ -368,16 +368,26 @@ def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = No
     return content
 
 
-_loaded: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-_loading = threading.Lock()
+class _Loaded:
+    """What this process has loaded: one copy of the weights, freed when nobody uses it any more."""
+
+    def __init__(self) -> None:
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        self._lock = threading.Lock()
+        self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+
+    def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
+        """Return what is loaded under a key; load it if there is nothing."""
+        with self._lock:
+            loaded = self._models.get(key)
+            if loaded is None:
+                loaded = self._models[key] = load()
+            return loaded
 
 
-def _shared(key: tuple[Hashable, ...], load: Callable[[], Any]) -> Any:
-    """Return what is loaded under a key; one copy a process, freed when nobody uses it any more."""
-    # Neither onnxruntime nor torch survives a fork: a child process loads anew.
-    key = (os.getpid(), *key)
-    with _loading:
-        loaded = _loaded.get(key)
-        if loaded is None:
-            loaded = _loaded[key] = load()
-        return loaded
+_loaded = _Loaded()
+if hasattr(os, "register_at_fork"):
+    # Neither onnxruntime nor torch survives a fork: a child loads for itself.
+    os.register_at_fork(after_in_child=_loaded.start_anew)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakSet
 
 from marcorank import models
 from marcorank.arguments import (
@@ -122,11 +123,13 @@ class Reranker:
             locate(self._settings)
         self._closed = False
         self._start()
+        _rerankers.add(self)
 
     def _start(self) -> None:
-        self._pid = os.getpid()
-        self._lock = threading.Lock()
+        # Loading takes seconds; the event loop, which only hands over work, must not wait for it.
+        self._loading = threading.Lock()
         self._scorer: RequestScorer | None = None
+        self._handing_over = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
 
     @property
@@ -157,6 +160,7 @@ class Reranker:
             ScoreError: The model gave something else than one finite logit a passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
+        self._check_open()
         return self._score_requests([request_pair((query, passages))])[0].logits
 
     def rank(
@@ -201,6 +205,7 @@ class Reranker:
             ScoreError: The model gave something else than one finite logit a passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
+        self._check_open()
         checked, cut = self._check(requests, top_n, score_threshold)
         return self._rank_checked(checked, *cut)
 
@@ -222,17 +227,17 @@ class Reranker:
 
     def warm_up(self) -> Self:
         """Load the model and run it once, so that the first request is as fast as the others."""
-        self._score_requests([("warm", ["up"])])
+        self.score("warm", ["up"])
         return self
 
     def close(self) -> None:
         """Finish what waits, and let go of the model. A closed reranker cannot be used again."""
-        with self._lock:
+        with self._handing_over:
             self._closed = True
             executor, self._executor = self._executor, None
-            self._scorer = None
-        if executor is not None and self._pid == os.getpid():
+        if executor is not None:
             executor.shutdown()
+        self._scorer = None
 
     def __enter__(self) -> Self:
         return self
@@ -327,7 +332,6 @@ class Reranker:
 
     def _score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score each different passage of a request once."""
-        self._check_open()
         distinct = [(query, list(dict.fromkeys(passages))) for query, passages in requests]
         answers = [PassageScores.empty() for _ in requests]
         asked = [place for place, (_, passages) in enumerate(distinct) if passages]
@@ -339,14 +343,14 @@ class Reranker:
         return answers
 
     def _loaded_scorer(self) -> RequestScorer:
-        with self._lock:
+        with self._loading:
             if self._scorer is None:
                 self._scorer = load_scorer(self._settings) if self._custom is None else as_request_scorer(self._custom)
             return self._scorer
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
-        self._check_open()
-        with self._lock:
+        with self._handing_over:
+            self._check_open()
             if self._executor is None:
                 # One thread: a forward pass uses all cores already, and waiting work can still be cancelled.
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="marcorank")
@@ -356,9 +360,19 @@ class Reranker:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self!r} was closed; make a new Reranker.")
-        if self._pid != os.getpid():
-            # Engine, lock and threads of the parent process do not work in a forked child.
-            self._start()
+
+
+_rerankers: WeakSet[Reranker] = WeakSet()
+
+
+def _start_anew() -> None:
+    """Give every reranker of a forked child new locks and threads: those of the parent do not work there."""
+    for reranker in _rerankers:
+        reranker._start()  # noqa: SLF001
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_start_anew)
 
 
 def _checked_scorer(model: object) -> Scorer:

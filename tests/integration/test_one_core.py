@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
-from llama_index.core import QueryBundle
 from llama_index.core.llms.mock import MockLLM
 from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.response_synthesizers import get_response_synthesizer
@@ -16,6 +16,9 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from marcorank import Reranker, langchain, llama_index
 from random_models import passages
+
+if TYPE_CHECKING:
+    from llama_index.core import QueryBundle
 
 TEXTS = [text[:200] for text in passages(6, seed=5)][:5]
 QUESTIONS = [f"how many people live in house {number}?" for number in range(200)]

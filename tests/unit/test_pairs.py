@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,7 +107,7 @@ def test_windows_repeat_a_part_of_the_one_before():
     encoded = encoder(max_length=64, long_passages="windows").encode(QUERY, [" ".join(map(str, range(10, 99)))])
     spans = [window.span for window in encoded.windows]
     assert len(spans) > 1
-    assert all(later[0] < earlier[1] for earlier, later in zip(spans, spans[1:], strict=False))
+    assert all(later[0] < earlier[1] for earlier, later in pairwise(spans))
 
 
 def test_a_long_query_is_cut_at_its_cap_and_reported():

@@ -7,12 +7,14 @@ import copy
 import json
 import os
 import pickle
+import signal
 import threading
 
 import numpy as np
 import pytest
 
 from marcorank import ClosedError, InvalidInputError, Reranker, ScoreError, UnknownModelError
+from marcorank.scorer import as_request_scorer
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "red apple"
@@ -110,7 +112,7 @@ def test_top_n_must_be_none_or_a_whole_number_from_one(value):
 @pytest.mark.parametrize("value", [True, "0.5", float("nan"), float("-inf"), [1]])
 def test_a_threshold_must_be_a_number(value):
     """A threshold that cannot be compared is named."""
-    with pytest.raises(InvalidInputError, match="`score_threshold` is .*expected None or a finite number"):
+    with pytest.raises(InvalidInputError, match=r"`score_threshold` is .*expected None or a finite number"):
         reranker().rank(QUERY, PASSAGES, score_threshold=value)
 
 
@@ -139,7 +141,7 @@ def test_a_query_must_be_text(value, found, passages):
 @pytest.mark.parametrize("value", ["q", ("q",), ("q", [], 3), None])
 def test_a_request_must_be_a_pair(value):
     """rank_many names a request that is no (query, passages)."""
-    with pytest.raises(InvalidInputError, match="A request is .*expected a pair"):
+    with pytest.raises(InvalidInputError, match=r"A request is .*expected a pair"):
         reranker().rank_many([value])
 
 
@@ -171,7 +173,7 @@ def test_a_setting_that_is_not_allowed_is_named(setting, value):
 @pytest.mark.parametrize("value", [None, 3, object(), WordOverlapScorer])
 def test_a_model_must_be_a_name_a_folder_or_a_scorer(value):
     """Anything else is named, a class instead of an object too."""
-    with pytest.raises(InvalidInputError, match="`model` is .*expected a model name"):
+    with pytest.raises(InvalidInputError, match=r"`model` is .*expected a model name"):
         Reranker(value)
 
 
@@ -239,7 +241,7 @@ def test_a_closed_reranker_says_so():
 
 
 def test_close_finishes_what_waits():
-    """A call that was accepted gets its answer although the reranker is closed behind it."""
+    """Calls that were accepted get their answers although the reranker is closed behind them."""
     begun, go_on = threading.Event(), threading.Event()
 
     def answer(passages):
@@ -250,14 +252,35 @@ def test_close_finishes_what_waits():
     chosen = Reranker(FixedScorer(answer))
 
     async def scenario():
-        task = asyncio.create_task(chosen.arank("q", ["a"]))
+        tasks = [asyncio.create_task(chosen.arank("q", [text])) for text in ("first", "second", "third")]
         await asyncio.to_thread(begun.wait, 30)
         closing = asyncio.create_task(asyncio.to_thread(chosen.close))
+        while not chosen._closed:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
         go_on.set()
         await closing
-        return await task
+        return await asyncio.gather(*tasks)
 
-    assert len(asyncio.run(scenario())) == 1
+    assert [ranking[0].text for ranking in asyncio.run(scenario())] == ["first", "second", "third"]
+
+
+async def test_the_event_loop_is_free_while_a_model_loads(monkeypatch):
+    """A second caller hands over its work although the first one's model is still being loaded."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(settings):
+        begun.set()
+        assert go_on.wait(30)
+        return as_request_scorer(WordOverlapScorer())
+
+    monkeypatch.setattr("marcorank.reranker.load_scorer", load)
+    chosen = Reranker("bundled")
+    first = asyncio.create_task(chosen.arank(QUERY, PASSAGES))
+    await asyncio.to_thread(begun.wait, 30)
+    second = asyncio.create_task(chosen.arank(QUERY, PASSAGES))
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await first == await second
 
 
 async def test_the_event_loop_is_free_while_scores_are_made():
@@ -328,6 +351,32 @@ def test_a_forked_child_can_go_on():
     if child == 0:
         found = asyncio.run(chosen.arank(QUERY, PASSAGES))
         os._exit(0 if found[0].index == 1 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_child_forked_while_a_model_loads_can_go_on(monkeypatch):
+    """A lock that another thread held at the fork is a new one in the child."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def load(settings):
+        begun.set()
+        assert go_on.wait(30)
+        return as_request_scorer(WordOverlapScorer())
+
+    monkeypatch.setattr("marcorank.reranker.load_scorer", load)
+    chosen = Reranker("bundled")
+    thread = threading.Thread(target=chosen.warm_up)
+    thread.start()
+    assert begun.wait(30)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        go_on.set()
+        os._exit(0 if chosen.rank(QUERY, PASSAGES)[0].index == 1 else 1)
+    go_on.set()
+    thread.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -105,10 +105,31 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         raise ModelLoadError(
             f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit a pair."
         )
+    if not allow_pickle:
+        _check_head(folder, model.model)
     # Parts that keep a precision of their own follow the one that was asked for.
     model.to(dtype)
     model.eval()
     return model
+
+
+def _check_head(folder: Path, model: Any) -> None:
+    """Refuse a model whose output layer transformers has filled with random numbers, such as an embedding model."""
+    from safetensors import safe_open
+
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return
+    inner = f"{model.base_model_prefix}."
+    head = {name for name, _ in model.named_parameters() if not name.startswith(inner)}
+    stored: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            stored.update(tensors.keys())
+    if not head & stored:
+        raise ModelLoadError(
+            f"{str(folder)!r} holds no weights for the output layer ({', '.join(sorted(head))}); it is no "
+            "cross-encoder that this sentence-transformers knows, but perhaps an embedding model."
+        )
 
 
 def _dtype_argument() -> str:

@@ -1,0 +1,276 @@
+"""The documentation is true: its code runs, its links lead somewhere, its reference names everything."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import shlex
+import shutil
+from enum import Enum
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from langchain_core.cross_encoders import BaseCrossEncoder
+from langchain_core.documents import BaseDocumentCompressor
+from langchain_core.retrievers import BaseRetriever
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+
+import marcorank
+from marcorank import cli, errors, langchain, llama_index, testing
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+
+_FENCE = re.compile(r"(?ms)^(?P<indent> *)```(?P<kind>\w*)(?P<mark>[^\n`]*)\n(?P<code>.*?)^(?P=indent)```$")
+_REASON = re.compile(r"<!-- \S.* -->\n\s*\Z")
+_LINK = re.compile(r"\[[^\]]+\]\((?!\w+:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
+_HEADING = re.compile(r"(?m)^#+ (?P<title>.+)$")
+_ROW = re.compile(r"(?m)^\| `(?P<name>[^`]+)` \| (?P<second>[^|]+) \|")
+
+
+class Block(NamedTuple):
+    """One fenced block of a page."""
+
+    kind: str
+    mark: str
+    code: str
+    start: int
+    line: int
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            found["kind"],
+            found["mark"].strip(),
+            inspect.cleandoc(found["code"]) if found["indent"] else found["code"],
+            found.start(),
+            text.count("\n", 0, found.start()) + 1,
+        )
+        for found in _FENCE.finditer(text)
+    ]
+
+
+def page_name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def run_python(block: Block, page: Path, namespace: dict[str, Any]) -> None:
+    # The empty lines make a traceback show the lines of the page.
+    code = compile("\n" * block.line + block.code, page_name(page), "exec", dont_inherit=True)
+    exec(code, namespace)  # noqa: S102
+    for name in re.findall(r"(?m)^def (test_\w+)", block.code):
+        namespace[name]()
+
+
+def run_commands(block: Block, page: Path) -> None:
+    for line in block.code.splitlines():
+        if line.startswith("$ marcorank"):
+            try:
+                status = cli.main(shlex.split(line)[2:])
+            except SystemExit as error:
+                status = error.code
+            assert status == 0, f"{page_name(page)}:{block.line}: {line!r} ended with {status}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_the_blocks_of_a_page_run_from_top_to_bottom(page, tmp_path, monkeypatch, request):
+    """Who copies the blocks of a page in their order sees them work; commands end with status 0."""
+    monkeypatch.chdir(tmp_path)
+    if "my-reranker" in page.read_text(encoding="utf-8"):
+        shutil.copytree(request.getfixturevalue("small_bert"), "my-reranker")
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in blocks_of(page):
+        if block.mark == "no-run":
+            continue
+        if block.kind == "python":
+            run_python(block, page, namespace)
+        elif block.kind in {"console", "bash"}:
+            run_commands(block, page)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_a_block_that_is_not_run_says_why(page):
+    """Marks are known ones, and each `no-run` has an HTML comment with its reason above it."""
+    text = page.read_text(encoding="utf-8")
+    for block in blocks_of(page):
+        assert block.mark in {"", "no-run"}, f"{page_name(page)}:{block.line}: unknown mark {block.mark!r}"
+        assert block.mark == "" or _REASON.search(text[: block.start]), f"{page_name(page)}:{block.line}: no reason"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_relative_links_resolve(page):
+    """A link to a file of the repository finds it, and a link to a heading finds that."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in _LINK.finditer(text):
+        target = (page.parent / link["file"]).resolve() if link["file"] else page
+        assert target.exists(), f"{page_name(page)}: {link[0]}"
+        assert link["anchor"] is None or link["anchor"] in anchors_of(target), f"{page_name(page)}: {link[0]}"
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Anchors as GitHub makes them of headings."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    titles = (heading["title"].strip().lower() for heading in _HEADING.finditer(text))
+    return {re.sub(r"[^\w\- ]", "", title).replace(" ", "-") for title in titles}
+
+
+def test_the_index_lists_every_page():
+    """A page that the index does not name would not be found."""
+    index = DOCS / "README.md"
+    linked = {(DOCS / link["file"]).resolve() for link in _LINK.finditer(index.read_text(encoding="utf-8"))}
+    assert set(DOCS.rglob("*.md")) - {index} <= linked
+
+
+REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")
+
+
+def section(title: str) -> str:
+    """Text below a heading, down to the next of any level."""
+    _, found, rest = REFERENCE.partition(f"# {title}\n")
+    assert found, f"docs/reference.md has no heading {title!r}"
+    following = _HEADING.search(rest)
+    return rest[: following.start()] if following else rest
+
+
+def rows(title: str) -> dict[str, str]:
+    """First and second column of the table in a section."""
+    return {row["name"]: row["second"].strip().strip("`") for row in _ROW.finditer(section(title))}
+
+
+def shown(default: object) -> str:
+    if isinstance(default, Enum):
+        return f"{type(default).__name__}.{default.name}"
+    return "required" if default is inspect.Parameter.empty else repr(default)
+
+
+def public_methods(kind: type) -> dict[str, str]:
+    """Signatures of the methods that a class itself defines, without types."""
+    found = {}
+    for name, attribute in vars(kind).items():
+        function = getattr(attribute, "__func__", attribute)
+        if name.startswith(("_", "model_post_init")) or not inspect.isfunction(function):
+            continue
+        signature = inspect.signature(getattr(kind, name))
+        plain = [
+            parameter.replace(annotation=inspect.Parameter.empty)
+            for parameter in signature.parameters.values()
+            if parameter.name != "self"
+        ]
+        found[name] = f"{name}{inspect.Signature(plain)}"
+    return found
+
+
+def field_defaults(kind: Any, framework: Any) -> dict[str, str]:
+    return {
+        name: f"{field.default_factory.__name__}()"
+        if field.default_factory
+        else shown(inspect.Parameter.empty if field.is_required() else field.default)
+        for name, field in kind.model_fields.items()
+        if name not in getattr(framework, "model_fields", {})
+    }
+
+
+def test_the_reference_holds_every_argument_of_the_reranker():
+    """Every argument of `Reranker` stands there with its default, and nothing else does."""
+    parameters = list(inspect.signature(marcorank.Reranker.__init__).parameters.values())[1:]
+    assert rows("Arguments of `Reranker`") == {parameter.name: shown(parameter.default) for parameter in parameters}
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        (marcorank.Reranker, "Methods of `Reranker`"),
+        (marcorank.Ranking, "Methods of `Ranking`"),
+        (marcorank.RankedPassage, "Methods of `RankedPassage`"),
+        (marcorank.Scorer, "`Scorer`"),
+        (langchain.MarcoRerank, "Methods of `MarcoRerank` for LangChain"),
+        (langchain.MarcoCrossEncoder, "`MarcoCrossEncoder`"),
+        (testing.WordOverlapScorer, "`marcorank.testing.WordOverlapScorer`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_reference_holds_every_method(kind, title):
+    """Each public method stands there with the signature that it has."""
+    missing = [signature for signature in public_methods(kind).values() if f"`{signature}`" not in section(title)]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [(marcorank.RankedPassage, "Fields of `RankedPassage`"), (marcorank.Ranking, "Fields of `Ranking`")],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_reference_holds_every_field_of_a_result(kind, title):
+    """Every field stands there, and nothing else does."""
+    assert list(rows(title)) == list(kind.__dataclass_fields__)
+
+
+@pytest.mark.parametrize(
+    ("kind", "framework", "title"),
+    [
+        (langchain.MarcoRerank, BaseDocumentCompressor, "Fields of `MarcoRerank` for LangChain"),
+        (langchain.RerankRetriever, BaseRetriever, "`RerankRetriever`"),
+        (llama_index.MarcoRerank, BaseNodePostprocessor, "Fields of `MarcoRerank` for LlamaIndex"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_reference_holds_every_field_of_an_adapter(kind, framework, title):
+    """Every field stands there with its default, and nothing else does."""
+    assert rows(title) == field_defaults(kind, framework)
+
+
+def test_the_reference_says_which_fields_the_cross_encoder_has():
+    """`MarcoCrossEncoder` has the fields of `MarcoRerank` but those that the reference names."""
+    without = set(re.findall(r"`(\w+)`", section("`MarcoCrossEncoder`").partition("without")[2].partition(".")[0]))
+    assert set(field_defaults(langchain.MarcoRerank, BaseDocumentCompressor)) - without == set(
+        field_defaults(langchain.MarcoCrossEncoder, BaseCrossEncoder)
+    )
+
+
+def test_the_reference_holds_every_error():
+    """The tree of errors stands there as it is, with the built-in beside each."""
+    kinds = [
+        value for value in vars(errors).values() if isinstance(value, type) and value.__module__ == errors.__name__
+    ]
+    expected = {kind.__name__: kind.__mro__[2 if kind is not errors.MarcoRankError else 1].__name__ for kind in kinds}
+    assert rows("Errors") == expected
+
+
+def test_the_reference_holds_every_public_name():
+    """Everything that `marcorank` and the adapters export stands there."""
+    names = [*marcorank.__all__, *langchain.__all__, *llama_index.__all__, "WordOverlapScorer"]
+    assert [name for name in names if name not in REFERENCE] == []
+
+
+def test_the_reference_holds_every_extra():
+    """Every extra of the package stands there, and nothing else does but none at all."""
+    assert set(rows("Extras")) == set(metadata("marcorank").get_all("Provides-Extra"))
+
+
+def commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Every command that can be run, with its parser."""
+    found = {parser.prog: parser}
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found |= commands(child)
+    return found
+
+
+@pytest.mark.parametrize("command", commands(cli._parser()))
+def test_the_reference_holds_every_option_of_a_command(command):
+    """Every argument and option of a command stands there, and nothing else does."""
+    actions = commands(cli._parser())[command]._actions
+    expected = {
+        action.option_strings[-1] if action.option_strings else str(action.metavar)
+        for action in actions
+        if not isinstance(action, argparse._SubParsersAction)
+    }
+    # argparse's own prog of a command holds the positional arguments of those above it.
+    assert set(rows(f"`{command}`")) | {"--help"} == expected

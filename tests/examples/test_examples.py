@@ -1,0 +1,324 @@
+"""Every example runs as its reader would run it, and prints what it promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from openai_server import ANSWER, openai_server
+
+FOLDER = Path(__file__).parents[2] / "examples"
+# What has no main part is imported by the others.
+EXAMPLES = sorted(file.name for file in FOLDER.glob("*.py") if '__name__ == "__main__"' in file.read_text("utf-8"))
+PROGRESS = re.compile(r"\d+%\|")
+# An example about truncation may say that it truncates.
+TOLD = {"long_documents.py": "only its beginning was scored"}
+MOVE = re.compile(r"^ *(\d+) → *(\d+) +(=|[↑↓]\d+) +(-?[\d.]+) +(-?[\d.]+)  \[(.+?)\] (.*)$", re.MULTILINE)
+RULE = "-" * 100
+EXTRACTIVE = "(Extractive: the best sentence of the passages above the line."
+QUESTION = "How hot is green tea brewed?"
+ANSWER_IN_PDF = "Green tea is brewed at 80 degrees."
+SOURCES = {"coffee.txt", "milk.md", str(Path("more", "bread.txt")), str(Path("more", "tea.pdf"))}
+
+
+class Run(NamedTuple):
+    """Output of an example: what it prints, and what it says on stderr that is no progress."""
+
+    text: str
+    complaints: list[str]
+
+
+def run(example: str, *arguments: object, folder: Path) -> Run:
+    """Run an example in a folder, as a reader does."""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, str(FOLDER / example), *map(str, arguments)],
+        capture_output=True,
+        encoding="utf-8",
+        cwd=folder,
+        # Windows would print with an older encoding; a proxy must not stand before the loopback server.
+        env={**os.environ, "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"},
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip() for line in re.split(r"[\r\n]+", done.stderr)]
+    return Run(done.stdout, [line for line in lines if line and not PROGRESS.search(line)])
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    """The folder of the default runs; the store of the LangChain example stays there."""
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.fixture(scope="session")
+def default_run(workplace):
+    """Run an example without arguments, once for all tests."""
+    return cache(lambda example: run(example, folder=workplace))
+
+
+def moves(text):
+    """Rows of the table of moves: first rank, new rank, arrow, first score, new score, source, preview."""
+    return [
+        (int(first), int(new), arrow, float(first_score), float(score), source, preview)
+        for first, new, arrow, first_score, score, source, preview in MOVE.findall(text)
+    ]
+
+
+def check_moves(text, count, top_n=3):
+    """Check that a table is complete, sorted, and says how far each passage moved."""
+    rows = moves(text)
+    assert sorted(row[0] for row in rows) == list(range(1, count + 1))
+    assert [row[1] for row in rows] == list(range(1, count + 1))
+    for first, new, arrow, *_ in rows:
+        assert arrow == ("=" if first == new else f"{'↑' if first > new else '↓'}{abs(first - new)}")
+    first_scores = [row[3] for row in sorted(rows)]
+    assert first_scores == sorted(first_scores, reverse=True)
+    assert [row[4] for row in rows] == sorted((row[4] for row in rows), reverse=True)
+    if count > top_n:
+        assert len(moves(text.split(RULE)[0])) == top_n
+    sources = ", ".join(f"[{place}] {row[5]}" for place, row in enumerate(rows[:top_n], 1))
+    assert f"Sources: {sources}\n" in text
+    return rows
+
+
+@pytest.mark.parametrize("example", [name for name in EXAMPLES if name != "rag_llamaindex.py"])
+def test_an_example_runs_without_arguments(default_run, example):
+    """It needs no argument and no network, prints something, and says nothing on stderr but progress."""
+    output = default_run(example)
+    assert output.text.strip()
+    assert all(TOLD.get(example, "\n") in line for line in output.complaints), output.complaints
+
+
+def test_search_results_are_reranked_with_their_records(default_run):
+    """Every result appears once with its old place, its own title and its own url, best score first."""
+    records = json.loads((FOLDER / "search_results.json").read_text("utf-8"))["results"]
+    rows = re.findall(
+        r"^ *(\d+) +(\d+) +(-?[\d.]+)  (.+)\n +(\S+)$", default_run("rerank_search_results.py").text, re.MULTILINE
+    )
+    assert [int(row[0]) for row in rows] == list(range(1, len(records) + 1))
+    assert sorted(int(row[1]) for row in rows) == list(range(1, len(records) + 1))
+    assert [float(row[2]) for row in rows] == sorted((float(row[2]) for row in rows), reverse=True)
+    for _, old, _, title, url in rows:
+        assert (title, url) == (records[int(old) - 1]["title"], records[int(old) - 1]["url"])
+
+
+def test_search_results_of_ones_own(tmp_path):
+    """`--results` takes a file of the reader's, the query its place, and `--top-n` cuts the list."""
+    results = [
+        {"title": "Roasting", "url": "https://example.org/coffee", "snippet": "Coffee is roasted.", "id": 7},
+        {"title": "Green tea", "url": "https://example.org/tea", "snippet": "Green tea is brewed at 80 degrees."},
+    ]
+    (tmp_path / "own.json").write_text(json.dumps({"results": results}), encoding="utf-8")
+    arguments = ["how hot is green tea brewed", "--results", "own.json", "--top-n", 1]
+    text = run("rerank_search_results.py", *arguments, folder=tmp_path).text
+    assert "https://example.org/tea" in text
+    assert "https://example.org/coffee" not in text
+
+
+def test_search_prints_lines_as_they_stand_in_the_file(tmp_path):
+    """Each printed line has the number and the text that it has in the reader's file."""
+    paragraphs = [f"Paragraph {number} is about nothing much.\n" * 15 for number in range(8)]
+    paragraphs[5] = "Green tea is brewed at 80 degrees.\n" * 15
+    file = tmp_path / "own.txt"
+    file.write_text("\n\n" + "\n".join(paragraphs), encoding="utf-8")
+    arguments = ["How hot is green tea brewed?", "--file", file, "--top-k", 4, "--top-n", 2]
+    text = run("semantic_search.py", *arguments, folder=tmp_path).text
+    lines = file.read_text("utf-8").splitlines()
+    printed = re.findall(r"^ {2,6}(\d+)  (.*)$", text, re.MULTILINE)
+    assert len(printed) >= 20
+    for number, line in printed:
+        assert line == lines[int(number) - 1]
+    for first, last in re.findall(r"lines (\d+)-(\d+), score", text):
+        assert {first, last} <= {number for number, _ in printed}
+    assert "Green tea" in printed[0][1]
+    assert ", 4 candidates, the best 2:" in text
+
+
+def test_search_says_what_the_first_stage_thought(default_run):
+    """By default three passages are shown, with both places."""
+    heads = re.findall(
+        r"^(\d)\. lines \d+-\d+, score (\S+), first stage: place (\d+)$",
+        default_run("semantic_search.py").text,
+        re.MULTILINE,
+    )
+    assert [head[0] for head in heads] == ["1", "2", "3"]
+    assert all(1 <= int(head[2]) <= 20 for head in heads)
+
+
+def test_a_question_without_answer_gets_none(default_run):
+    """Of the default questions some are answered from their passage, and the one about nothing there is not."""
+    text = default_run("question_answering.py").text
+    assert "The Danube rises in the Black Forest in Germany" in text
+    assert re.search(
+        r"How do I train a neural network\?\n  No answer found: none of \d+ sentences reaches 0\.9\.", text
+    )
+
+
+def test_the_threshold_decides_about_answers(tmp_path):
+    """With 0 the same question has an answer with a score between 0 and 1; with more than 1 no question has."""
+    (tmp_path / "own.txt").write_text("Tea is hot. Ice is cold.\n\nCats purr.\n", encoding="utf-8")
+    arguments = ["Which animal purrs?", "--passages", "own.txt", "--threshold"]
+    answered = run("question_answering.py", *arguments, 0, folder=tmp_path).text
+    assert re.search(r"Which animal purrs\?\n  Cats purr\.\n  \(score 0\.\d{3}, passage 2\)", answered)
+    refused = run("question_answering.py", *arguments, 1.01, folder=tmp_path).text
+    assert "No answer found: none of 3 sentences reaches 1.01." in refused
+
+
+def test_windows_find_what_truncation_misses(tmp_path):
+    """An answer at the end of a long document ranks it first only with windows, and the quoted span holds it."""
+    filler = "The weather was fine and nobody had anything to do with the matter.\n\n" * 60
+    answer = "Green tea is brewed at 80 degrees."
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "late.md").write_text(filler + answer + "\n", encoding="utf-8")
+    (docs / "short.txt").write_text("Tea is a drink.\n", encoding="utf-8")
+    text = run("long_documents.py", "How hot is green tea brewed?", "--docs", docs, folder=tmp_path).text
+    assert re.search(r"^late\.md +\d+ +2 +\S+ +1 +\S+$", text, re.MULTILINE)
+    assert "Truncation read only the beginning of 1 of 2." in text
+    start, end = map(int, re.search(r"Best window: characters (\d+) to (\d+) of late\.md", text).groups())
+    assert answer in (docs / "late.md").read_text("utf-8")[start:end]
+    assert f"    {answer}" in text
+
+
+def test_long_documents_are_long(default_run):
+    """In the default run every document is longer than what the model reads, for every question."""
+    text = default_run("long_documents.py").text
+    assert text.count("Truncation read only the beginning of 6 of 6.") == text.count("Best window: ") == 3
+
+
+def test_tuning_prints_what_each_depth_finds_and_costs(default_run):
+    """Success never falls as top_n grows, never exceeds its ceiling, and the ceiling never falls as top_k grows."""
+    text = default_run("tune_top_k.py").text
+    number = r" +([01]\.\d\d)"
+    rows = re.findall(rf"^(not reranked|top_k=\d+){number * 4} +(-|\d+)$", text, re.MULTILINE)
+    assert [row[0] for row in rows] == ["not reranked", "top_k=5", "top_k=10", "top_k=20"]
+    for _, *found, _ in rows:
+        assert list(map(float, found)) == sorted(map(float, found))
+    ceilings = [float(row[4]) for row in rows[1:]]
+    assert ceilings == sorted(ceilings)
+    # The first stage's best five are what top_k=5 reranks.
+    assert rows[0][3] == rows[1][4]
+    assert ceilings[-1] == float(rows[0][4]) > 0.5
+    assert all(int(row[5]) > 0 for row in rows[1:])
+
+
+def test_langchain_shows_both_ranks_and_an_answer(default_run):
+    """The default run embeds the whole reference, and shows 20 moves, a sentence as the answer, and its sources."""
+    text = default_run("rag_langchain.py").text
+    chunks, new, removed = map(int, re.match(r"(\d+) chunks: (\d+) to embed, (\d+) removed\n", text).groups())
+    assert (chunks, removed) == (new, 0)
+    assert chunks > 300
+    check_moves(text, 20)
+    assert re.search(r"^Answer: \S+ .*\n\(Extractive: the best sentence", text, re.MULTILINE)
+
+
+def test_langchain_asks_the_llm_with_the_best_three(default_run, workplace):
+    """A second run embeds nothing; the prompt holds the three best passages and no score; the answer is printed."""
+    default_run("rag_langchain.py")
+    with openai_server() as server:
+        arguments = ["What does a class decorator do?", "--llm", "some-model", "--base-url", server.base_url]
+        text = run("rag_langchain.py", *arguments, folder=workplace).text
+    assert re.match(r"\d+ chunks: 0 to embed, 0 removed\n", text)
+    check_prompt(server, "What does a class decorator do?", check_moves(text, 20), mark="[{}] ")
+    assert f"\nAnswer: {ANSWER}\nSources: [1] " in text
+    assert EXTRACTIVE not in text
+
+
+def test_documents_of_ones_own(default_run, workplace, documents, tmp_path):
+    """A folder's Markdown, text and PDF are read, and what the store held of other documents is dropped."""
+    default_run("rag_langchain.py")
+    # Other tests rely on what the store holds.
+    shutil.copytree(workplace / ".marcorank", tmp_path / "store")
+    text = run("rag_langchain.py", QUESTION, "--docs", documents, "--store", "store", folder=tmp_path).text
+    assert re.match(r"(\d+) chunks: \1 to embed, \d{3,} removed\n", text)
+    rows = check_moves(text, len(moves(text)))
+    assert {row[5] for row in rows} == SOURCES
+    assert f"Answer: {ANSWER_IN_PDF}\n{EXTRACTIVE}" in text
+
+
+def test_llamaindex_embeds_only_what_has_changed(documents, tmp_path):
+    """After a change in one file only its chunk is embedded and the old one goes; the prompt holds the best three."""
+    first = run("rag_llamaindex.py", QUESTION, "--docs", documents, folder=tmp_path)
+    assert first.complaints == []
+    chunks, new = map(int, re.match(r"(\d+) chunks: (\d+) to embed, 0 removed\n", first.text).groups())
+    assert chunks == new == len(SOURCES)
+    assert {row[5] for row in check_moves(first.text, chunks)} == SOURCES
+    assert f"Answer: {ANSWER_IN_PDF}\n{EXTRACTIVE}" in first.text
+
+    (documents / "coffee.txt").write_text("Coffee is now roasted at 210 degrees.\n", encoding="utf-8")
+    with openai_server() as server:
+        arguments = [QUESTION, "--docs", documents, "--llm", "some-model", "--base-url", server.base_url]
+        second = run("rag_llamaindex.py", *arguments, folder=tmp_path)
+    assert second.text.startswith(f"{chunks} chunks: 1 to embed, 1 removed\n")
+    assert "210 degrees" in second.text
+    assert "200 degrees" not in second.text
+    check_prompt(server, QUESTION, check_moves(second.text, chunks))
+    assert f"\nAnswer: {ANSWER}\nSources: [1] " in second.text
+    assert EXTRACTIVE not in second.text
+
+
+@pytest.fixture
+def documents(tmp_path):
+    """A folder with a Markdown file, two texts and a PDF; a file that is none of them is left alone."""
+    folder = tmp_path / "documents"
+    (folder / "more").mkdir(parents=True)
+    (folder / "coffee.txt").write_text("Coffee is roasted at 200 degrees.\n", encoding="utf-8")
+    (folder / "milk.md").write_text("# Milk\n\nMilk is kept in the fridge.\n", encoding="utf-8")
+    (folder / "more" / "bread.txt").write_text("Bread is baked in an oven of stone.\n", encoding="utf-8")
+    (folder / "more" / "tea.pdf").write_bytes(pdf(ANSWER_IN_PDF))
+    (folder / "photo.png").write_bytes(b"\x89PNG")
+    return folder
+
+
+def pdf(line: str) -> bytes:
+    """Return a PDF of one page with one line."""
+    font = b"<< /Font << /F1 5 0 R >> >>"
+    content = f"BT /F1 12 Tf 72 720 Td ({line}) Tj ET".encode()
+    objects = [
+        b"<< /Type /Catalog /Pages 2 0 R >>",
+        b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",
+        b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R /Resources %s >>" % font,
+        b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    body, offsets = b"%PDF-1.4\n", []
+    for number, item in enumerate(objects, 1):
+        offsets.append(len(body))
+        body += b"%d 0 obj\n%s\nendobj\n" % (number, item)
+    table = b"".join(b"%010d 00000 n \n" % offset for offset in offsets)
+    head = b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    return (
+        body
+        + head
+        + table
+        + b"trailer << /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n"
+        % (
+            len(objects) + 1,
+            len(body),
+        )
+    )
+
+
+def check_prompt(server, question, rows, mark=""):
+    """Check that one chat was asked for, with the question, the three best passages in their order, and no score."""
+    [(path, body)] = server.requests
+    assert (path, body["model"]) == ("/v1/chat/completions", "some-model")
+    [prompt] = server.prompts
+    assert question in prompt
+    flat = " ".join(prompt.split())
+    places = [flat.find(mark.format(place) + row[6].removesuffix("…")) for place, row in enumerate(rows, 1)]
+    assert min(places[:3]) >= 0
+    assert places[:3] == sorted(places[:3])
+    assert places[3] == -1
+    assert "retrieval_score" not in prompt
+    assert "relevance_score" not in prompt
