@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import json
 import mmap
@@ -375,8 +376,16 @@ class _Loaded:
         self.start_anew()
 
     def start_anew(self) -> None:
+        """Forget everything, with a lock that nobody holds."""
         self._lock = threading.Lock()
         self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
+
+    def start_anew_in_child(self) -> None:
+        """Let a forked child load for itself: neither onnxruntime nor torch works on there."""
+        for model in list(self._models.values()):
+            # To destroy an onnxruntime session is to wait for its threads, and a child has none of them.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
+        self.start_anew()
 
     def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
         """Return what is loaded under a key; load it if there is nothing."""
@@ -389,5 +398,4 @@ class _Loaded:
 
 _loaded = _Loaded()
 if hasattr(os, "register_at_fork"):
-    # Neither onnxruntime nor torch survives a fork: a child loads for itself.
-    os.register_at_fork(after_in_child=_loaded.start_anew)
+    os.register_at_fork(after_in_child=_loaded.start_anew_in_child)

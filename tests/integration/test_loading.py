@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -238,6 +239,32 @@ print(ranking[0].index, {"torch", "transformers"} & set(sys.modules))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "1 set()"
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_forked_child_loads_for_itself():
+    """A program that loads the model before it forks: the child ranks and closes without hanging."""
+    code = """
+import asyncio, os, signal, time
+from marcorank import Reranker
+shared, dropped = Reranker("bundled"), Reranker("bundled", max_length=64)
+texts = ["Lists are mutable.", "open() opens a file."]
+expected = shared.rank("how do I open a file?", texts)
+asyncio.run(dropped.warm_up().arank("q", texts))
+time.sleep(0.5)  # the engine's threads go to sleep
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    del dropped
+    assert asyncio.run(shared.arank("how do I open a file?", texts)) == expected
+    shared.close()
+    os._exit(0)  # onnxruntime's own clean-up of a child's process hangs
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.strip() == "0"
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])

@@ -349,6 +349,7 @@ def test_a_forked_child_can_go_on():
     asyncio.run(chosen.arank(QUERY, PASSAGES))
     child = os.fork()
     if child == 0:
+        signal.alarm(30)
         found = asyncio.run(chosen.arank(QUERY, PASSAGES))
         os._exit(0 if found[0].index == 1 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
