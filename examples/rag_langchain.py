@@ -28,7 +28,7 @@ def main() -> None:
 
     splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=100)
     chunks = {
-        parts.chunk_id(text): Document(text, id=parts.chunk_id(text), metadata={"source": source})
+        parts.chunk_id(source, text): Document(text, id=parts.chunk_id(source, text), metadata={"source": source})
         for source, whole in parts.load_documents(args.docs)
         for text in splitter.split_text(whole)
     }

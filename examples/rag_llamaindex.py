@@ -24,7 +24,7 @@ def main() -> None:
     chunks = {}
     for source, whole in parts.load_documents(args.docs):
         for text in splitter.split_text(whole):
-            key = parts.chunk_id(text)
+            key = parts.chunk_id(source, text)
             chunks[key] = TextNode(id_=key, text=text, metadata={"source": source})
     _, collection = parts.open_collection(args.store, "llamaindex")
     embeddings = HuggingFaceEmbedding(str(get_model_path()))

@@ -34,11 +34,19 @@ def arguments(description: str | None) -> argparse.Namespace:
     parser.add_argument("--docs", type=Path, help="folder of .md, .txt and .pdf files; default: Python's own reference")
     parser.add_argument("--store", type=Path, default=Path(".marcorank"), help="folder of the Chroma store")
     parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
-    parser.add_argument("--top-k", type=int, default=20, help="passages from the store")
-    parser.add_argument("--top-n", type=int, default=3, help="passages for the answer")
+    parser.add_argument("--top-k", type=at_least_one, default=20, help="passages from the store")
+    parser.add_argument("--top-n", type=at_least_one, default=3, help="passages for the answer")
     parser.add_argument("--llm", help="name of a model on an OpenAI-compatible server")
     parser.add_argument("--base-url", help="that server, such as http://localhost:11434/v1 for Ollama")
     return parser.parse_args()
+
+
+def at_least_one(text: str) -> int:
+    """Read a number of passages."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"found {text}; expected at least 1")
+    return number
 
 
 def load_documents(folder: Path | None) -> Iterator[tuple[str, str]]:
@@ -72,13 +80,15 @@ def open_collection(folder: Path, name: str) -> tuple[chromadb.ClientAPI, chroma
     return client, client.get_or_create_collection(name, metadata={"hnsw:space": "cosine"})
 
 
-def chunk_id(text: str) -> str:
-    """Return an id that changes with the text: a second run embeds only what is new, and equal chunks once."""
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def chunk_id(source: str, text: str) -> str:
+    """Return an id that changes with the chunk, so that a second run embeds only what is new."""
+    return hashlib.sha256(f"{source}\0{text}".encode()).hexdigest()[:32]
 
 
 def new_chunks(collection: chromadb.Collection, chunks: dict[str, T]) -> Iterable[Sequence[T]]:
     """Drop from the collection what no document holds any more; yield the chunks that it lacks, with progress."""
+    if not chunks:
+        raise SystemExit("The documents hold no text.")
     known = set(collection.get(include=[])["ids"])
     stale = sorted(known - chunks.keys())
     for start in range(0, len(stale), 1000):

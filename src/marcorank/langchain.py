@@ -15,10 +15,12 @@ earlier stage left under them is replaced.
                        else as `score`; absent where none of them is a number
     best_span          [start, end] of the best window in `page_content`; only with `long_passages="windows"`
     truncated          True where the model saw only the beginning of the text, else absent
+    query_truncated    True where the query was longer than its cap and was cut, else absent
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from numbers import Real
@@ -26,7 +28,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from marcorank.arguments import query_text, score_threshold_or_none, top_n_or_none
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.reranker import DEFAULT_MODEL
+from marcorank.reranker import DEFAULT_MODEL, Reranker
 
 try:
     from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MarcoRerank", "MarcoCrossEncoder", "RerankRetriever"]
 
+_OF_THIS_STAGE = ("best_span", "truncated", "query_truncated")
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
@@ -89,7 +92,8 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
         top_n: Most documents to return; None for all.
         score_threshold: Least score of a document, on the scale of the activation; applied before `top_n`.
         text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own. A
-            key that a document does not have, or that is None there, is left out.
+            key that a document does not have, or that is None there, is left out. In windows mode they stand in the
+            first window only.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dumps: `MarcoRerank(**settings, reranker=...)` puts it back.
     """
@@ -269,15 +273,20 @@ class RerankRetriever(BaseRetriever):
     Attributes:
         base_retriever: Any retriever, or a runnable from a query to a list of documents. Let it find more than
             `top_n`.
-        reranker: Ranks them; its `score_threshold` counts.
+        reranker: Ranks them; its `score_threshold` counts. A `marcorank.Reranker` is wrapped.
         top_n: Most documents to return; None for all. Where it is not given, that of `reranker` counts.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
 
     base_retriever: RetrieverLike
     reranker: MarcoRerank = Field(default_factory=MarcoRerank)
     top_n: TopN = 3
+
+    @field_validator("reranker", mode="before")
+    @classmethod
+    def _wrap_core(cls, value: object) -> object:
+        return MarcoRerank(reranker=value) if isinstance(value, Reranker) else value
 
     def model_post_init(self, _context: Any, /) -> None:
         """Take over the reranker's `top_n` where none was given."""
@@ -344,17 +353,19 @@ class _Task(NamedTuple):
 
     def ranked_documents(self, ranking: Ranking) -> list[Document]:
         return [
-            document.model_copy(update={"metadata": _ranked_metadata(document, result)})
+            document.model_copy(
+                update={"metadata": _ranked_metadata(document, result, query_truncated=ranking.query_truncated)}
+            )
             for result in ranking
             for document in [self.documents[result.index]]
         ]
 
 
-def _ranked_metadata(document: Document, result: RankedPassage) -> dict[str, Any]:
-    metadata = {key: value for key, value in document.metadata.items() if key not in {"best_span", "truncated"}}
+def _ranked_metadata(document: Document, result: RankedPassage, *, query_truncated: bool | None) -> dict[str, Any]:
+    metadata = {key: value for key, value in document.metadata.items() if key not in _OF_THIS_STAGE}
     for key in _EARLIER_SCORES:
         score = metadata.get(key)
-        if not isinstance(score, bool) and isinstance(score, Real):
+        if not isinstance(score, bool) and isinstance(score, Real) and math.isfinite(score):
             # numpy scalars do not go through JSON.
             metadata["retrieval_score"] = float(score)
             break
@@ -365,6 +376,8 @@ def _ranked_metadata(document: Document, result: RankedPassage) -> dict[str, Any
         metadata["best_span"] = [max(0, end - offset) for end in result.span]
     if result.truncated:
         metadata["truncated"] = True
+    if query_truncated:
+        metadata["query_truncated"] = True
     return metadata
 
 

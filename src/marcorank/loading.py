@@ -142,10 +142,14 @@ def locate(settings: ModelSettings) -> ModelFiles:
         return LocalFolder(_BUNDLED_FOLDER, name)
     if not name.strip():
         raise models.unknown_model(name, "it is blank")
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    try:
+        folder = Path(name).expanduser()
+        is_folder, is_file = folder.is_dir(), folder.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a home of nobody, a NUL
+        raise models.unknown_model(name, f"it can be no path ({error})") from error
+    if is_folder:
         return LocalFolder(folder, name)
-    if folder.is_file():
+    if is_file:
         raise models.unknown_model(name, "it is a file, not a folder")
     info = models.find(name)
     if info is None and (name.count("/") != 1 or name.startswith((".", "/", "~")) or "\\" in name):
@@ -262,9 +266,10 @@ def _no_onnx_file(files: ModelFiles, precision: str) -> ModelLoadError:
         )
     if isinstance(files, LocalFolder):
         files.snapshot(allow_pickle=True)
+    download = "" if isinstance(files, LocalFolder) else f" Offline, `marcorank models download {files.name}` first."
     return ModelLoadError(
         f"Model `{files.name}` has no ONNX file in {files.place} (tried "
-        f"{', '.join(models.FP32_ONNX_FILES)}). Make one with "
+        f"{', '.join(models.FP32_ONNX_FILES)}).{download} Make one with "
         f"`marcorank models export {files.name}`, or use `backend='torch'`; both need "
         "pip install 'marcorank[torch]'"
     )
@@ -288,7 +293,7 @@ def _load_onnx(files: ModelFiles, file: Path, choice: Choice, settings: ModelSet
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
     backend = _loaded.shared(
-        ("onnx", str(file), choice.device, choice.precision),
+        ("onnx", *_identity(file), choice.device, choice.precision),
         lambda: SerialBackend(OnnxBackend(file, device=choice.device, precision=choice.precision)),
     )
     encoder = _encoder(tokenizer, files, config, settings)
@@ -306,7 +311,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     backend = _loaded.shared(
-        ("torch", str(folder), choice.device, choice.precision, settings.allow_pickle),
+        ("torch", *_identity(folder / "config.json"), choice.device, choice.precision, settings.allow_pickle),
         lambda: SerialBackend(
             TorchBackend(
                 folder,
@@ -318,14 +323,17 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
     )
     cross_encoder = backend.backend.cross_encoder
     if writes_its_own_prompt(cross_encoder):
-        return PlainScorer(PredictScorer(cross_encoder, name=files.name))
+        return PlainScorer(PredictScorer(backend, name=files.name))
     tokenizer = Tokenizer.from_str(cross_encoder.tokenizer.backend_tokenizer.to_str())
     encoder = _encoder(tokenizer, files, cross_encoder.config.to_dict(), settings)
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
 
 def _encoder(tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], settings: ModelSettings) -> PairEncoder:
-    limits = [settings.max_length, _read_json(files, "tokenizer_config.json", {}).get("model_max_length")]
+    limits = [settings.max_length]
+    of_tokenizer = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
+    if of_tokenizer is not None and of_tokenizer < _NO_LIMIT:
+        limits.append(int(of_tokenizer))
     pad_id = config.get("pad_token_id")
     pad_id = pad_id if isinstance(pad_id, int) else 0
     positions = config.get("max_position_embeddings")
@@ -333,10 +341,9 @@ def _encoder(tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], se
         # RoBERTa and its kin number positions from behind the padding's id.
         offset = pad_id + 1 if "roberta" in str(config.get("model_type")) else 0
         limits.append(positions - offset)
-    max_length = min(int(limit) for limit in limits if limit is not None and limit < _NO_LIMIT)
     return PairEncoder(
         tokenizer,
-        max_length=max_length,
+        max_length=min(limits),
         max_query_tokens=settings.max_query_tokens,
         long_passages=settings.long_passages,
         pad_id=pad_id,
@@ -350,6 +357,13 @@ def _check_labels(files: ModelFiles, config: dict[str, Any]) -> None:
             f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
             "needs a model with one logit a pair."
         )
+
+
+def _identity(file: Path) -> tuple[Hashable, ...]:
+    """Tell a file from every other, also from one that took its place."""
+    found = file.resolve()
+    status = found.stat()
+    return str(found), status.st_mtime_ns, status.st_size, status.st_ino
 
 
 def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:

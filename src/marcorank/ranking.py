@@ -174,8 +174,8 @@ def activate(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.
     return np.where(wide >= 0, 1.0, small) / (1.0 + small)
 
 
-def check_logits(values: ArrayLike, *, count: int, model: str) -> NDArray[np.float32]:
-    """Return the values as finite logits, one a passage.
+def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.float32]:
+    """Return the values as logits, one a passage.
 
     Args:
         values: What a scorer returned. Shape: (passages,), any real dtype.
@@ -183,7 +183,7 @@ def check_logits(values: ArrayLike, *, count: int, model: str) -> NDArray[np.flo
         model: Name of the model, for the message.
 
     Raises:
-        ScoreError: The shape is another one, or a value is NaN or infinite.
+        ScoreError: The shape is another one.
     """
     try:
         logits = np.asarray(values, dtype=np.float32)
@@ -194,12 +194,24 @@ def check_logits(values: ArrayLike, *, count: int, model: str) -> NDArray[np.flo
             f"Model `{model}` returned logits of shape {logits.shape} for {count} passages; "
             f"expected one float a passage, shape ({count},)."
         )
+    return logits
+
+
+def check_finite(logits: NDArray[np.float32], *, model: str) -> None:
+    """Check that every passage can be ranked.
+
+    Args:
+        logits: One a passage. Shape: (passages,), float32.
+        model: Name of the model, for the message.
+
+    Raises:
+        ScoreError: A logit is NaN or infinite.
+    """
     broken = np.flatnonzero(~np.isfinite(logits))
     if broken.size:
         first = int(broken[0])
         raise ScoreError(
             f"Model `{model}` returned {float(logits[first])!r} for `passages[{first}]` "
-            f"({broken.size} of {count} logits are not finite). The weights or the precision are at fault: "
-            "try `precision='fp32'` or load the model anew."
+            f"({broken.size} of {len(logits)} logits are not finite). Its weights or its precision are at fault; "
+            "half precision overflows where fp32 does not."
         )
-    return logits

@@ -7,7 +7,6 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
@@ -23,7 +22,7 @@ from marcorank.arguments import (
 from marcorank.errors import ClosedError, InvalidInputError
 from marcorank.loading import BACKENDS, PRECISIONS, ModelSettings, load_scorer, locate
 from marcorank.pairs import LONG_PASSAGES
-from marcorank.ranking import ACTIVATIONS, RankedPassage, Ranking, order_logits
+from marcorank.ranking import ACTIVATIONS, RankedPassage, Ranking, check_finite, order_logits
 from marcorank.scorer import PassageScores, Scorer, as_request_scorer, scorer_name
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ class Reranker:
         self._custom = None if isinstance(model, (str, os.PathLike)) else _checked_scorer(model)
         self.activation: Activation = one_of("activation", activation, ACTIVATIONS)
         self._settings = ModelSettings(
-            model="" if self._custom else os.fspath(model),  # type: ignore[arg-type]
+            model=os.fspath(model) if self._custom is None else "",  # type: ignore[arg-type]
             backend=one_of("backend", backend, BACKENDS),
             device=text_or_none("device", device),
             precision=one_of("precision", precision, PRECISIONS),
@@ -114,7 +113,7 @@ class Reranker:
             ),
             long_passages=one_of("long_passages", long_passages, LONG_PASSAGES),
             revision=text_or_none("revision", revision),
-            cache_folder=None if cache_folder is None else os.fspath(Path(cache_folder).expanduser()),
+            cache_folder=_folder_or_none("cache_folder", cache_folder),
             local_files_only=one_of("local_files_only", local_files_only, (True, False, None)),
             allow_pickle=one_of("allow_pickle", allow_pickle, (True, False)),
             token=text_or_none("token", token),
@@ -237,7 +236,8 @@ class Reranker:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown()
-        self._scorer = None
+        with self._loading:
+            self._scorer = None
 
     def __enter__(self) -> Self:
         return self
@@ -340,13 +340,17 @@ class Reranker:
             for place, scores in zip(asked, scored, strict=True):
                 position = {passage: row for row, passage in enumerate(distinct[place][1])}
                 answers[place] = scores.take([position[passage] for passage in requests[place][1]])
+                check_finite(answers[place].logits, model=self.name)
         return answers
 
     def _loaded_scorer(self) -> RequestScorer:
         with self._loading:
-            if self._scorer is None:
-                self._scorer = load_scorer(self._settings) if self._custom is None else as_request_scorer(self._custom)
-            return self._scorer
+            scorer = self._scorer
+            if scorer is None:
+                scorer = load_scorer(self._settings) if self._custom is None else as_request_scorer(self._custom)
+                # Closed meanwhile, this last call is the only one that needs it.
+                self._scorer = None if self._closed else scorer
+            return scorer
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         with self._handing_over:
@@ -373,6 +377,13 @@ def _start_anew() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
+
+
+def _folder_or_none(name: str, value: object) -> str | None:
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    folder = text_or_none(name, value)
+    return None if folder is None else os.path.expanduser(folder)  # noqa: PTH111
 
 
 def _checked_scorer(model: object) -> Scorer:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from marcorank.batching import plan_batches
-from marcorank.ranking import check_logits
+from marcorank.errors import MarcoRankError, ScoreError
+from marcorank.ranking import check_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +70,6 @@ class PassageScores:
         )
 
 
-@runtime_checkable
 class RequestScorer(Protocol):
     """A scorer that takes several requests at once and tells more than the logits."""
 
@@ -90,7 +90,7 @@ def scorer_name(scorer: Scorer) -> str:
 
 def as_request_scorer(scorer: Scorer) -> RequestScorer:
     """Return the scorer itself where it takes whole requests, else one that calls it."""
-    return scorer if isinstance(scorer, RequestScorer) else PlainScorer(scorer)
+    return scorer if isinstance(scorer, (PlainScorer, CrossEncoderScorer)) else PlainScorer(scorer)
 
 
 class PlainScorer:
@@ -103,7 +103,7 @@ class PlainScorer:
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score the requests one after the other."""
         return [
-            PassageScores(check_logits(self._scorer.score(query, list(passages)), count=len(passages), model=self.name))
+            PassageScores(check_shape(self._scorer.score(query, list(passages)), count=len(passages), model=self.name))
             for query, passages in requests
         ]
 
@@ -115,6 +115,7 @@ class SerialBackend:
 
     Attributes:
         backend: The engine.
+        lock: Held while the engine runs.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -123,12 +124,24 @@ class SerialBackend:
         self.device = backend.device
         self.precision = backend.precision
         self.max_padded_tokens = backend.max_padded_tokens
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return one logit a row. Shape: (batch,), float32."""
-        with self._lock:
-            return self.backend.logits(batch)
+        """Return one logit a row. Shape: (batch,), float32.
+
+        Raises:
+            ScoreError: The engine failed.
+        """
+        rows, tokens = batch.input_ids.shape
+        try:
+            with self.lock:
+                return check_shape(self.backend.logits(batch), count=rows, model=self.name)
+        except MarcoRankError:
+            raise
+        except Exception as error:  # each engine raises its own
+            raise ScoreError(
+                f"The {self.name} backend failed on {rows} sequences of {tokens} tokens on {self.device}: {error}"
+            ) from error
 
 
 class CrossEncoderScorer:
@@ -146,7 +159,7 @@ class CrossEncoderScorer:
         self.backend = backend
         self.encoder = encoder
         self.name = name
-        self._told: set[str] = set()
+        self._told = False
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one logit a passage, in input order. Shape: (passages,), float32."""
@@ -169,29 +182,31 @@ class CrossEncoderScorer:
         ]
 
     def _tell_what_is_cut(self, encoded: Sequence[EncodedRequest]) -> None:
-        """Warn once about each kind of cut; results carry flags every time."""
+        """Warn of every cut query, and once of cut passages, which can be many; results carry flags every time."""
         if any(request.query_truncated for request in encoded):
-            self._tell_once(
-                f"A query is longer than {self.encoder.max_query_tokens} tokens and was cut; "
-                "see `max_query_tokens` and `Ranking.query_truncated`."
+            _log.warning(
+                "%s: A query is longer than %d tokens and was cut; see `max_query_tokens`. Rankings say so as "
+                "`query_truncated`.",
+                self.name,
+                self.encoder.max_query_tokens,
             )
-        if any(request.truncated.any() for request in encoded):
-            self._tell_once(
-                f"A passage does not fit into {self.encoder.max_length} tokens with its query, and only its beginning "
-                "was scored; `long_passages='windows'` scores all of it, results say which were `truncated`."
+        if not self._told and any(request.truncated.any() for request in encoded):
+            self._told = True
+            _log.warning(
+                "%s: A passage does not fit into %d tokens with its query, and only its beginning was scored; "
+                "`long_passages='windows'` scores all of it, results say which were `truncated`.",
+                self.name,
+                self.encoder.max_length,
             )
-
-    def _tell_once(self, message: str) -> None:
-        if message not in self._told:
-            self._told.add(message)
-            _log.warning("%s: %s", self.name, message)
 
 
 def _best_windows(request: EncodedRequest, logits: NDArray[np.float32]) -> PassageScores:
     """Give each passage the logit and the span of its best window; the first of equals."""
     passages = np.array([window.passage for window in request.windows], dtype=np.int64)
+    # A window whose logit is not finite stands for its passage, so that the fault is seen.
+    worth = np.where(np.isfinite(logits), logits, np.inf)
     # By passage, then best logit first; the sort is stable, so equals stay in reading order.
-    order = np.lexsort((-logits, passages))
+    order = np.lexsort((-worth, passages))
     best = order[np.unique(passages[order], return_index=True)[1]]
     spans = tuple(request.windows[place].span for place in best)
     return PassageScores(

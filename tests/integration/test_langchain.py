@@ -25,7 +25,7 @@ from pydantic import ValidationError
 
 from marcorank import InvalidInputError, Reranker
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank, RerankRetriever
-from marcorank.scorer import PassageScores
+from marcorank.scorer import CrossEncoderScorer, PassageScores
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "how do bees make honey"
@@ -246,6 +246,22 @@ def test_a_bad_retriever_setting_is_an_error(base, settings, message):
         RerankRetriever(base_retriever=base, **settings)
 
 
+def test_a_core_reranker_is_wrapped(base):
+    """A `marcorank.Reranker` may be given where the adapter is expected, and is shared."""
+    core = Reranker(WordOverlapScorer())
+    retriever = RerankRetriever(base_retriever=base, reranker=core, top_n=2)
+    assert retriever.reranker.core is core
+    assert contents(retriever.invoke(QUERY)) == BEST[:2]
+
+
+def test_a_cut_query_is_reported_on_each_document(small_bert):
+    """A query above its cap shows in the metadata, every time, and a query that fits does not."""
+    rerank = MarcoRerank(model_name=str(small_bert), max_length=32, backend="onnx")
+    for query, expected in [("cats " * 40, True), ("cats", None), ("cats " * 40, True)]:
+        found = rerank.compress_documents([Document("cats")], query)
+        assert found[0].metadata.get("query_truncated") is expected
+
+
 async def test_any_runnable_is_a_base_retriever(rerank):
     """The first stage may be any runnable from a query to documents, and may find nothing."""
     retriever = RerankRetriever(
@@ -262,13 +278,13 @@ def test_a_bound_top_n(base, rerank):
     assert contents(retriever.bind(top_n=1).invoke(QUERY)) == BEST[:1]
 
 
-class WindowScorer:
+class WindowScorer(CrossEncoderScorer):
     """Says that the best window is the last four characters, and that long texts were cut."""
 
     name = "windows"
 
-    def score(self, query, passages):
-        return [0.0] * len(passages)
+    def __init__(self):
+        """Load nothing."""
 
     def score_requests(self, requests):
         return [

@@ -14,7 +14,7 @@ import weakref
 import numpy as np
 import pytest
 
-from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelError
+from marcorank import InvalidInputError, ModelLoadError, Reranker, ScoreError, UnknownModelError
 from marcorank.export import export_onnx
 from random_models import QUERY, bert, bundled_folder, passages, save
 
@@ -67,6 +67,23 @@ def test_an_embedding_model_is_no_reranker(tmp_path):
     )
     save(BertModel(config), tmp_path / "bi-encoder")
     fails(tmp_path / "bi-encoder", "no weights for the output layer .*embedding model", backend="torch")
+
+
+def test_a_head_from_pre_training_is_no_output_layer(tmp_path):
+    """A masked language model shares a part of its head with a classifier, and still has no weights for the logit."""
+    from transformers import ModernBertConfig, ModernBertForMaskedLM
+
+    config = ModernBertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        pad_token_id=0,
+        num_labels=1,
+    )
+    save(ModernBertForMaskedLM(config), tmp_path / "mlm")
+    fails(tmp_path / "mlm", r"no weights for the output layer \(classifier", backend="torch")
 
 
 def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path):
@@ -186,6 +203,62 @@ def test_a_backend_names_what_it_can_do(small_bert, settings, match):
         Reranker(small_bert, **settings).rank(QUERY, PASSAGES)
 
 
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("long_passages", ["truncate", "windows"])
+def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch, backend, long_passages):
+    """NaN from a local model is an error that names the passage, in windows mode too, and never a last place."""
+    reranker = Reranker(small_bert, backend=backend, max_length=32, long_passages=long_passages).warm_up()
+    engine = reranker._loaded_scorer().backend.backend
+    logits = engine.logits
+
+    def broken(batch):
+        found = logits(batch).copy()
+        found[batch.attention_mask.sum(axis=1) < 32] = np.nan
+        return found
+
+    monkeypatch.setattr(engine, "logits", broken)
+    with pytest.raises(ScoreError, match=r"returned nan for `passages\[1\]`"):
+        reranker.rank(QUERY, ["museum " * 60, "short"], top_n=1)
+
+
+def test_one_broken_window_breaks_its_passage(small_bert, monkeypatch):
+    """A passage of which a part cannot be scored is not judged by the rest."""
+    reranker = Reranker(small_bert, backend="onnx", max_length=32, long_passages="windows").warm_up()
+    engine = reranker._loaded_scorer().backend.backend
+    logits = engine.logits
+    monkeypatch.setattr(
+        engine, "logits", lambda batch: logits(batch) * np.where(batch.input_ids == 2688, np.nan, 1)[:, -2]
+    )
+    with pytest.raises(ScoreError, match=r"returned .*nan for `passages\[0\]`"):
+        reranker.rank(QUERY, ["museum " * 60 + "wall"])
+
+
+def test_an_engine_that_fails_is_named(small_bert, monkeypatch):
+    """What an engine raises comes as an error of this package, with the size of the batch."""
+    reranker = Reranker(small_bert, backend="onnx").warm_up()
+
+    def fail(batch):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(reranker._loaded_scorer().backend.backend, "logits", fail)
+    with pytest.raises(ScoreError, match=r"onnx backend failed on 2 sequences of .* tokens on cpu: out of memory"):
+        reranker.rank(QUERY, PASSAGES)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_a_path_means_what_it_means_now(small_bert, tmp_path, monkeypatch, backend):
+    """Another folder under the same relative name, or a new file in its place, is another model."""
+    other = bert(tmp_path / "b/model", seed=1)
+    export_onnx(other, other)
+    shutil.copytree(small_bert, tmp_path / "a/model")
+    expected = [Reranker(folder, backend=backend).score(QUERY, PASSAGES) for folder in (small_bert, other)]
+    alive = []
+    for place, scores in zip("ab", expected, strict=True):
+        monkeypatch.chdir(tmp_path / place)
+        alive.append(Reranker("model", backend=backend))
+        assert np.array_equal(alive[-1].score(QUERY, PASSAGES), scores)
+
+
 def test_int8_needs_a_file(small_bert):
     """Asking for int8 where there is no such file names those that were looked for."""
     fails(small_bert, "no int8 ONNX file for this processor: tried .*model_int8.onnx", precision="int8")
@@ -279,15 +352,15 @@ def test_rerankers_with_the_same_settings_share_the_weights(small_bert, backend)
     assert weights() is None
 
 
-def test_cuts_are_reported_once_in_the_log(small_bert, caplog):
-    """A cut passage and a cut query are flagged in every result and logged once."""
+def test_cuts_are_reported_in_the_log(small_bert, caplog):
+    """Cuts are flagged in every result; a cut query is logged every time, cut passages once."""
     reranker = Reranker(small_bert, max_length=32, backend="onnx")
     with caplog.at_level(logging.WARNING, logger="marcorank"):
         for _ in range(2):
             ranking = reranker.rank("berlin " * 40, ["museum " * 40, "wall"])
             assert ranking.query_truncated
             assert {result.index: result.truncated for result in ranking} == {0: True, 1: False}
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 3
     assert "A query is longer than 14 tokens" in caplog.text
     assert "does not fit into 32 tokens" in caplog.text
 

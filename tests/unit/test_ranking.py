@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marcorank import RankedPassage, Ranking, ScoreError
-from marcorank.ranking import activate, check_logits, order_logits
+from marcorank.ranking import activate, check_finite, check_shape, order_logits
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), max_size=40)
 ACTIVATION = st.sampled_from(["identity", "sigmoid"])
@@ -67,7 +67,7 @@ def test_sigmoid_is_right_and_never_overflows(logit):
 def test_a_logit_that_is_not_finite_names_its_passage(broken):
     """NaN and infinity are errors that name passage and model."""
     with pytest.raises(ScoreError, match=r"`tiny` returned .* for `passages\[1\]` \(2 of 3"):
-        check_logits([0.0, broken, broken], count=3, model="tiny")
+        check_finite(np.array([0.0, broken, broken], dtype=np.float32), model="tiny")
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_logit_that_is_not_finite_names_its_passage(broken):
 def test_a_scorer_must_return_one_number_a_passage(values, found):
     """Another shape, or no numbers, is an error that says what came and what was expected."""
     with pytest.raises(ScoreError, match=rf"{found}.*expected"):
-        check_logits(values, count=2, model="tiny")
+        check_shape(values, count=2, model="tiny")
 
 
 def ranking() -> Ranking:

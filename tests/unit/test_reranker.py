@@ -162,6 +162,8 @@ def test_a_request_must_be_a_pair(value):
         ("local_files_only", 1),
         ("allow_pickle", "yes"),
         ("token", 5),
+        ("cache_folder", ""),
+        ("cache_folder", 5),
     ],
 )
 def test_a_setting_that_is_not_allowed_is_named(setting, value):
@@ -186,6 +188,8 @@ def test_a_model_must_be_a_name_a_folder_or_a_scorer(value):
         ("./no-such-folder", "path of a model folder"),
         ("/no/such/folder", "no such folder"),
         ("C:\\models\\mine", "no such folder"),
+        ("~nobody-of-this-name/model", "it can be no path"),
+        ("x" * 5000, "it can be no path"),
     ],
 )
 def test_an_unknown_model_names_what_comes_near(name, near):
@@ -200,6 +204,39 @@ def test_broken_scorers_are_reported():
         Reranker(FixedScorer([1.0, float("nan")])).rank("q", ["a", "b"])
     with pytest.raises(ScoreError, match="3 passages; expected one float a passage"):
         Reranker(FixedScorer([1.0])).rank("q", ["a", "b", "c"])
+
+
+def test_a_broken_score_names_the_passage_that_was_given():
+    """The index is that of the caller's list, although equal passages are scored once."""
+    scorer = FixedScorer(lambda texts: [float("nan") if text == "bad" else 1.0 for text in texts])
+    with pytest.raises(ScoreError, match=r"`passages\[3\]`"):
+        Reranker(scorer).rank("q", ["a", "a", "a", "bad"])
+
+
+def test_a_scorer_may_be_empty_or_have_methods_of_its_own():
+    """A scorer is told from a name by its type, and from the package's own scorers too."""
+
+    class Sized(WordOverlapScorer):
+        def __len__(self):
+            return 0
+
+        def score_requests(self, requests):
+            raise NotImplementedError
+
+    assert Reranker(Sized()).rank(QUERY, PASSAGES)[0].index == 1
+
+
+def test_a_call_that_outlives_close_leaves_no_model_behind(monkeypatch):
+    """What is loaded for the last call of a closed reranker is let go."""
+    chosen = Reranker("bundled")
+
+    def load(settings):
+        chosen._closed = True
+        return as_request_scorer(WordOverlapScorer())
+
+    monkeypatch.setattr("marcorank.reranker.load_scorer", load)
+    assert len(chosen.rank(QUERY, PASSAGES)) == 5
+    assert chosen._scorer is None
 
 
 def test_settings_round_trip_through_dict_json_and_pickle():

@@ -20,7 +20,7 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # Measured on 2 cores: larger batches only add padding, since one long sequence already fills the cores.
 _MAX_PADDED_TOKENS = {"cpu": 512, "cuda": 32768}
-_SEVERITY_ERROR = 3
+_SEVERITY_FATAL = 4
 
 
 class OnnxBackend:
@@ -53,8 +53,8 @@ class OnnxBackend:
                 f"`device` is {device!r}; with the onnx backend this machine can use {' or '.join(map(repr, usable))}."
             )
         options = onnxruntime.SessionOptions()
-        # Its warnings go to stderr past Python's logging; errors arrive as exceptions anyway.
-        options.log_severity_level = _SEVERITY_ERROR
+        # What it logs goes to stderr past Python's logging; errors arrive as exceptions anyway.
+        options.log_severity_level = _SEVERITY_FATAL
         provider_options = {"device_id": number or "0"} if kind == "cuda" else {}
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, provider_options)])
@@ -63,6 +63,11 @@ class OnnxBackend:
                 f"{str(file)!r} cannot be read as an ONNX model ({error}). Delete the file and fetch or export "
                 "it again."
             ) from error
+        if provider not in session.get_providers():
+            raise InvalidInputError(
+                f"`device` is {device!r}, but onnxruntime could not start {provider} and would compute on the CPU; "
+                "check the CUDA libraries, or use 'cpu'."
+            )
         inputs = {node.name: node.type for node in session.get_inputs()}
         _check_graph(file, set(inputs), session.get_outputs())
         self.device = device
@@ -76,7 +81,8 @@ class OnnxBackend:
         """Return one logit a row. Shape: (batch,), float32."""
         feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         (output,) = self._session.run(None, feed)
-        return np.asarray(output, dtype=np.float32).reshape(len(batch.input_ids))
+        logits = np.asarray(output, dtype=np.float32)
+        return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 
 
 def _scales_span_batches(file: Path) -> bool:

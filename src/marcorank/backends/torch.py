@@ -120,12 +120,17 @@ def _check_head(folder: Path, model: Any) -> None:
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return
     inner = f"{model.base_model_prefix}."
-    head = {name for name, _ in model.named_parameters() if not name.startswith(inner)}
+    # The layer that gives the one logit; others of the head may be there from pre-training.
+    head = {
+        name
+        for name, values in model.named_parameters()
+        if not name.startswith(inner) and tuple(values.shape[:1]) == (1,)
+    }
     stored: set[str] = set()
     for file in folder.glob("*.safetensors"):
         with safe_open(file, "pt") as tensors:
             stored.update(tensors.keys())
-    if not head & stored:
+    if not head <= stored:
         raise ModelLoadError(
             f"{str(folder)!r} holds no weights for the output layer ({', '.join(sorted(head))}); it is no "
             "cross-encoder that this sentence-transformers knows, but perhaps an embedding model."
@@ -169,18 +174,20 @@ class PredictScorer:
         name: Name of the model.
     """
 
-    def __init__(self, cross_encoder: Any, *, name: str) -> None:
-        self._cross_encoder = cross_encoder
+    def __init__(self, backend: Any, *, name: str) -> None:
+        """Take the `SerialBackend` around a `TorchBackend`, which other scorers may share."""
+        self._backend = backend
         self.name = name
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one logit a passage, in input order. Shape: (passages,), float32."""
         import torch
 
-        scores = self._cross_encoder.predict(
-            [(query, passage) for passage in passages],
-            batch_size=4,
-            show_progress_bar=False,
-            activation_fn=torch.nn.Identity(),
-        )
+        with self._backend.lock:
+            scores = self._backend.backend.cross_encoder.predict(
+                [(query, passage) for passage in passages],
+                batch_size=4,
+                show_progress_bar=False,
+                activation_fn=torch.nn.Identity(),
+            )
         return np.asarray(scores, dtype=np.float32)
