@@ -71,7 +71,7 @@ def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) 
     model = BertForSequenceClassification(config)
     save(model, folder)
     if labels == 1:
-        _spread_logits(model, folder)
+        _spread_logits(model, model.classifier, folder)
     return folder
 
 
@@ -111,6 +111,7 @@ def roberta(folder: Path, *, seed: int = 0) -> Path:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128})
     )
+    _spread_logits(model, model.classifier.out_proj, folder)
     return folder
 
 
@@ -142,13 +143,13 @@ def predict(folder: Path, query: str, texts: list[str]) -> np.ndarray:
     return np.asarray(scores)
 
 
-def _spread_logits(model: Any, folder: Path) -> None:
+def _spread_logits(model: Any, output_layer: Any, folder: Path) -> None:
     import torch
 
     logits = predict(folder, QUERY, passages())
     scale = LOGIT_STD / float(np.std(logits))
     with torch.no_grad():
-        model.classifier.weight.mul_(scale)
+        output_layer.weight.mul_(scale)
     model.save_pretrained(folder)
 
 
