@@ -83,7 +83,7 @@ def roberta(folder: Path, *, seed: int = 0) -> Path:
 
     torch.manual_seed(seed)
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=600,
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
@@ -91,7 +91,7 @@ def roberta(folder: Path, *, seed: int = 0) -> Path:
         show_progress=False,
     )
     tokenizer.train_from_iterator([QUERY, " ".join(WORDS)], trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
     config = RobertaConfig(
         vocab_size=tokenizer.get_vocab_size(),
         num_hidden_layers=2,

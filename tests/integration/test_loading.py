@@ -69,6 +69,7 @@ def test_an_embedding_model_is_no_reranker(tmp_path):
     fails(tmp_path / "bi-encoder", "no weights for the output layer .*embedding model", backend="torch")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # ModernBERT in transformers 4
 def test_a_head_from_pre_training_is_no_output_layer(tmp_path):
     """A masked language model shares a part of its head with a classifier, and still has no weights for the logit."""
     from transformers import ModernBertConfig, ModernBertForMaskedLM
