@@ -32,15 +32,15 @@ def main() -> None:
         for source, whole in parts.load_documents(args.docs)
         for text in splitter.split_text(whole)
     }
-    client, collection = parts.open_collection(args.store, "langchain")
+    client, collection = parts.open_collection(args.store, "langchain", args.docs)
     embeddings = HuggingFaceEmbeddings(model_name=str(get_model_path()))
-    store = Chroma("langchain", embeddings, client=client, create_collection_if_not_exists=False)
+    store = Chroma(collection.name, embeddings, client=client, create_collection_if_not_exists=False)
     for batch in parts.new_chunks(collection, chunks):
         store.add_documents(list(batch))
 
     candidates = []
-    for document, score in store.similarity_search_with_relevance_scores(args.question, k=args.top_k):
-        document.metadata["retrieval_score"] = score
+    for document, distance in store.similarity_search_with_score(args.question, k=args.top_k):
+        document.metadata["retrieval_score"] = 1 - distance
         candidates.append(document)
     ranked = MarcoRerank(model_name=args.model, top_n=None).compress_documents(candidates, args.question)
 
@@ -55,7 +55,7 @@ def main() -> None:
         )
         for document in ranked
     ]
-    parts.print_moves(rows, args.top_n)
+    parts.print_moves(args.question, rows, model=args.model, top_n=args.top_n)
 
     texts = [document.page_content for document in ranked[: args.top_n]]
     if args.llm:

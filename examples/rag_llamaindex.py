@@ -23,10 +23,10 @@ def main() -> None:
     splitter = SentenceSplitter(chunk_size=256, chunk_overlap=32)
     chunks = {}
     for source, whole in parts.load_documents(args.docs):
-        for text in splitter.split_text(whole):
+        for text in filter(str.strip, splitter.split_text(whole)):
             key = parts.chunk_id(source, text)
             chunks[key] = TextNode(id_=key, text=text, metadata={"source": source})
-    _, collection = parts.open_collection(args.store, "llamaindex")
+    _, collection = parts.open_collection(args.store, "llamaindex", args.docs)
     embeddings = HuggingFaceEmbedding(str(get_model_path()))
     index = VectorStoreIndex.from_vector_store(ChromaVectorStore(chroma_collection=collection), embeddings)
     for batch in parts.new_chunks(collection, chunks):
@@ -46,7 +46,7 @@ def main() -> None:
         )
         for node in ranked
     ]
-    parts.print_moves(rows, args.top_n)
+    parts.print_moves(args.question, rows, model=args.model, top_n=args.top_n)
 
     best = ranked[: args.top_n]
     if args.llm:

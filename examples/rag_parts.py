@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import io
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUFFIXES = {".md", ".txt", ".pdf"}
-DEFAULT_QUESTION = "What happens if the with statement's body raises an exception?"
+DEFAULT_QUESTION = "How are default parameter values evaluated?"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -30,15 +31,29 @@ def arguments(description: str | None) -> argparse.Namespace:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # arrows, on a terminal that has none
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("question", nargs="?", default=DEFAULT_QUESTION)
-    parser.add_argument("--docs", type=Path, help="folder of .md, .txt and .pdf files; default: Python's own reference")
-    parser.add_argument("--store", type=Path, default=Path(".marcorank"), help="folder of the Chroma store")
+    parser.add_argument("question", nargs="?", default=DEFAULT_QUESTION, help="default: %(default)s")
+    parser.add_argument(
+        "--docs", type=folder, help="folder of .md, .txt and .pdf files; default: Python's own reference"
+    )
+    parser.add_argument(
+        "--store", type=Path, default=Path(".marcorank"), help="folder of the Chroma store (default: %(default)s)"
+    )
     parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
     parser.add_argument("--top-k", type=at_least_one, default=20, help="passages from the store")
     parser.add_argument("--top-n", type=at_least_one, default=3, help="passages for the answer")
     parser.add_argument("--llm", help="name of a model on an OpenAI-compatible server")
     parser.add_argument("--base-url", help="that server, such as http://localhost:11434/v1 for Ollama")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not args.question.strip():
+        parser.error("the question is blank")
+    return args
+
+
+def folder(text: str) -> Path:
+    """Read a folder that has to exist."""
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
+    return Path(text)
 
 
 def at_least_one(text: str) -> int:
@@ -73,11 +88,12 @@ def read(file: Path) -> str:
     return "\n\n".join(page.extract_text() for page in PdfReader(file).pages)
 
 
-def open_collection(folder: Path, name: str) -> tuple[chromadb.ClientAPI, chromadb.Collection]:
-    """Open a Chroma collection on disk that compares by cosine."""
+def open_collection(store: Path, framework: str, docs: Path | None) -> tuple[chromadb.ClientAPI, chromadb.Collection]:
+    """Open a Chroma collection on disk that compares by cosine: one for each framework and folder of documents."""
     settings = chromadb.Settings(anonymized_telemetry=False)
-    client = chromadb.PersistentClient(str(folder), settings)
-    return client, client.get_or_create_collection(name, metadata={"hnsw:space": "cosine"})
+    client = chromadb.PersistentClient(str(store), settings)
+    documents = "reference" if docs is None else hashlib.sha256(str(docs.resolve()).encode()).hexdigest()[:16]
+    return client, client.get_or_create_collection(f"{framework}-{documents}", metadata={"hnsw:space": "cosine"})
 
 
 def chunk_id(source: str, text: str) -> str:
@@ -110,23 +126,27 @@ class Moved:
     score: float
 
 
-def print_moves(rows: Sequence[Moved], top_n: int) -> None:
+def print_moves(question: str, rows: Sequence[Moved], *, model: str, top_n: int) -> None:
     """Print how the second stage moved the passages of the first; those above the line go to the answer."""
-    print(f"\n{'rank':>11}  {'first':>6}  {'new':>8}  passage")
+    width = max(shutil.get_terminal_size((120, 24)).columns, 60)
+    print(f"\nQuestion: {question}\nReranked by {model}", end="")
+    print(": small and weak, see its card; try --model ms-marco-MiniLM-L6-v2" if model == "bundled" else "")
+    print(f"\n{'rank':>11}  {'first':>6}  {'new':>8}  passage (similarity in the store, score of the cross-encoder)")
     for rank, row in enumerate(rows, 1):
         move = row.first_rank - rank
         arrow = f"↑{move}" if move > 0 else f"↓{-move}" if move < 0 else "="
-        preview = " ".join(row.text.split())
         line = f"{row.first_rank:>3} →{rank:>3} {arrow:>3}  {row.first_score:6.3f}  {row.score:8.3f}  [{row.source}] "
-        print(line + (preview if len(preview) <= 60 else preview[:59] + "…"))
+        line += " ".join(row.text.split())
+        print(line if len(line) <= width else line[: width - 1] + "…")
         if rank == top_n and rank < len(rows):
-            print("-" * 100)
+            print("-" * width)
 
 
 def extractive_answer(question: str, texts: Sequence[str], model: str) -> str:
     """Return the sentence of the texts that the cross-encoder likes best."""
     sentences = [part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)]
-    best = Reranker(model).rank(question, [part for part in sentences if len(part.split()) > 3] or texts, top_n=1)
+    whole = [part for part in sentences if len(part.split()) > 3 and part.endswith((".", "!", "?"))]
+    best = Reranker(model).rank(question, whole or texts, top_n=1)
     return " ".join(best[0].text.split()) + (
         "\n(Extractive: the best sentence of the passages above the line. For a written answer name a model:"
         "\n --llm NAME --base-url URL, for instance --llm llama3.2 --base-url http://localhost:11434/v1)"

@@ -318,7 +318,8 @@ class HubModel:
             reason = _reason(error)
         return ModelLoadError(
             f"Model `{self.name}`: {what} cannot be fetched from {self.place}: {reason}. Try again; without network "
-            "set HF_HUB_OFFLINE=1 if it is cached, or pass the path of a model folder."
+            "set HF_HUB_OFFLINE=1 if it is cached, or pass 'bundled' or the path of a "
+            "model folder."
         )
 
     def _refusal(self, error: Exception) -> MarcoRankError | None:
