@@ -6,7 +6,16 @@ import os
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, SecretStr, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_validator,
+    model_validator,
+)
 from pydantic.json_schema import SkipJsonSchema
 
 from marcorank.arguments import score_threshold_or_none, text_or_none, top_n_or_none
@@ -71,6 +80,14 @@ class AdapterSettings(BaseModel):
     token: str | SecretStr | None = Field(default=None, exclude=True)
 
     _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_name_of_the_model(cls, data: Any) -> Any:
+        other = "model" if cls._model_field == "model_name" else "model_name"
+        if isinstance(data, dict) and other in data:
+            raise InvalidInputError(f"`{other}` is no field of {cls.__name__} here; name it `{cls._model_field}`.")
+        return data
 
     @field_validator("reranker", mode="before")
     @classmethod

@@ -494,3 +494,9 @@ def test_the_cross_encoder_takes_pairs_of_texts(pair):
     """What is no pair of texts is named by its place; a text of two characters is none."""
     with pytest.raises(InvalidInputError, match=r"`text_pairs\[1\]` is .*; expected a pair of str: query, passage"):
         MarcoCrossEncoder(reranker=WordOverlapScorer()).score([("a", "b"), pair])
+
+
+def test_the_other_frameworks_name_of_the_model_is_explained():
+    """Who comes from the other adapter is told what the field is called here."""
+    with pytest.raises(ValidationError, match=r"`model` is no field of MarcoRerank here; name it `model_name`"):
+        MarcoRerank(model="bundled")

@@ -573,3 +573,9 @@ def test_without_llama_index_the_pip_command_is_named(missing):
         "    raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
+
+
+def test_the_other_frameworks_name_of_the_model_is_explained():
+    """Who comes from the other adapter is told what the field is called here."""
+    with pytest.raises(ValidationError, match=r"`model_name` is no field of MarcoRerank here; name it `model`"):
+        MarcoRerank(model_name="bundled")
