@@ -65,7 +65,7 @@ def _entry(
     )
 
 
-# The revisions hold both `model.safetensors` and `onnx/model.onnx`.
+# Source of the revisions: public lock files and fetch scripts that name them with `onnx/model.onnx`.
 CATALOGUE: tuple[ModelInfo, ...] = (
     _entry(
         "TinyBERT-L2", "TinyBERT-L-2", "81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc",
