@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import json
-import mmap
 import os
 import threading
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 from weakref import WeakValueDictionary
 
 from marcorank import models
+from marcorank.backends.onnx import OnnxBackend, mentions
 from marcorank.cpu import cpu_features
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 from marcorank.hub import HubModel
@@ -239,19 +239,11 @@ def _find_onnx(files: ModelFiles, precision: str) -> Path | None:
         return files.fetch(*models.int8_onnx_files(cpu_features()))
     file = files.fetch(*models.FP32_ONNX_FILES)
     if file is not None:
-        if _keeps_weights_apart(file):
+        # Models above 2 GB keep their weights in a file beside the graph. Asking the hub each time costs a request.
+        if mentions(file, f"{file.name}_data"):
             files.fetch(f"{'onnx/' if file.parent.name == 'onnx' else ''}{file.name}_data")
         return file
     return LocalFolder(files.export_folder(), files.name).fetch(*models.FP32_ONNX_FILES)
-
-
-def _keeps_weights_apart(file: Path) -> bool:
-    """Whether a graph names a file beside it, as those above 2 GB do; asking the hub each time costs a request."""
-    try:
-        with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(f"{file.name}_data".encode()) >= 0
-    except (OSError, ValueError):  # what is empty or cannot be read is for the engine to report
-        return False
 
 
 def _torch_installed() -> bool:
@@ -277,8 +269,6 @@ def _no_onnx_file(files: ModelFiles, precision: str) -> ModelLoadError:
 
 def _load_onnx(files: ModelFiles, file: Path, choice: Choice, settings: ModelSettings) -> RequestScorer:
     from tokenizers import Tokenizer
-
-    from marcorank.backends.onnx import OnnxBackend
 
     config = _read_json(files, "config.json")
     _check_labels(files, config)

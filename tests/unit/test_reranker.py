@@ -301,8 +301,9 @@ def test_close_finishes_what_waits():
     assert [ranking[0].text for ranking in asyncio.run(scenario())] == ["first", "second", "third"]
 
 
-async def test_the_event_loop_is_free_while_a_model_loads(monkeypatch):
-    """A second caller hands over its work although the first one's model is still being loaded."""
+@pytest.fixture
+def slow_loading(monkeypatch):
+    """Models load until told to go on: an event for the begin and one for the end."""
     begun, go_on = threading.Event(), threading.Event()
 
     def load(settings):
@@ -311,6 +312,12 @@ async def test_the_event_loop_is_free_while_a_model_loads(monkeypatch):
         return as_request_scorer(WordOverlapScorer())
 
     monkeypatch.setattr("marcorank.reranker.load_scorer", load)
+    return begun, go_on
+
+
+async def test_the_event_loop_is_free_while_a_model_loads(slow_loading):
+    """A second caller hands over its work although the first one's model is still being loaded."""
+    begun, go_on = slow_loading
     chosen = Reranker("bundled")
     first = asyncio.create_task(chosen.arank(QUERY, PASSAGES))
     await asyncio.to_thread(begun.wait, 30)
@@ -394,16 +401,9 @@ def test_a_forked_child_can_go_on():
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_child_forked_while_a_model_loads_can_go_on(monkeypatch):
+def test_a_child_forked_while_a_model_loads_can_go_on(slow_loading):
     """A lock that another thread held at the fork is a new one in the child."""
-    begun, go_on = threading.Event(), threading.Event()
-
-    def load(settings):
-        begun.set()
-        assert go_on.wait(30)
-        return as_request_scorer(WordOverlapScorer())
-
-    monkeypatch.setattr("marcorank.reranker.load_scorer", load)
+    begun, go_on = slow_loading
     chosen = Reranker("bundled")
     thread = threading.Thread(target=chosen.warm_up)
     thread.start()

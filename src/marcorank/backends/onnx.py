@@ -72,8 +72,8 @@ class OnnxBackend:
         _check_graph(file, set(inputs), session.get_outputs())
         self.device = device
         self.precision = precision
-        # Where one scale spans a batch, a pair is run alone, so that its score depends on nothing else.
-        self.max_padded_tokens = 1 if _scales_span_batches(file) else _MAX_PADDED_TOKENS[kind]
+        # Dynamic quantisation takes one scale over a whole batch; a pair that runs alone depends on nothing else.
+        self.max_padded_tokens = 1 if mentions(file, "DynamicQuantizeLinear") else _MAX_PADDED_TOKENS[kind]
         self._session = session
         self._dtypes = {name: np.int32 if kind == "tensor(int32)" else np.int64 for name, kind in inputs.items()}
 
@@ -85,10 +85,13 @@ class OnnxBackend:
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 
 
-def _scales_span_batches(file: Path) -> bool:
-    """Whether the graph quantises whole batches at run time, as onnxruntime's dynamic quantisation does."""
-    with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(b"DynamicQuantizeLinear") >= 0
+def mentions(file: Path, word: str) -> bool:
+    """Whether a word, such as an operator or the name of another file, occurs in an ONNX file."""
+    try:
+        with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(word.encode()) >= 0
+    except (OSError, ValueError):  # what is empty or cannot be read is for the engine to report
+        return False
 
 
 def _check_graph(file: Path, inputs: set[str], outputs: list[Any]) -> None:
