@@ -29,6 +29,17 @@ def small_bert(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_interaction(tmp_path_factory) -> Path:
+    """A tiny cross-encoder of `marcorank.interaction` with safetensors and ONNX weights."""
+    from marcorank.export import export_onnx
+    from random_models import interaction
+
+    folder = interaction(tmp_path_factory.mktemp("interaction"))
+    export_onnx(folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_roberta(tmp_path_factory) -> Path:
     """A tiny RoBERTa cross-encoder with safetensors and ONNX weights."""
     from marcorank.export import export_onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -72,6 +73,44 @@ def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) 
     save(model, folder)
     if labels == 1:
         _spread_logits(model, model.classifier, folder)
+    return folder
+
+
+def bi_encoder(folder: Path, *, seed: int = 0) -> Path:
+    """Save a small random BERT without an output layer, as bi-encoders are; with the bundled tokenizer."""
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=30522,
+        num_hidden_layers=SMALL.layers,
+        hidden_size=SMALL.hidden,
+        num_attention_heads=SMALL.heads,
+        intermediate_size=SMALL.intermediate,
+        initializer_range=0.1,
+    )
+    save(BertModel(config), folder)
+    return folder
+
+
+def interaction(folder: Path, *, seed: int = 0) -> Path:
+    """Save a cross-encoder of `marcorank.interaction` on a small bi-encoder, with every part of it in use."""
+    import torch
+
+    from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
+
+    start = bi_encoder(folder / "start", seed=seed)
+    config = InteractionBertConfig.from_pretrained(start, num_labels=1)
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    model = InteractionBertForSequenceClassification.from_pretrained(start, config=config)
+    with torch.no_grad():
+        model.gates.normal_()
+        model.classifier.weight.normal_()
+        model.word_weights.weight.uniform_()
+    save(model, folder)
+    _spread_logits(model, model.classifier, folder)
+    shutil.rmtree(start)
     return folder
 
 
@@ -154,11 +193,12 @@ def _spread_logits(model: Any, output_layer: Any, folder: Path) -> None:
 
 
 def bundled_in_fp32(folder: Path) -> Path:
-    """Save the weights in the wheel as an fp32 BERT: what its int8 numbers stand for."""
+    """Save the weights in the wheel as an fp32 model: what its int8 numbers stand for."""
     import onnx
     import torch
     from onnx import numpy_helper
-    from transformers import BertConfig, BertForSequenceClassification
+
+    from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
 
     graph = onnx.load(bundled_folder() / "onnx/model_int8.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -168,13 +208,25 @@ def bundled_in_fp32(folder: Path) -> Path:
         if kind == "scales" and f"{prefix}/int8" in tensors:
             weights[prefix] = tensors[f"{prefix}/int8"] * scales
         elif kind == "scales":
-            # Named by the product's output, such as `/model/bert/pooler/dense/MatMul_output_0`.
-            operator = prefix.strip("/").replace("/", ".").rpartition(".")[0]
-            weights[f"{operator}.weight"] = (tensors[f"{prefix}/weights"] * scales).T
-    config = BertConfig.from_pretrained(bundled_folder())
+            weights[f"{_layer_of_product(prefix)}.weight"] = (tensors[f"{prefix}/weights"] * scales).T
+    config = InteractionBertConfig.from_pretrained(bundled_folder())
     config.dtype = "float32"
-    model = BertForSequenceClassification(config)
+    # One constant for each layer and direction, numbered in the order of the graph.
+    gates = {name: value for name, value in tensors.items() if value.shape == (config.num_attention_heads, 1, 1)}
+    in_order = sorted(gates, key=lambda name: int(re.findall(r"\d+", name)[0]))
+    weights["gates"] = np.stack([gates[name] for name in in_order]).reshape(config.num_hidden_layers, 2, -1)
+    model = InteractionBertForSequenceClassification(config)
     state = {name.removeprefix("model."): torch.from_numpy(np.array(value)) for name, value in weights.items()}
     model.load_state_dict(state, strict=True)
     save(model, folder)
     return folder
+
+
+def _layer_of_product(name: str) -> str:
+    """Return which layer a product such as `/model/dense_4/MatMul_output_0` is of: they are numbered as they run."""
+    kind, _, number = name.split("/")[2].partition("_")
+    if kind != "dense":
+        return f"bert.encoder.layer.{number or 0}.attention.self.{kind}"
+    layer, place = divmod(int(number or 0), 3)
+    part = ("attention.output.dense", "intermediate.dense", "output.dense")[place]
+    return f"bert.encoder.layer.{layer}.{part}"

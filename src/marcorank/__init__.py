@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         ScoreError,
         UnknownModelError,
     )
-    from marcorank.ranking import RankedPassage, Ranking
+    from marcorank.ranking import Logistic, RankedPassage, Ranking
     from marcorank.reranker import Reranker
     from marcorank.scorer import Scorer
 
@@ -34,6 +34,7 @@ _HOME = {
     "Reranker": "marcorank.reranker",
     "Ranking": "marcorank.ranking",
     "RankedPassage": "marcorank.ranking",
+    "Logistic": "marcorank.ranking",
     "Scorer": "marcorank.scorer",
     "ClosedError": "marcorank.errors",
     "InvalidInputError": "marcorank.errors",
@@ -48,6 +49,7 @@ __all__ = [
     "Reranker",
     "Ranking",
     "RankedPassage",
+    "Logistic",
     "Scorer",
     "ClosedError",
     "InvalidInputError",

@@ -23,7 +23,7 @@ from marcorank.errors import InvalidInputError
 from marcorank.loading import BackendName, Precision
 from marcorank.models import BUNDLED
 from marcorank.pairs import LongPassages
-from marcorank.ranking import Activation
+from marcorank.ranking import Activation, checked_activation
 from marcorank.reranker import Reranker
 from marcorank.scorer import Scorer
 
@@ -104,6 +104,8 @@ class AdapterSettings(BaseModel):
     def _check_setting(cls, value: object, info: ValidationInfo) -> object:
         field = str(info.field_name)
         name = "model" if field == cls._model_field else field
+        if name == "activation":
+            value = checked_activation(value)
         given = info.data.get("reranker")
         # A bare scorer has no activation of its own.
         if given is not None and (name != "activation" or isinstance(given, Reranker)):
@@ -118,7 +120,7 @@ class AdapterSettings(BaseModel):
                 f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
                 "`score(query, passages)` goes in `reranker`."
             )
-        return Reranker(**{"model": BUNDLED, name: value}).to_dict()[name]  # type: ignore[arg-type]
+        return _settings_of(Reranker(**{"model": BUNDLED, name: value}))[name]  # type: ignore[arg-type]
 
     @field_validator("token", mode="before")
     @classmethod
@@ -190,9 +192,8 @@ class AdapterSettings(BaseModel):
 
 def _settings_of(reranker: Reranker) -> dict[str, Any]:
     """Return the settings of a reranker; of a scorer object there are its name and the activation."""
-    if isinstance(reranker.model, str):
-        return reranker.to_dict()
-    return {**_DEFAULTS, "model": reranker.name, "activation": reranker.activation}
+    settings = reranker.to_dict() if isinstance(reranker.model, str) else {**_DEFAULTS, "model": reranker.name}
+    return {**settings, "activation": reranker.activation}
 
 
 def _revealed(token: object) -> Any:

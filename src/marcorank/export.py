@@ -78,6 +78,8 @@ def _write(source: Path, folder: Path) -> None:
         import onnx  # noqa: F401
         import torch
         import transformers
+
+        import marcorank.interaction  # noqa: F401  # makes the architecture known to transformers
     except ImportError as error:
         raise MissingExtraError(
             "Exporting a model needs torch, transformers and onnx: pip install 'marcorank[torch]'"

@@ -6,21 +6,50 @@ Nothing here knows a model or a framework.
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overload
 
 import numpy as np
 
-from marcorank.errors import ScoreError
+from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-Activation = Literal["identity", "sigmoid"]
+ActivationName = Literal["identity", "sigmoid"]
 
-ACTIVATIONS: tuple[str, ...] = get_args(Activation)
+ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Logistic:
+    """An activation fitted on judged data: scores are `1 / (1 + exp(-(a * logit + b)))`, from 0 to 1.
+
+    Attributes:
+        a: Slope, above 0.
+        b: Intercept.
+
+    Raises:
+        InvalidInputError: One of them is no finite number, or `a` is not above 0.
+    """
+
+    a: float
+    b: float
+
+    def __post_init__(self) -> None:
+        for name in ("a", "b"):
+            value = getattr(self, name)
+            is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or (name == "a" and value <= 0):
+                expected = "a finite number above 0" if name == "a" else "a finite number"
+                raise InvalidInputError(f"`{name}` of Logistic is {value!r}; expected {expected}.")
+            object.__setattr__(self, name, float(value))
+
+
+Activation: TypeAlias = ActivationName | Logistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +198,32 @@ def activate(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.
     wide = logits.astype(np.float64)
     if activation == "identity":
         return wide
+    if isinstance(activation, Logistic):
+        # A great `a` may pass the range of floats; infinity is the right end.
+        with np.errstate(over="ignore"):
+            wide = activation.a * wide + activation.b
     # exp(-|x|) never overflows, whichever sign the logit has.
     small = np.exp(-np.abs(wide))
     return np.where(wide >= 0, 1.0, small) / (1.0 + small)
+
+
+def checked_activation(value: object) -> Activation:
+    """Return an activation: one of the names, a `Logistic`, or one made of its dict form.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    if isinstance(value, Mapping) and set(value) == {"a", "b"}:
+        return Logistic(**value)
+    if isinstance(value, Logistic) or (type(value) is str and value in ACTIVATIONS):
+        return cast("Activation", value)
+    names = ", ".join(map(repr, ACTIVATIONS))
+    raise InvalidInputError(f"`activation` is {value!r}; expected one of {names}, or a Logistic(a, b).")
+
+
+def plain_activation(activation: Activation) -> str | dict[str, float]:
+    """Return the JSON-ready form that `checked_activation` reads."""
+    return asdict(activation) if isinstance(activation, Logistic) else activation
 
 
 def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.float32]:

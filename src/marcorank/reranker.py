@@ -22,7 +22,14 @@ from marcorank.arguments import (
 from marcorank.errors import ClosedError, InvalidInputError
 from marcorank.loading import BACKENDS, PRECISIONS, ModelSettings, load_scorer, locate
 from marcorank.pairs import LONG_PASSAGES
-from marcorank.ranking import ACTIVATIONS, RankedPassage, Ranking, check_finite, order_logits
+from marcorank.ranking import (
+    RankedPassage,
+    Ranking,
+    check_finite,
+    checked_activation,
+    order_logits,
+    plain_activation,
+)
 from marcorank.scorer import PassageScores, Scorer, as_request_scorer, scorer_name
 
 if TYPE_CHECKING:
@@ -63,7 +70,7 @@ class Reranker:
         backend: BackendName = "auto",
         device: str | None = None,
         precision: Precision = "auto",
-        activation: Activation = "identity",
+        activation: Activation | Mapping[str, float] = "identity",
         max_length: int = 512,
         max_query_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
@@ -83,7 +90,8 @@ class Reranker:
             device: As torch spells devices, such as `"cpu"` or `"cuda:0"`; None takes a GPU if torch sees one.
             precision: `"fp32"`, `"int8"` (onnx), `"bf16"` or `"fp16"` (torch); `"auto"` is fp32, and for the
                 bundled model int8.
-            activation: `"identity"` (scores are logits) or `"sigmoid"` (scores from 0 to 1).
+            activation: `"identity"` (scores are logits), `"sigmoid"` (scores from 0 to 1), or a `Logistic(a, b)` that
+                was fitted on judged data (probabilities there), also as `{"a": a, "b": b}`.
             max_length: Most tokens of query and passage together, special tokens counted; the model's own limit
                 holds where it is lower.
             max_query_tokens: Most tokens of a query; None for half of what fits. A longer one is cut, which
@@ -101,7 +109,7 @@ class Reranker:
             UnknownModelError: The model cannot be a hub name and is no folder.
         """
         self._custom = None if isinstance(model, (str, os.PathLike)) else _checked_scorer(model)
-        self.activation: Activation = one_of("activation", activation, ACTIVATIONS)
+        self.activation: Activation = checked_activation(activation)
         self._settings = ModelSettings(
             model=os.fspath(model) if self._custom is None else "",  # type: ignore[arg-type]
             backend=one_of("backend", backend, BACKENDS),
@@ -281,7 +289,7 @@ class Reranker:
     def __repr__(self) -> str:
         shown = [
             f"{name}={value!r}"
-            for name, value in self._plain_settings().items()
+            for name, value in {**self._plain_settings(), "activation": self.activation}.items()
             if name != "model" and value != _DEFAULTS.get(name, "identity")
         ]
         return f"{type(self).__name__}({', '.join([repr(self.model), *shown])})"
@@ -295,7 +303,7 @@ class Reranker:
     def _plain_settings(self) -> dict[str, Any]:
         settings = asdict(self._settings)
         del settings["token"]
-        return {**settings, "activation": self.activation}
+        return {**settings, "activation": plain_activation(self.activation)}
 
     def _check(
         self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from pydantic import SecretStr, ValidationError
 
-from marcorank import InvalidInputError, Reranker, ScoreError, UnknownModelError
+from marcorank import InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank
 from marcorank.testing import WordOverlapScorer
 
@@ -35,7 +35,7 @@ def documents_of(texts: list[str]) -> list[Document]:
     texts=passages,
     top_n=st.none() | st.integers(1, 9),
     threshold=st.none() | st.floats(-6, 6),
-    activation=st.sampled_from(["identity", "sigmoid"]),
+    activation=st.sampled_from(["identity", "sigmoid", Logistic(0.5, -1.0)]),
 )
 def test_same_order_and_scores_as_the_core(texts, top_n, threshold, activation):
     """Order and scores are those of the core, for any texts, top_n, threshold and activation."""
@@ -146,6 +146,7 @@ def test_numpy_numbers_are_numbers():
         ({"model_name": 5}, "`model_name` is 5; expected a model name or the path of a model folder"),
         ({"model_name": WordOverlapScorer()}, "`model_name` is <.*goes in `reranker`"),
         ({"activation": "softmax"}, "`activation` is 'softmax'; expected one of 'identity', 'sigmoid'"),
+        ({"activation": {"a": -1, "b": 0}}, "`a` of Logistic is -1; expected a finite number above 0"),
         ({"backend": "tensorflow"}, "`backend` is 'tensorflow'; expected one of 'auto'"),
         ({"precision": "int4"}, "`precision` is 'int4'; expected one of 'auto'"),
         ({"device": ""}, "`device` is empty; expected None or a text"),
@@ -247,6 +248,8 @@ def test_documents_may_come_from_any_iterable():
             "local_files_only": True,
             "allow_pickle": True,
         },
+        {"activation": Logistic(0.8, -1.2)},
+        {"activation": {"a": 0.8, "b": -1.2}},
     ],
 )
 def test_settings_round_trip_through_dict_json_and_pickle(settings):
@@ -374,6 +377,34 @@ def test_a_change_of_settings_reaches_the_core():
     assert scored.score([("a", "a")]) == pytest.approx([0.99331], abs=1e-5)
     with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
         rerank.model_copy(update={"top_n": 0})
+
+
+def test_a_fitted_map_is_an_activation():
+    """A Logistic or its dict is kept as one, shown, dumped plainly, and part of the JSON schema; scores are floats."""
+    fitted = Logistic(0.5, -1.0)
+    rerank = MarcoRerank(reranker=WordOverlapScorer(), activation={"a": 0.5, "b": -1.0}, top_n=1)
+    assert rerank.activation == rerank.core.activation == fitted
+    assert "activation=Logistic(a=0.5, b=-1.0)" in repr(rerank)
+    assert rerank.model_dump()["activation"] == {"a": 0.5, "b": -1.0}
+    assert "Logistic" in json.dumps(MarcoRerank.model_json_schema())
+    (found,) = rerank.compress_documents(documents_of(["red apple"]), "red apple")
+    assert type(found.metadata["relevance_score"]) is float
+    assert found.metadata["relevance_score"] == pytest.approx(0.817574, abs=1e-6)
+    changed = rerank.model_copy(update={"activation": Logistic(1, 0)})
+    assert changed.core.activation == Logistic(1.0, 0.0) != fitted
+
+
+def test_a_shared_reranker_with_a_fitted_map_keeps_it():
+    """The adapter shows the map of its reranker, takes its own dump beside it, and refuses another."""
+    shared = Reranker("bundled", activation=Logistic(0.8, -1.2))
+    rerank = MarcoRerank(reranker=shared)
+    assert rerank.activation == Logistic(0.8, -1.2)
+    assert MarcoRerank(reranker=shared, **rerank.model_dump()) == rerank
+    assert MarcoRerank(**json.loads(rerank.model_dump_json())).core.to_dict() == shared.to_dict()
+    with pytest.raises(
+        ValidationError, match=r"`activation` is Logistic\(a=0.9.* whose own is Logistic\(a=0.8.*Pass one"
+    ):
+        MarcoRerank(reranker=shared, activation={"a": 0.9, "b": -1.2})
 
 
 def test_text_fields_come_before_the_text():

@@ -31,7 +31,7 @@ from llama_index.core.schema import (
 )
 from pydantic import SecretStr, ValidationError
 
-from marcorank import InvalidInputError, Reranker, ScoreError, UnknownModelError
+from marcorank import InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
 
@@ -73,7 +73,7 @@ def ids_and_scores(nodes) -> list[tuple[str, float]]:
 
 @given(
     texts=words,
-    activation=st.sampled_from(["identity", "sigmoid"]),
+    activation=st.sampled_from(["identity", "sigmoid", Logistic(0.5, -1.0)]),
     score_threshold=st.none() | st.floats(-5, 5),
     top_n=st.none() | st.integers(1, 9),
 )
@@ -360,6 +360,28 @@ def test_settings_round_trip(settings):
         assert again.to_dict() == plain
         assert again.core.to_dict() == rerank.core.to_dict()
     assert rerank != MarcoRerank(**{**settings, "top_n": 9})
+
+
+@pytest.mark.parametrize("activation", [Logistic(0.8, -1.2), {"a": 0.8, "b": -1.2}])
+def test_a_fitted_map_is_an_activation(activation):
+    """A Logistic or its dict is kept, goes through dict, JSON, pickle and copies, and makes plain floats."""
+    rerank = MarcoRerank(model="bundled", activation=activation)
+    assert rerank.activation == rerank.core.activation == Logistic(0.8, -1.2)
+    assert json.loads(rerank.to_json())["activation"] == rerank.to_dict()["activation"] == {"a": 0.8, "b": -1.2}
+    for again in (
+        MarcoRerank.from_dict(rerank.to_dict()),
+        MarcoRerank.from_json(rerank.to_json()),
+        MarcoRerank.model_validate_json(rerank.model_dump_json(exclude_unset=True)),
+        pickle.loads(pickle.dumps(rerank)),  # noqa: S301
+        copy.deepcopy(rerank),
+    ):
+        assert again == rerank
+        assert again.core.to_dict() == rerank.core.to_dict()
+    shared = MarcoRerank(reranker=Reranker("bundled", activation=activation))
+    assert shared.to_dict() == rerank.to_dict()
+    (found,) = rerank_with(activation=activation).postprocess_nodes(nodes_of(["red"]), query_str="red")
+    assert type(found.score) is float
+    assert found.score == pytest.approx(0.942676, abs=1e-6)
 
 
 def test_fields_are_the_settings_of_the_core():

@@ -203,7 +203,11 @@ def test_the_reference_holds_every_method(kind, title):
 
 @pytest.mark.parametrize(
     ("kind", "title"),
-    [(marcorank.RankedPassage, "Fields of `RankedPassage`"), (marcorank.Ranking, "Fields of `Ranking`")],
+    [
+        (marcorank.RankedPassage, "Fields of `RankedPassage`"),
+        (marcorank.Ranking, "Fields of `Ranking`"),
+        (marcorank.Logistic, "`Logistic`"),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_reference_holds_every_field_of_a_result(kind, title):

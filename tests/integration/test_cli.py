@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer
-from marcorank import Reranker, __version__, loading
+from marcorank import Logistic, Reranker, __version__, loading
 from marcorank.cli import main
 from marcorank.cli.table import cells
 from marcorank.models import CATALOGUE
@@ -287,6 +287,24 @@ def test_a_table_of_sigmoid_scores_shows_the_logits_too(run, write):
     _, header, line = out.splitlines()
     assert header.split() == ["rank", "index", "score", "logit", "text"]
     assert re.fullmatch(r" +1 +0 +0\.\d{4} +-?\d+\.\d{4}  museum.*…", line)
+
+
+def test_a_fitted_map_is_given_by_its_numbers(run, write):
+    """`logistic:A,B` is the activation Logistic(A, B)."""
+    status, out, _ = run("rerank", QUERY, write(PASSAGES), "--activation", "logistic:0.8,-1.2")
+    expected = Reranker("bundled", activation=Logistic(0.8, -1.2)).rank(QUERY, PASSAGES)
+    assert status == 0
+    assert [row["score"] for row in rows(out)] == [result.score for result in expected]
+
+
+@pytest.mark.parametrize(
+    "value", ["softmax", "logistic", "logistic:1", "logistic:0,1", "logistic:1,x", "logistic:1,2,3"]
+)
+def test_an_activation_that_means_nothing_is_wrong_usage(run, write, value):
+    """The message says what was found and what is allowed."""
+    status, _, error = run("rerank", QUERY, write(PASSAGES), "--activation", value)
+    assert status == 2
+    assert f"found '{value}'; expected identity, sigmoid, or logistic:A,B with two numbers, A above 0" in error
 
 
 def test_a_table_of_requests_names_each_query(run, write):

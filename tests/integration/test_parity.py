@@ -46,3 +46,13 @@ def test_a_model_with_one_segment_scores_as_sentence_transformers(small_roberta,
     texts = [text for text in TEXTS if text]
     found = Reranker(small_roberta, backend=backend).score(QUERY, texts)
     np.testing.assert_allclose(found, predict(small_roberta, QUERY, texts), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_the_interaction_architecture_scores_as_sentence_transformers(small_interaction, backend):
+    """The bundled model's architecture equals `CrossEncoder.predict`, together and alone."""
+    expected = predict(small_interaction, QUERY, TEXTS)
+    reranker = Reranker(small_interaction, backend=backend)
+    np.testing.assert_allclose(reranker.score(QUERY, TEXTS), expected, atol=TOLERANCE, rtol=0)
+    alone = [reranker.score(QUERY, [text])[0] for text in TEXTS[-5:]]
+    np.testing.assert_allclose(alone, expected[-5:], atol=TOLERANCE, rtol=0)

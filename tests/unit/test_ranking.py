@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank import RankedPassage, Ranking, ScoreError
-from marcorank.ranking import activate, check_finite, check_shape, order_logits
+from marcorank import InvalidInputError, Logistic, RankedPassage, Ranking, ScoreError
+from marcorank.ranking import activate, check_finite, check_shape, checked_activation, order_logits, plain_activation
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), max_size=40)
-ACTIVATION = st.sampled_from(["identity", "sigmoid"])
+LOGISTIC = st.builds(Logistic, st.floats(0.01, 5), st.floats(-10, 10))
+ACTIVATION = st.sampled_from(["identity", "sigmoid"]) | LOGISTIC
 
 
 def order(logits, activation="identity", score_threshold=None, top_n=None):
@@ -61,6 +64,61 @@ def test_sigmoid_is_right_and_never_overflows(logit):
     score = float(activate(np.array([logit], dtype=np.float32), "sigmoid")[0])
     exact = 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
     assert score == pytest.approx(exact, rel=1e-12, abs=1e-300)
+
+
+@given(st.floats(-100, 100, width=32), LOGISTIC)
+def test_a_fitted_map_is_the_logistic_function_of_its_line(logit, logistic):
+    """The score is 1 / (1 + exp(-(a * logit + b))), and with a = 1, b = 0 exactly the sigmoid's."""
+    logits = np.array([logit], dtype=np.float32)
+    log_odds = logistic.a * logit + logistic.b
+    assert activate(logits, logistic)[0] == pytest.approx(1 / (1 + math.exp(-log_odds)), rel=1e-12)
+    assert activate(logits, Logistic(1, 0))[0] == activate(logits, "sigmoid")[0]
+
+
+@given(LOGITS, LOGISTIC)
+def test_a_fitted_map_keeps_the_order(logits, logistic):
+    """A higher logit never has a lower score, so that a threshold on scores is one on logits."""
+    assert (np.diff(activate(np.sort(np.array(logits, dtype=np.float32)), logistic)) >= 0).all()
+
+
+def test_a_fitted_map_never_overflows():
+    """Numbers beyond the range of floats end at 0 and 1."""
+    logits = np.array([-3e38, -1.0, 0.0, 1.0, 3e38], dtype=np.float32)
+    assert activate(logits, Logistic(1e308, -1e308)).tolist() == [0.0, 0.0, 0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "message"),
+    [
+        (0, 1, "`a` of Logistic is 0; expected a finite number above 0"),
+        (-0.5, 1, "`a` of Logistic is -0.5; expected a finite number above 0"),
+        (math.nan, 1, "`a` of Logistic is nan; expected a finite number above 0"),
+        (True, 1, "`a` of Logistic is True; expected"),
+        ("1", 1, "`a` of Logistic is '1'; expected"),
+        (1, math.inf, "`b` of Logistic is inf; expected a finite number"),
+        (1, None, "`b` of Logistic is None; expected a finite number"),
+    ],
+)
+def test_a_fitted_map_must_rise_and_be_finite(a, b, message):
+    """A map that would turn the order around, or that has no value, is an error."""
+    with pytest.raises(InvalidInputError, match=message):
+        Logistic(a, b)
+
+
+@given(LOGISTIC)
+def test_a_fitted_map_has_a_plain_form(logistic):
+    """JSON, pickle and copies give an equal map; its numbers become Python floats."""
+    assert checked_activation(json.loads(json.dumps(plain_activation(logistic)))) == logistic
+    assert pickle.loads(pickle.dumps(logistic)) == copy.deepcopy(logistic) == logistic  # noqa: S301
+    widened = Logistic(np.float32(0.5), np.int64(-1))
+    assert (type(widened.a), type(widened.b), widened) == (float, float, Logistic(0.5, -1.0))
+
+
+@pytest.mark.parametrize("value", ["softmax", None, ["identity"], {"a": 1}, {"a": 1, "b": 2, "c": 3}, (1, 2), 1.0])
+def test_another_activation_is_named(value):
+    """The message has what was found and all that is allowed."""
+    with pytest.raises(InvalidInputError, match=r"`activation` is .*'identity', 'sigmoid', or a Logistic\(a, b\)"):
+        checked_activation(value)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])

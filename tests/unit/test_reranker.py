@@ -13,7 +13,7 @@ import threading
 import numpy as np
 import pytest
 
-from marcorank import ClosedError, InvalidInputError, Reranker, ScoreError, UnknownModelError
+from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
 from marcorank.scorer import as_request_scorer
 from marcorank.testing import WordOverlapScorer
 
@@ -63,6 +63,15 @@ def test_sigmoid_scores_and_their_threshold():
     ranking = reranker(activation="sigmoid").rank(QUERY, PASSAGES, score_threshold=0.5)
     assert [result.index for result in ranking] == [1, 4, 2]
     assert ranking[2].score == 0.5
+
+
+def test_scores_of_a_fitted_map_and_their_threshold():
+    """A Logistic, or its dict, gives scores on its scale, and the threshold is on that scale."""
+    for activation in (Logistic(0.5, -1.0), {"a": 0.5, "b": -1.0}):
+        ranking = reranker(activation=activation).rank(QUERY, PASSAGES, score_threshold=0.2)
+        assert [(result.index, result.logit) for result in ranking] == [(1, 5.0), (4, 5.0), (2, 0.0)]
+        # The sigmoid of 0.5 x 5 - 1 and of -1.
+        assert [result.score for result in ranking] == pytest.approx([0.817574, 0.817574, 0.268941], abs=1e-6)
 
 
 def test_equal_passages_are_scored_once():
@@ -153,6 +162,7 @@ def test_a_request_must_be_a_pair(value):
         ("precision", "int4"),
         ("activation", "softmax"),
         ("activation", ["identity"]),
+        ("activation", {"a": 1.0}),
         ("long_passages", "split"),
         ("max_length", 8),
         ("max_length", True),
@@ -249,6 +259,17 @@ def test_settings_round_trip_through_dict_json_and_pickle():
     assert len(pickle.dumps(chosen)) < 1000
     assert "secret-token" not in repr(chosen) + str(settings) + str(pickle.dumps(chosen))
     assert repr(chosen).startswith("Reranker('bundled', max_length=128, cache_folder=")
+
+
+def test_a_fitted_map_round_trips_with_the_settings():
+    """Dict, JSON, pickle and copies keep `a` and `b`, and the repr shows them."""
+    chosen = Reranker("bundled", activation=Logistic(0.8, -1.2))
+    settings = json.loads(json.dumps(chosen.to_dict()))
+    assert settings["activation"] == {"a": 0.8, "b": -1.2}
+    for again in (Reranker.from_dict(settings), pickle.loads(pickle.dumps(chosen)), copy.deepcopy(chosen)):  # noqa: S301
+        assert again.activation == Logistic(0.8, -1.2)
+        assert again.to_dict() == chosen.to_dict()
+    assert repr(chosen) == "Reranker('bundled', activation=Logistic(a=0.8, b=-1.2))"
 
 
 def test_unknown_settings_are_refused():

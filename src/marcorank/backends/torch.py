@@ -75,6 +75,8 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
     try:
         import torch
         from sentence_transformers import CrossEncoder
+
+        import marcorank.interaction  # noqa: F401  # makes the architecture known to transformers
     except ImportError as error:
         raise MissingExtraError(
             f"The torch backend needs sentence-transformers and torch, and {error.name or error!r} is missing: "

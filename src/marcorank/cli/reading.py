@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import sys
-import zlib
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import InvalidInputError
+from marcorank.files import brief, decoded_lines, errors_named, json_object, numbered_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
 STANDARD_INPUT = "-"
 TEXT_FIELDS = ("text", "passage", "page_content", "content")
@@ -96,32 +92,11 @@ def _shown(source: str) -> str:
 
 def _lines(source: str) -> Iterator[tuple[int, str]]:
     """Yield the lines with their numbers from 1, without their ends."""
-    try:
-        with _opened(source) as file:
-            yield from _decoded(source, file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InvalidInputError(f"{_shown(source)} is damaged or no gzip file: {error}") from error
-    except OSError as error:
-        raise InvalidInputError(f"{_shown(source)} cannot be read: {error.strerror or error}.") from error
-
-
-def _opened(source: str) -> AbstractContextManager[Iterable[bytes]]:
-    if source == STANDARD_INPUT:
-        return nullcontext(sys.stdin.buffer)
-    return gzip.open(source) if source.endswith(".gz") else Path(source).open("rb")
-
-
-def _decoded(source: str, file: Iterable[bytes]) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(file, 1):
-        try:
-            # Windows programs put a byte order mark in front of the first line.
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as error:
-            raise InvalidInputError(
-                f"{_place(source, number)} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}); "
-                "save the file as UTF-8."
-            ) from error
-        yield number, text.rstrip("\r\n")
+    if source != STANDARD_INPUT:
+        yield from numbered_lines(source)
+        return
+    with errors_named(_shown(source)):
+        yield from decoded_lines(sys.stdin.buffer, _shown(source))
 
 
 def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> bool:
@@ -139,13 +114,7 @@ def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> 
 
 
 def _row(source: str, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{_place(source, number)} is no JSON: {error}.") from error
-    if not isinstance(row, dict):
-        raise InvalidInputError(f"{_place(source, number)} is {_brief(row)}; expected an object with a text field.")
-    return row
+    return json_object(line, _place(source, number), expected="an object with a text field")
 
 
 def _passage(row: dict[str, Any], place: str, text_field: str | None) -> Passage:
@@ -160,7 +129,7 @@ def _passage(row: dict[str, Any], place: str, text_field: str | None) -> Passage
         )
     text = row[name]
     if not isinstance(text, str):
-        raise InvalidInputError(f"{place}: {name!r} is {_brief(text)}; expected a text.")
+        raise InvalidInputError(f"{place}: {name!r} is {brief(text)}; expected a text.")
     return Passage(text, row)
 
 
@@ -173,9 +142,9 @@ def _request(row: dict[str, Any], place: str, text_field: str | None) -> Request
         )
     query, passages = row["query"], row["passages"]
     if not isinstance(query, str) or not query.strip():
-        raise InvalidInputError(f"{place}: 'query' is {_brief(query)}; expected a text that is not blank.")
+        raise InvalidInputError(f"{place}: 'query' is {brief(query)}; expected a text that is not blank.")
     if not isinstance(passages, list):
-        raise InvalidInputError(f"{place}: 'passages' is {_brief(passages)}; expected a list of texts or objects.")
+        raise InvalidInputError(f"{place}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
     return Request(
         query,
         [
@@ -191,9 +160,4 @@ def _passage_of_request(passage: object, place: str, text_field: str | None) -> 
         return Passage(passage, {"text": passage})
     if isinstance(passage, dict):
         return _passage(passage, place, text_field)
-    raise InvalidInputError(f"{place} is {_brief(passage)}; expected a text or an object with a text field.")
-
-
-def _brief(value: object) -> str:
-    shown = json.dumps(value, ensure_ascii=False)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+    raise InvalidInputError(f"{place} is {brief(passage)}; expected a text or an object with a text field.")

@@ -15,14 +15,14 @@ from marcorank.cli.table import one_line, table
 from marcorank.cli.writing import json_line, opened
 from marcorank.models import BUNDLED
 from marcorank.pairs import LONG_PASSAGES
-from marcorank.ranking import ACTIVATIONS
+from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from marcorank.cli.reading import Passage
-    from marcorank.ranking import RankedPassage, Ranking
+    from marcorank.ranking import Activation, RankedPassage, Ranking
 
 # Enough to fill batches, few enough that results come while the input is still being read.
 _PASSAGES_AT_ONCE = 512
@@ -65,7 +65,11 @@ def add_command(commands: Any) -> None:
     result.add_argument("--top-n", type=_whole_number(1), metavar="N", help="most results of a query (default: all)")
     result.add_argument("--score-threshold", type=_number, metavar="X", help="least score of a result")
     result.add_argument(
-        "--activation", choices=ACTIVATIONS, default=ACTIVATIONS[0], help="scores as logits, or from 0 to 1"
+        "--activation",
+        type=_activation,
+        default=ACTIVATIONS[0],
+        metavar="NAME",
+        help="identity: scores are logits (default); sigmoid: from 0 to 1; logistic:A,B: from 0 to 1, fitted",
     )
     result.add_argument(
         "--format", choices=("table", "jsonl"), help="default: table on a terminal, jsonl in a pipe or a file"
@@ -231,3 +235,16 @@ def _number(text: str) -> float | None:
         return score_threshold_or_none(float(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a number on the scale of the scores") from error
+
+
+def _activation(text: str) -> Activation:
+    kind, colon, numbers = text.partition(":")
+    try:
+        if kind == "logistic" and colon:
+            a, b = map(float, numbers.split(","))
+            return Logistic(a, b)
+        return checked_activation(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}; expected identity, sigmoid, or logistic:A,B with two numbers, A above 0"
+        ) from error

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-import shutil
 import sys
-import uuid
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from marcorank.errors import InvalidInputError
+from marcorank.files import written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,28 +29,8 @@ def opened(path: str | None) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8")
         yield sys.stdout
         return
-    # A link keeps pointing where it points.
-    target = Path(path).resolve()
-    if target.exists() and not target.is_file():
-        if target.is_dir():
-            raise InvalidInputError(f"{path!r} is a folder; expected the path of a file to write.")
-        # A device or a named pipe must not be replaced by a file.
-        with target.open("w", encoding="utf-8") as file:
-            yield file
-        return
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
-        file = part.open("x", encoding="utf-8", newline="\n")
-    except OSError as error:
-        raise InvalidInputError(f"{path!r} cannot be written: {error.strerror or error}.") from error
-    try:
-        with file:
-            yield file
-        if target.exists():
-            shutil.copymode(target, part)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with written(path) as file:
+        yield file
 
 
 def json_line(row: dict[str, Any]) -> str:

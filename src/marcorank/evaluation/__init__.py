@@ -1,0 +1,85 @@
+"""Whether reranking helps on your data, how deep to rerank, and where to cut.
+
+    from marcorank.evaluation import evaluate
+
+    evaluation = evaluate("my-collection", "bundled")
+    print(evaluation)
+    evaluation.write_report("report.html")
+
+The names below are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from marcorank.evaluation.calibration import calibrate
+    from marcorank.evaluation.cutting import cuts
+    from marcorank.evaluation.evaluating import evaluate, evaluate_runs
+    from marcorank.evaluation.reading import read_collection, read_qrels, read_run, write_run
+    from marcorank.evaluation.records import (
+        Calibration,
+        Collection,
+        CutPoint,
+        Cuts,
+        DepthResult,
+        MeasureResult,
+        ModelResult,
+    )
+    from marcorank.evaluation.results import Evaluation, RunsEvaluation
+    from marcorank.evaluation.retrievers import run_of
+
+_HOME = {
+    "evaluate": "marcorank.evaluation.evaluating",
+    "evaluate_runs": "marcorank.evaluation.evaluating",
+    "Evaluation": "marcorank.evaluation.results",
+    "RunsEvaluation": "marcorank.evaluation.results",
+    "Collection": "marcorank.evaluation.records",
+    "ModelResult": "marcorank.evaluation.records",
+    "DepthResult": "marcorank.evaluation.records",
+    "MeasureResult": "marcorank.evaluation.records",
+    "Cuts": "marcorank.evaluation.records",
+    "CutPoint": "marcorank.evaluation.records",
+    "Calibration": "marcorank.evaluation.records",
+    "cuts": "marcorank.evaluation.cutting",
+    "calibrate": "marcorank.evaluation.calibration",
+    "read_collection": "marcorank.evaluation.reading",
+    "read_run": "marcorank.evaluation.reading",
+    "read_qrels": "marcorank.evaluation.reading",
+    "write_run": "marcorank.evaluation.reading",
+    "run_of": "marcorank.evaluation.retrievers",
+}
+
+__all__ = [
+    "evaluate",
+    "evaluate_runs",
+    "Evaluation",
+    "RunsEvaluation",
+    "Collection",
+    "ModelResult",
+    "DepthResult",
+    "MeasureResult",
+    "Cuts",
+    "CutPoint",
+    "Calibration",
+    "cuts",
+    "calibrate",
+    "read_collection",
+    "read_run",
+    "read_qrels",
+    "write_run",
+    "run_of",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

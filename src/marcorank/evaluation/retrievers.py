@@ -1,0 +1,108 @@
+"""Runs from whatever searches: LangChain retrievers, LlamaIndex retrievers and query engines, functions.
+
+No framework is imported: what an object can do tells what it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marcorank.arguments import query_text
+from marcorank.errors import InvalidInputError
+from marcorank.evaluation.trec import ID_RULE, is_id
+
+if TYPE_CHECKING:
+    from marcorank.evaluation.records import Run
+
+
+def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable[[Any], object] = "id") -> Run:
+    """Ask each query and write down what is found.
+
+    Args:
+        search: A LangChain retriever or another runnable from a query to documents; a LlamaIndex retriever; a
+            LlamaIndex query engine, postprocessors included; or a function from a query to doc_ids, to documents or
+            nodes, or to pairs of one of them and its score, best first. Of a query engine the sources of its answers
+            count; one made with `response_mode="no_text"` asks no LLM.
+        queries: Texts by query_id, such as `Collection.queries`.
+        doc_id: Where the doc_id of a result is: `"id"` for its own (`Document.id`, `node_id`), the name of a field of
+            its metadata, or a function of the result, such as `lambda found: found.node.ref_doc_id`. Of several
+            results with the same doc_id, such as chunks of one document, the first counts.
+
+    Returns:
+        The results in the order in which they came; scores only count down to 1. A query without results has none.
+
+    Raises:
+        InvalidInputError: `search` is nothing that searches, or a result has no doc_id.
+    """
+    ask = _asked(search)
+    if not isinstance(queries, Mapping):
+        raise InvalidInputError(f"`queries` is a {type(queries).__name__}; expected a mapping of texts by query_id.")
+    if not callable(doc_id) and (not isinstance(doc_id, str) or not doc_id):
+        raise InvalidInputError(f"`doc_id` is {doc_id!r}; expected 'id', the name of a metadata field, or a function.")
+    run = {}
+    for query_id, query in queries.items():
+        results = _listed(ask(query_text(query)), query_id)
+        ids = dict.fromkeys(
+            _doc_id(result, doc_id, f"Result {place} of query_id {query_id!r}") for place, result in enumerate(results)
+        )
+        if ids:
+            run[query_id] = {found: float(len(ids) - place) for place, found in enumerate(ids)}
+    return run
+
+
+def _asked(search: object) -> Callable[[str], Any]:
+    # A query engine has `retrieve` too, but not every one can do it, and none from a text.
+    query = _method(search, "query")
+    if query is not None:
+        return lambda text: getattr(query(text), "source_nodes", None)
+    found = _method(search, "invoke") or _method(search, "retrieve") or _method(search, "__call__")
+    if found is None or isinstance(search, type):
+        raise InvalidInputError(
+            f"`search` is {search!r}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
+            "`retrieve`) or query engine (with `query`), or a function from a query to doc_ids."
+        )
+    return found
+
+
+def _method(search: object, name: str) -> Callable[[str], Any] | None:
+    found = getattr(search, name, None)
+    return found if callable(found) else None
+
+
+def _listed(results: object, query_id: str) -> list[Any]:
+    if isinstance(results, (str, bytes, Mapping)) or not isinstance(results, Iterable):
+        raise InvalidInputError(
+            f"The search gave a {type(results).__name__} for query_id {query_id!r}; expected a list of results."
+        )
+    return list(results)
+
+
+def _doc_id(result: Any, wanted: str | Callable[[Any], object], shown: str) -> str:
+    if isinstance(result, (tuple, list)) and len(result) == 2:
+        result = result[0]
+    found: object
+    if isinstance(result, (str, int, np.integer)):
+        found, where = result, "it is"
+    elif callable(wanted):
+        found, where = wanted(result), "the function `doc_id` gave"
+    elif wanted == "id":
+        # LlamaIndex has the id on the node, LangChain on the document.
+        found, where = getattr(result, "node_id", None) or getattr(result, "id", None), "its own id is"
+    else:
+        found, where = _metadata(result).get(wanted), f"its metadata hold under {wanted!r}"
+    doc_id = str(found) if isinstance(found, (int, np.integer)) and not isinstance(found, bool) else found
+    if not is_id(doc_id):
+        fields = ", ".join(map(repr, _metadata(result))) or "no fields"
+        raise InvalidInputError(
+            f"{shown} ({type(result).__name__}) has no usable doc_id: {where} {found!r}; expected {ID_RULE}. Say where "
+            f"it is with `doc_id`: a field of the metadata (there: {fields}) or a function of the result."
+        )
+    return str(doc_id)
+
+
+def _metadata(result: object) -> Mapping[str, Any]:
+    metadata = getattr(result, "metadata", None)
+    return metadata if isinstance(metadata, Mapping) else {}

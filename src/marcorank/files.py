@@ -1,0 +1,134 @@
+"""Text files in and out. Every complaint names the file, and the line where there is one."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import uuid
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+
+from marcorank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Iterator
+
+
+def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file with their numbers from 1, without their ends; a file named .gz is unpacked.
+
+    Raises:
+        InvalidInputError: The file cannot be read, is damaged or not UTF-8.
+    """
+    shown = repr(str(path))
+    with errors_named(shown), _opened(Path(path)) as file:
+        yield from decoded_lines(file, shown)
+
+
+def decoded_lines(file: Iterable[bytes], shown: str) -> Iterator[tuple[int, str]]:
+    """Yield lines with their numbers from 1, without their ends.
+
+    Raises:
+        InvalidInputError: A line is not UTF-8.
+    """
+    for number, line in enumerate(file, 1):
+        try:
+            # Windows programs put a byte order mark in front of the first line.
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InvalidInputError(
+                f"{shown}, line {number} is not UTF-8 (byte 0x{line[error.start]:02x} at position {error.start}); "
+                "save the file as UTF-8."
+            ) from error
+        yield number, text.rstrip("\r\n")
+
+
+@contextmanager
+def errors_named(shown: str) -> Iterator[None]:
+    """Turn what goes wrong in reading into errors that name what was read.
+
+    Raises:
+        InvalidInputError: Something went wrong.
+    """
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InvalidInputError(f"{shown} is damaged or no gzip file: {error}") from error
+    except OSError as error:
+        raise InvalidInputError(f"{shown} cannot be read: {error.strerror or error}.") from error
+
+
+def json_object(line: str, place: str, *, expected: str) -> dict[str, Any]:
+    """Return the object that stands in a line of JSONL.
+
+    Args:
+        line: What was read.
+        place: File and line, for messages.
+        expected: What should stand there, for messages, such as `"an object with a text field"`.
+
+    Raises:
+        InvalidInputError: The line is no JSON, or no object.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InvalidInputError(f"{place} is no JSON: {error}.") from error
+    if not isinstance(row, dict):
+        raise InvalidInputError(f"{place} is {brief(row)}; expected {expected}.")
+    return row
+
+
+def brief(value: object) -> str:
+    """Return a value of JSON as it is written there, cut where it is long."""
+    shown = json.dumps(value, ensure_ascii=False)
+    return shown if len(shown) <= 60 else f"{shown[:59]}…"
+
+
+@contextmanager
+def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
+    """Open a file to write; it appears when everything is written, or not at all. One named .gz is packed.
+
+    Raises:
+        InvalidInputError: The path cannot be written.
+    """
+    shown = repr(str(path))
+    # A link keeps pointing where it points.
+    target = Path(path).resolve()
+    packed = target.suffix == ".gz"
+    if target.exists() and not target.is_file():
+        if target.is_dir():
+            raise InvalidInputError(f"{shown} is a folder; expected the path of a file to write.")
+        # A device or a named pipe must not be replaced by a file.
+        with target.open("wb") as raw, _text(raw, packed=packed) as file:
+            yield file
+        return
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
+    try:
+        raw = part.open("xb")
+    except OSError as error:
+        raise InvalidInputError(f"{shown} cannot be written: {error.strerror or error}.") from error
+    try:
+        with raw, _text(raw, packed=packed) as file:
+            yield file
+        if target.exists():
+            shutil.copymode(target, part)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> gzip.GzipFile | BinaryIO:
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+@contextmanager
+def _text(raw: BinaryIO, *, packed: bool) -> Iterator[TextIO]:
+    # Without name and time the same content gives the same bytes.
+    binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if packed else raw
+    with binary, io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as file:
+        yield file

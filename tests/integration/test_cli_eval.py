@@ -1,0 +1,300 @@
+"""`marcorank eval` as its users meet it: files in; tables, a page and an exit status out."""
+
+# ruff: noqa: S603 -- what runs here is this project's own program
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from marcorank import cli
+from marcorank.cli.eval import _Shown
+from marcorank.evaluation import evaluate, read_collection, read_run
+
+ROWS = [
+    {
+        "query": "How many people live in Berlin?",
+        "passages": [
+            "Berlin is well known for its museums.",
+            "Berlin had a population of 3,520,031 registered inhabitants.",
+            "Zürich lies on a lake.",
+        ],
+        "relevant": [1],
+    },
+    {"query": "how to open a file", "passages": ["lists are mutable", "open() opens a file"], "relevant": [1]},
+    {"query": "what is a tuple", "passages": ["a list that cannot change", "rain"], "relevant": [0]},
+]
+# More than any of these commands takes; it turns a hang into a failure.
+PATIENCE_S = 120
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run the command in a folder of its own; returns exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments):
+        try:
+            status = cli.main(["eval", *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run_command
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """JSONL of queries with their passages."""
+    path = tmp_path / "candidates.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def beir(tmp_path):
+    """The same as a BEIR folder, and a run beside it."""
+    folder = tmp_path / "beir"
+    (folder / "qrels").mkdir(parents=True)
+    passages = {f"{place}-{n}": text for place, row in enumerate(ROWS) for n, text in enumerate(row["passages"])}
+    write_rows(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for key, text in passages.items()])
+    write_rows(folder / "queries.jsonl", [{"_id": f"{place}", "text": row["query"]} for place, row in enumerate(ROWS)])
+    qrels = "".join(f"{place}\t{place}-{row['relevant'][0]}\t1\n" for place, row in enumerate(ROWS))
+    (folder / "qrels" / "dev.tsv").write_text(f"query-id\tcorpus-id\tscore\n{qrels}")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n0\t0-1\t1\n")
+    (tmp_path / "first.trec").write_text(
+        "".join(f"{key.partition('-')[0]} Q0 {key} 1 {9 - int(key[-1])} bm25\n" for key in passages)
+    )
+    return folder
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if not name.startswith("latency")} for row in rows]
+
+
+def test_one_line_is_enough(run, candidates, tmp_path):
+    """A file of queries and passages gives the table, the page, the figures and the runs, with the bundled model."""
+    status, out, error = run(candidates.name)
+    expected = evaluate(candidates)
+    folder = tmp_path / "candidates-eval"
+    assert status == 0
+    assert "marcorank: wrote candidates-eval/report.html" in error
+    assert out.startswith("candidates: 3 judged queries, up to 3 candidates each\n\nbundled\n")
+    assert [line for line in out.splitlines() if "median time" not in line] == [
+        line for line in f"{expected}".splitlines() if "median time" not in line
+    ]
+    assert (folder / "report.html").read_text().lower().startswith("<!doctype html>")
+    assert json.loads((folder / "results.json").read_text())["models"][0]["label"] == "bundled"
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == [
+        f"bundled.top{depth}.trec" for depth in (10, 100, 20, 50)
+    ]
+    logits = expected.models[0].logits["1"]
+    best_first = dict(sorted(logits.items(), key=lambda pair: -pair[1]))
+    assert list(read_run(folder / "runs" / "bundled.top10.trec")["1"].items()) == list(best_first.items())
+
+
+def test_every_option_reaches_the_evaluation(run, beir, tmp_path, small_bert):
+    """Each option means what the argument of the same name means to the function."""
+    queries, corpus = tmp_path / "queries.jsonl.gz", tmp_path / "corpus.jsonl"
+    queries.write_bytes(gzip.compress((beir / "queries.jsonl").read_bytes().replace(b"Berlin", b"Bern")))
+    corpus.write_text((beir / "corpus.jsonl").read_text().replace("museums", "towers"))
+    status, out, error = run(
+        *(beir, "--run", tmp_path / "first.trec", "--queries", queries, "--corpus", corpus, "--split", "dev"),
+        *("--top-k", 1, 2, "--measures", "nDCG@3", "RR@2", "--relevant-grade", 1, "--output", "out", "--offline"),
+        *("--format", "json", "--model", small_bert, "--backend", "onnx", "torch", "--device", "cpu"),
+        *("--precision", "fp32", "--max-length", 40, "--max-query-tokens", 8, "--long-passages", "windows"),
+    )
+    assert (status, error) == (0, "marcorank: wrote out/report.html, results.json, runs and scores\n")
+    rows = json.loads(out)
+    assert [(row["model"], row["top_k"], row["measure"]) for row in rows] == [
+        (f"{small_bert} ({backend})", top_k, measure)
+        for backend in ("onnx", "torch")
+        for top_k in (1, 2)
+        for measure in ("nDCG@3", "RR@2")
+    ]
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    settings = content["models"][1]["settings"]
+    assert {name: settings[name] for name in ("max_length", "max_query_tokens", "long_passages", "device")} == {
+        "max_length": 40,
+        "max_query_tokens": 8,
+        "long_passages": "windows",
+        "device": "cpu",
+    }
+    collection = read_collection(beir, run=tmp_path / "first.trec", queries=queries, corpus=corpus, split="dev")
+    assert "Bern" in collection.queries["0"]
+    assert "towers" in collection.passages["0-0"]
+    from marcorank import Reranker
+
+    model = Reranker(
+        small_bert, backend="onnx", max_length=40, max_query_tokens=8, long_passages="windows", device="cpu"
+    )
+    expected = evaluate(collection, model, top_k=(1, 2), measures=["nDCG@3", "RR@2"]).rows()
+    assert [{**row, "model": None} for row in without_times(rows[:4])] == [
+        {**row, "model": None} for row in without_times(expected)
+    ]
+
+
+def test_notes_of_the_collection_are_told(run, beir):
+    """What was odd in the input is no secret, and does not get into the output."""
+    status, out, error = run(beir, "--top-k", 2)
+    assert status == 0
+    assert "marcorank: note: There is no run; the first stage is BM25" in error
+    assert "note" not in out
+
+
+def test_the_second_time_nothing_is_scored(run, candidates, tmp_path):
+    """The same command again gives the same figures, times too, and leaves the scores as they are."""
+    first = run(candidates, "--format", "json")
+    (scores,) = (tmp_path / "candidates-eval" / "scores").iterdir()
+    content = scores.read_bytes()
+    assert run(candidates, "--format", "json") == first
+    assert scores.read_bytes() == content
+
+
+def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run, candidates, tmp_path, small_bert):
+    """Who asks for several learns at once which of them do not go."""
+    status, out, error = run(candidates, "--model", "bundled", small_bert, "--precision", "auto", "fp32", "fp16")
+    assert (status, out) == (1, "")
+    assert "error: 2 of 6 models cannot be run, and nothing was scored.\n" in error
+    assert "Reranker('bundled', precision='fp32')" in error
+    assert "Reranker('bundled', precision='fp16')" in error
+    assert not (tmp_path / "candidates-eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ((), 2, "required: SOURCE"),
+        (("no-such-file",), 1, "error: 'no-such-file' does not exist"),
+        (("candidates.jsonl", "--top-k", "ten"), 2, "invalid int value: 'ten'"),
+        (("candidates.jsonl", "--top-k", "0"), 1, "`top_k` is 0; expected a whole number of at least 1"),
+        (("candidates.jsonl", "--measures", "nDGC@10"), 1, "Measure 'nDGC@10' cannot be computed"),
+        (("candidates.jsonl", "--model", "no-such-model"), 1, "error: .*'no-such-model'"),
+        (("candidates.jsonl", "--precision", "int4"), 2, "invalid choice: 'int4'"),
+        (("candidates.jsonl", "--output", "candidates.jsonl"), 1, "is a file; expected a folder"),
+        (("candidates.jsonl", "--max-length", "3"), 1, "`max_length` is 3"),
+    ],
+)
+def test_what_is_wrong_is_named(run, candidates, arguments, status, message):
+    """Each message tells what was found; there is no traceback, and no file."""
+    found, out, error = run(*arguments)
+    assert (found, out) == (status, "")
+    assert re.search(message, error)
+    assert "Traceback" not in error
+    assert sorted(path.name for path in candidates.parent.iterdir()) == ["candidates.jsonl"]
+
+
+def test_the_traceback_is_there_for_who_asks(run, candidates):
+    """`--debug` shows where an error comes from."""
+    _, _, error = run(candidates, "--top-k", 0, "--debug")
+    assert "Traceback" in error
+
+
+def test_help_has_examples(run):
+    """The first question is how to call it."""
+    status, out, _ = run("--help")
+    assert status == 0
+    assert "marcorank eval candidates.jsonl" in out
+
+
+# --- interruptions
+
+
+@pytest.fixture
+def long_work(tmp_path):
+    """A file whose scoring takes some seconds, written a query at a time."""
+    path = tmp_path / "long.jsonl"
+    passages = [f"{number} " + "a long passage about many things " * 60 for number in range(4)]
+    write_rows(path, [{"query": f"what is {n}", "passages": passages, "relevant": [n % 4]} for n in range(30)])
+    return path
+
+
+def started(path, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "marcorank", "eval", str(path), "--top-k", "2", "4", *arguments],
+        cwd=path.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+    )
+
+
+def wait_for_scores(child, folder, lines):
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and child.poll() is None:
+        for path in folder.glob("*.jsonl"):
+            if path.read_bytes().count(b"\n") > lines:
+                return path
+        time.sleep(0.01)
+    raise AssertionError(f"no scores: {child.communicate(timeout=PATIENCE_S)}")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_an_interrupted_command_goes_on_where_it_stopped(run, long_work, sent):
+    """Neither Ctrl-C nor a kill loses a line of scores, and the next run ends like one that was not interrupted."""
+    folder = long_work.with_name("long-eval") / "scores"
+    child = started(long_work)
+    try:
+        path = wait_for_scores(child, folder, lines=5)
+        child.send_signal(sent)
+        out, error = child.communicate(timeout=PATIENCE_S)
+    finally:
+        child.kill()
+    assert child.returncode == (130 if sent == signal.SIGINT else -sent)
+    assert out == ""
+    before = path.read_bytes()
+    whole = before[: before.rindex(b"\n") + 1]
+    pairs = sum(len(json.loads(line)["logits"]) for line in whole.splitlines()[1:])
+    assert 10 <= pairs < 120
+    if sent == signal.SIGINT:
+        assert f"{pairs} of 120 pairs are scored and kept in long-eval/scores; the same command goes on" in error
+        assert error.endswith("marcorank: interrupted\n")
+    status, out, _ = run(long_work, "--top-k", 2, 4, "--format", "json")
+    assert status == 0
+    assert path.read_bytes().startswith(whole)
+    rows = [json.loads(line) for line in path.read_bytes().splitlines()[1:]]
+    scored = [(row["query_id"], doc_id) for row in rows for doc_id in row["doc_ids"]]
+    assert len(scored) == len(set(scored)) == 120
+    _, uninterrupted, _ = run(long_work, "--top-k", 2, 4, "--format", "json", "--output", "new")
+    assert without_times(json.loads(out)) == without_times(json.loads(uninterrupted))
+
+
+def test_two_commands_do_not_share_a_file(run, long_work):
+    """The second one says so at once, and the first goes on."""
+    child = started(long_work)
+    try:
+        wait_for_scores(child, long_work.with_name("long-eval") / "scores", lines=1)
+        status, _, error = run(long_work)
+        assert status == 1
+        assert "is in use by another evaluation" in error
+        assert child.poll() is None
+    finally:
+        child.kill()
+        child.communicate(timeout=PATIENCE_S)
+
+
+def test_the_line_tells_pairs_and_time_left(monkeypatch):
+    """What an earlier run has scored says nothing of the time that is left."""
+    now = iter((100.0, 110.0, 160.0, 4000.0, 4001.0))
+    monkeypatch.setattr("marcorank.cli.eval.time.monotonic", lambda: next(now))
+    shown = _Shown()
+    assert shown.line(5000, 10_000, "bundled") == "Scoring with bundled: 5,000 of 10,000 pairs"
+    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 8 min left"
+    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
+    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 43 min left"
+    assert shown.line(10_000, 10_000, "bundled") == "Measuring"
