@@ -7,9 +7,9 @@ A collection is a folder with `corpus.jsonl.gz` (an object a line: id, text) and
 of passages that answer and, if you have them, of some that do not). `NAME=1000` after `--limit` takes at most 1,000
 queries of the collection called NAME.
 
-What happens: a bi-encoder finds passages that look right and are not; what it holds for clearly better than the
-answer is left out, since it may well be one. The model then learns to put the answer before seven others (ListNet). When it starts
-from a bi-encoder it gets the head of `marcorank.interaction`, and ranks as well as that before the first step.
+What happens: a bi-encoder finds passages that look right and are not; what it holds for clearly better than the answer
+is left out, since it may well be one. The model then learns to put the answer before seven others (ListNet). When it
+starts from a bi-encoder it gets the head of `marcorank.interaction`, and ranks as well as that before the first step.
 Stop it with Ctrl-C and start it again: it goes on from the last checkpoint.
 """
 
@@ -160,7 +160,7 @@ def start_model(start: str, groups: list[dict[str, Any]], max_length: int, folde
         config = InteractionBertConfig.from_pretrained(start, num_labels=1)
         model = InteractionBertForSequenceClassification.from_pretrained(start, config=config)
         tokenizer = AutoTokenizer.from_pretrained(start)
-        texts = list({text for group in groups for text in group["docs"]})[:50_000]
+        texts = list(dict.fromkeys(text for group in groups for text in group["docs"]))[:50_000]
         seen: Counter[int] = Counter()
         for ids in tokenizer(texts, add_special_tokens=False, truncation=True, max_length=256)["input_ids"]:
             seen.update(set(ids))
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--start", default="sentence-transformers/all-MiniLM-L6-v2", help="bi-encoder or cross-encoder")
     parser.add_argument("--bi-encoder", default="sentence-transformers/all-MiniLM-L6-v2", help="finds wrong answers")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of query and passage in training")
-    parser.add_argument("--steps", type=int, default=-1, help="stop after so many (default: one epoch)")
+    parser.add_argument("--steps", type=int, default=-1, help="stop after so many (default: one epoch; 0: no training)")
     parser.add_argument("--batch-size", type=int, default=8, help="queries a step, each with its eight passages")
     parser.add_argument("--learning-rate", type=float, default=4e-5)
     parser.add_argument("--save-steps", type=int, default=200, help="steps between checkpoints")
@@ -201,6 +201,10 @@ def main() -> None:
     learn, held_out = prepare(args, args.output)
     print(f"{len(learn):,} queries to learn from, {len(held_out)} held out")
     model = start_model(args.start, learn, args.max_length, args.output)
+    if args.steps == 0:
+        model.save_pretrained(str(args.output))
+        print(f"Saved as it starts, untrained, to {args.output}")
+        return
     # Words that the training data lacks keep their place beside those that it has.
     model.model.get_input_embeddings().weight.requires_grad = False
     measure = evaluator(held_out)

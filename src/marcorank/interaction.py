@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _GATE_AT_START = -3.0
 # Means, best tokens, best tokens by idf, words by idf: the bi-encoder's usual factor of 20, shared out.
 _WEIGHTS_AT_START = (10.0, 10.0, 4.0, 1.0)
-# Centres the logits of related and unrelated passages around 0.
-_BIAS_AT_START = -12.0
+# Brings the logits of what a first stage finds to about 0.
+_BIAS_AT_START = -16.0
 _BLOCKED = -1e4
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -13,11 +14,16 @@ from typing import NamedTuple
 
 import pytest
 
+from marcorank import Reranker
+from marcorank.export import export_onnx
 from openai_server import ANSWER, openai_server
+from random_models import bi_encoder
 
 FOLDER = Path(__file__).parents[2] / "examples"
 # What has no main part is imported by the others.
 EXAMPLES = sorted(file.name for file in FOLDER.glob("*.py") if '__name__ == "__main__"' in file.read_text("utf-8"))
+# Run below with what they need.
+NEED_ARGUMENTS = ("rag_llamaindex.py", "train_reranker.py")
 PROGRESS = re.compile(r"\d+%\|")
 # An example about truncation may say that it truncates.
 TOLD = {"long_documents.py": "only its beginning was scored"}
@@ -90,7 +96,7 @@ def check_moves(text, count, top_n=3):
     return rows
 
 
-@pytest.mark.parametrize("example", [name for name in EXAMPLES if name != "rag_llamaindex.py"])
+@pytest.mark.parametrize("example", [name for name in EXAMPLES if name not in NEED_ARGUMENTS])
 def test_an_example_runs_without_arguments(default_run, example):
     """It needs no argument and no network, prints something, and says nothing on stderr but progress."""
     output = default_run(example)
@@ -321,3 +327,35 @@ def check_prompt(server, question, rows, mark=""):
     assert places[3] == -1
     assert "retrieval_score" not in prompt
     assert "relevance_score" not in prompt
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A collection to learn from, and a random bi-encoder to start with."""
+    folder = tmp_path / "my-collection"
+    folder.mkdir()
+    rows = [{"id": f"p{number}", "text": f"Passage {number} is about the number {number}."} for number in range(60)]
+    asked = [
+        {"query": f"What is about the number {number}?", "pos": [f"p{number}"], "neg": [f"p{(number + 1) % 60}"]}
+        for number in range(60)
+    ]
+    for name, lines in (("corpus", rows), ("train", asked)):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    return folder, bi_encoder(tmp_path / "bi-encoder")
+
+
+def test_a_trained_reranker_is_one_that_marcorank_loads(questions, tmp_path):
+    """Training prints what it gained, goes on from its checkpoint, and its folder ranks on both backends."""
+    folder, start = questions
+    command = (folder, "--output", "mine", "--start", start, "--bi-encoder", start, "--save-steps", 2)
+    first = run("train_reranker.py", *command, "--steps", 2, folder=tmp_path).text
+    assert "59 queries to learn from, 1 held out" in first
+    assert re.search(r"held-out_mrr@8: [\d.]+ -> [\d.]+", first)
+    run("train_reranker.py", *command, "--steps", 4, folder=tmp_path)
+    assert {path.name for path in (tmp_path / "mine/checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    query, passages = "What is about the number 3?", ["Passage 3 is about the number 3.", "Passage 7"]
+    scores = Reranker(tmp_path / "mine", backend="torch").score(query, passages)
+    export_onnx(tmp_path / "mine", tmp_path / "mine")
+    assert Reranker(tmp_path / "mine", backend="onnx").score(query, passages) == pytest.approx(scores, abs=1e-3)
+    assert scores[0] > scores[1]
