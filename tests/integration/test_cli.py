@@ -407,7 +407,7 @@ def test_a_reader_may_leave_early(write, count):
 def test_ctrl_c_ends_it_with_one_line():
     """An interrupted command says so and exits as shells expect."""
     status, shown = on_terminal(
-        "rerank", QUERY, columns=80, until=b"Ctrl-D", then=lambda child: child.send_signal(signal.SIGINT)
+        "rerank", QUERY, columns=80, until=b"Ctrl-D\r\n", then=lambda child: child.send_signal(signal.SIGINT)
     )
     assert status == 130
     assert shown.splitlines()[-1] == "marcorank: interrupted"
