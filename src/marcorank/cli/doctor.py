@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import textwrap
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank import __version__
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_cache_option, new_parser
-from marcorank.cpu import cpu_features
+from marcorank.cpu import cpu_features, processor_name, usable_cores
 from marcorank.errors import MarcoRankError
 from marcorank.loading import ModelSettings, choose, load_scorer
 from marcorank.models import BUNDLED
@@ -60,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         "marcorank": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": {"name": _processor(), "features": sorted(cpu_features()), "usable_cores": _usable_cores()},
+        "processor": {"name": processor_name(), "features": sorted(cpu_features()), "usable_cores": usable_cores()},
         "gpu": torch["gpu"],
         "backends": {name: _backend(*needs) for name, needs in _BACKENDS.items()},
         "frameworks": {package: _version(package) for package in _FRAMEWORKS},
@@ -148,20 +147,6 @@ def _cache(cache_folder: str | None) -> dict[str, Any]:
 
     folder = Path(cache_folder).expanduser() if cache_folder else Path(constants.HF_HUB_CACHE)
     return {"folder": str(folder), "offline": constants.HF_HUB_OFFLINE}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
-
-
-def _usable_cores() -> int:
-    # Containers and job schedulers often grant fewer cores than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _report(found: dict[str, Any]) -> str:
