@@ -1,4 +1,4 @@
-"""The command line: `marcorank rerank | eval | models | doctor`, over the public API."""
+"""The command line: `marcorank rerank | eval | bench | models | doctor`, over the public API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from marcorank import __version__
-from marcorank.cli import doctor, eval, models, rerank  # noqa: A004 -- the command is named so
+from marcorank.cli import bench, doctor, eval, models, rerank  # noqa: A004 -- the command is named so
 from marcorank.errors import MarcoRankError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"marcorank {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for command in (rerank, eval, models, doctor):
+    for command in (rerank, eval, bench, models, doctor):
         command.add_command(commands)
     return parser
 

@@ -1,0 +1,339 @@
+"""`marcorank bench` from arguments to processes, tables and files."""
+
+# ruff: noqa: S603 -- what runs here is this project's own program
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from marcorank import Reranker, cli
+from marcorank.bench.process import Child, ContestantError
+from marcorank.bench.records import Results, Settings
+from marcorank.bench.running import run_bench
+from random_models import predict
+
+PATIENCE_S = 240
+PLACE = {"engine": "marcorank", "query": "how long", "passages": ["not long", "long"]}
+
+
+def small(*models, **more):
+    """Settings of a benchmark that is soon done."""
+    given = {"candidates": 4, "lengths": (16, 40), "rounds": 2, "cold_starts": 1, "product_sizes": (64,), **more}
+    return Settings(models=tuple(map(str, models)), **given)
+
+
+def place(model):
+    return [str(model), str(model), "onnx", "fp32", None, None, None, ""]
+
+
+@pytest.fixture(scope="module")
+def benched(small_bert):
+    """Results of two of marcorank's engines and two peers on one small model, and what was told on the way."""
+    told = []
+    settings = small(
+        small_bert,
+        backends=("openvino", "onnx"),
+        peers=("sentence-transformers", "llama-index", "fastembed"),
+    )
+    return run_bench(settings, told.append), told
+
+
+@pytest.fixture(scope="module")
+def scenarios(small_bert):
+    """Results with every scenario."""
+    settings = small(
+        small_bert,
+        backends=("onnx",),
+        precisions=("fp32",),
+        cold_starts=3,
+        scenarios=("concurrent", "scale", "memory", "lag"),
+        concurrency=3,
+        lag_requests=3,
+        passages=200,
+    )
+    return run_bench(settings)
+
+
+def row_of(results, label):
+    return next(row for row in results.rows if row.contestant.label == label)
+
+
+def test_everyone_has_a_turn_in_every_round(benched, small_bert):
+    """Contestants take turns: a round is over before the next begins, and its order changes."""
+    results, told = benched
+    ran = [row.contestant.label for row in results.rows if row.measured]
+    assert set(ran) >= {"sentence-transformers", "llama-index", "marcorank onnx fp32", "marcorank openvino fp32"}
+    turns = [
+        [text.removeprefix(start).split(" with ")[0] for text in told if text.startswith(start) and " with " in text]
+        for start in ("Round 1 of 2: ", "Round 2 of 2: ")
+    ]
+    assert turns[0] == ran
+    assert turns[1] == [*ran[1:], ran[0]]
+    order = [text[:7] for text in told if text.startswith("Round")]
+    assert order == sorted(order)
+    for row in results.rows:
+        assert not row.measured or (len(row.rounds_s) == 2 and all(row.rounds_s) and len(row.cold_start_s) == 1)
+
+
+def test_everyone_answers_the_same_request(benched, small_bert):
+    """Logits and orders in the results are those of the weights, whoever computed them."""
+    results, _ = benched
+    query, passages = results.workload["query"], results.workload["passages"]
+    expected = predict(small_bert, query, passages)
+    order = sorted(range(4), key=lambda number: -expected[number])
+    for label in ("sentence-transformers", "marcorank onnx fp32", "marcorank openvino fp32"):
+        assert np.allclose(row_of(results, label).logits, expected, atol=3e-4)
+    for label in ("sentence-transformers", "llama-index", "marcorank onnx fp32", "marcorank openvino fp32"):
+        assert row_of(results, label).order == order
+        assert results.figures(row_of(results, label))["same_top_3"]
+    assert (
+        list(Reranker(small_bert, backend="onnx", precision="fp32").score(query, passages))
+        == row_of(results, "marcorank onnx fp32").logits
+    )
+    assert results.baseline(str(small_bert)).contestant.engine == "llama-index"
+    assert results.reference(str(small_bert)).contestant.engine == "sentence-transformers"
+
+
+def test_who_cannot_run_says_why(benched):
+    """A missing file is a reason in its row; what marcorank never does and nobody asked for has none."""
+    results, _ = benched
+    assert "no int8 ONNX file" in row_of(results, "marcorank onnx int8").reason
+    assert [row for row in results.rows if row.contestant.label == "marcorank onnx bf16"] == []
+    if "fastembed" in results.not_installed:
+        assert results.not_installed["fastembed"] == "pip install fastembed"
+
+
+def test_what_was_asked_for_by_name_is_in_the_results(small_bert):
+    """A precision that a backend does not have has a row with the reason, if both were named."""
+    (row,) = run_bench(small(small_bert, backends=("onnx",), precisions=("bf16",))).rows
+    assert not row.measured
+    assert "onnx backend can do" in row.reason
+
+
+def test_the_limit_is_measured_in_the_same_rounds(benched):
+    """Each engine has a speed for each precision from the search of its size and from every round."""
+    results, told = benched
+    known = {(limit.engine, limit.precision) for limit in results.limits if limit.reason is None}
+    assert {("onnxruntime", "fp32"), ("torch", "fp32"), ("torch", "bf16")} <= known
+    for limit in results.limits:
+        assert limit.reason is not None or (limit.size == 64 and len(limit.gflops) == 3 and min(limit.gflops) > 0)
+    assert "Round 2 of 2: onnxruntime's fp32 product" in told
+    assert results.figures(row_of(results, "marcorank onnx fp32"))["share_of_limit"] > 0
+
+
+def test_scenarios_are_measured(scenarios):
+    """Every scenario has its figures, and each cold start is a process of its own."""
+    (row,) = scenarios.rows
+    found = row.scenarios
+    assert len(row.cold_start_s) == 3
+    assert set(found) == {"concurrent", "scale", "memory", "lag"}
+    assert {way: len(times) for way, times in found["concurrent"]["seconds"].items()} == {
+        "one_call": 2,
+        "threads": 2,
+        "tasks": 2,
+    }
+    assert found["scale"]["many"] == 200
+    assert len(found["scale"]["few_s"]) == 10
+    assert found["lag"]["ticks"] > 0
+
+
+@pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="only Linux and macOS tell the peak of a process")
+def test_the_peak_memory_is_that_of_the_contestant(scenarios, benched):
+    """A peer with torch holds more than onnxruntime alone, whatever this process holds."""
+    (row,) = scenarios.rows
+    assert row.scenarios["memory"]["peak_memory_ratio"] > 0
+    assert 20e6 < row.peak_memory_bytes < row_of(benched[0], "sentence-transformers").peak_memory_bytes
+
+
+def test_results_go_through_a_file(benched, tmp_path):
+    """What a run found is read again as it was."""
+    results, _ = benched
+    results.write_json(tmp_path / "bench.json")
+    assert Results.read_json(tmp_path / "bench.json") == results
+
+
+def test_a_model_without_weights_for_peers_says_so():
+    """No peer can load the bundled model, and each says what it lacks."""
+    results = run_bench(small("bundled", peers=("sentence-transformers",), candidates=2, rounds=1))
+    assert row_of(results, "sentence-transformers").reason == "the model has no .safetensors file, which it reads"
+    assert row_of(results, "marcorank onnx int8").measured
+
+
+@pytest.mark.parametrize("peer", ["langchain", "llama-index-sbert", "rerankers", "flashrank", "fastembed"])
+def test_peers_rank_the_same_weights(peer, small_bert):
+    """Each peer that is installed loads this very model and gives the order of its logits."""
+    results = run_bench(small(small_bert, peers=(peer,), backends=("onnx",), precisions=("fp32",), rounds=1))
+    if peer in results.not_installed:
+        pytest.skip(f"{peer} is not installed")
+    row = row_of(results, peer)
+    assert row.reason is None
+    assert row.order == row_of(results, "marcorank onnx fp32").order
+
+
+def test_a_contestant_that_hangs_is_ended(small_bert):
+    """Who keeps silent for too long is ended, and the reason says so."""
+    with Child(threads=None, timeout_s=PATIENCE_S) as child:
+        child.ask("load", **PLACE, place=place(small_bert))
+        child.ask("request", query="how long", passages=["not long", "long"])
+        child._timeout_s = 1
+        with pytest.raises(ContestantError, match="no answer within 1 s, and its process was ended"):
+            child.ask("time", repeat=10**9)
+        assert child._process.poll() is not None
+        with pytest.raises(ContestantError, match="no answer within 1 s"):
+            child.ask("memory")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
+def test_a_contestant_that_crashes_says_how(small_bert):
+    """A process that the system ended is told from one that failed."""
+    with Child(threads=None, timeout_s=PATIENCE_S) as child:
+        child.ask("load", **PLACE, place=place(small_bert))
+        os.kill(child._process.pid, signal.SIGKILL)
+        with pytest.raises(ContestantError, match="ended by SIGKILL, perhaps for want of memory"):
+            child.ask("time", repeat=1)
+        with pytest.raises(ContestantError, match="ended by SIGKILL"):
+            child.ask("memory")
+
+
+def test_a_command_that_fails_leaves_the_process_as_it_was(small_bert):
+    """A command that fails is an answer like others, and the process goes on."""
+    with Child(threads=None, timeout_s=PATIENCE_S) as child:
+        with pytest.raises(ContestantError, match="no such folder") as caught:
+            child.ask("load", **PLACE, place=place("./nowhere"))
+        assert caught.value.kind == "UnknownModelError"
+        child.ask("load", **PLACE, place=place(small_bert))
+        assert child.ask("request", query="how long", passages=["not long", "long"])["order"] in ([0, 1], [1, 0])
+        assert len(child.ask("time", repeat=3)) == 3
+
+
+@pytest.fixture
+def run(capsys, tmp_path, monkeypatch):
+    """Run the command in a folder of its own; returns exit status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def run_command(*arguments):
+        try:
+            status = cli.main(["bench", *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run_command
+
+
+def test_the_command_writes_table_json_and_chart_and_compares(run, small_bert, tmp_path):
+    """One command gives the table, the file and the picture; a second one says what changed since."""
+    options = ("--backend", "onnx", "--precision", "fp32", "int8", "--peers", "none", "--rounds", 1, "--candidates", 2)
+    options += ("--cold-starts", 1, "--lengths", 16, 40, "--no-limit")
+    status, out, error = run(small_bert, *options, "--json", "old.json", "--chart", "speed.png")
+    assert (status, error) == (0, "")
+    lines = out.splitlines()
+    assert "2 passages of 16 to 40 tokens, 56 in all; 1 rounds" in lines[0]
+    assert lines[3].split()[:2] == ["who", "p50"]
+    assert lines[4].startswith("marcorank onnx fp32 ")
+    assert lines[4].endswith(" yes")
+    assert any(line.startswith("not measured: marcorank onnx int8: Model ") for line in lines)
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+    settings = Results.read_json(tmp_path / "old.json").settings
+    assert (settings.candidates, settings.lengths, settings.peers) == (2, (16, 40), ())
+    assert settings.product_sizes == ()
+    status, out, _ = run(small_bert, *options, "--compare", "old.json")
+    assert status == 0
+    text = out.partition("\nsince ")[2]
+    assert "p50 ms then  p50 ms now" in text
+    assert "marcorank onnx fp32" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["./nowhere"], 1, "Model './nowhere' is unknown"),
+        (["bundled", "--chart", "speed.pdf"], 1, "expected a name that ends in .png or .svg"),
+        (["bundled", "--json", "no/bench.json"], 1, "'no/bench.json' cannot be written: its folder does not exist"),
+        (["bundled", "--compare", "old.json"], 1, "'old.json' cannot be read"),
+        (["bundled", "--lengths", "40", "20"], 2, "--lengths takes the least number of tokens first"),
+        (["bundled", "--peers", "none", "flashrank"], 2, "--peers none stands alone"),
+        (["bundled", "--rounds", "0"], 2, "found '0'; expected a whole number of at least 1"),
+        (["cross-encoder/ms-marco-TinyBERT-L2-v2"], 1, "ms-marco-TinyBERT-L2-v2"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_measured(run, arguments, status, message):
+    """Wrong names and paths end the command at once, with what is expected."""
+    found, out, error = run(*arguments)
+    assert (found, out) == (status, "")
+    assert message in error
+
+
+def test_nothing_measured_is_a_failure(run, small_bert):
+    """Who asks for what cannot run gets the reason and a status that says so."""
+    status, out, _ = run(small_bert, "--backend", "onnx", "--precision", "int8", "--peers", "none", "--no-limit")
+    assert status == 1
+    assert "not measured: marcorank onnx int8: Model " in out
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for as Linux shows them")
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_stays_behind(ending, small_bert, tmp_path):
+    """After Ctrl-C, and even when the command itself is killed, no contestant goes on."""
+    # Two contestants: one of them waits whenever the end comes, and waiting must not be for ever.
+    command = [sys.executable, "-m", "marcorank", "bench", str(small_bert), "bundled", "--rounds", "100000"]
+    command += ["--backend", "onnx", "--precision", "fp32", "int8", "--peers", "none", "--cold-starts", "1"]
+    started = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        # Where this suite itself is in the background, Ctrl-C would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509
+    )
+    try:
+        children = wait_for(lambda: len(found := children_of(started.pid)) > 1 and found)
+        started.send_signal(ending)
+        _, error = started.communicate(timeout=PATIENCE_S)
+    finally:
+        started.kill()
+    assert wait_for(lambda: not any(map(alive, children)))
+    assert started.returncode == (130 if ending == signal.SIGINT else -signal.SIGKILL)
+    assert error.decode() == ("marcorank: interrupted\n" if ending == signal.SIGINT else "")
+
+
+def children_of(pid):
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    return tasks.read_text().split() if tasks.exists() else []
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := condition()):
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+    return found
+
+
+def test_a_file_of_this_folder_is_no_package(run, small_bert, tmp_path):
+    """A file named as a package in the current folder is not imported by the contestants."""
+    if sys.version_info < (3, 11):
+        pytest.skip("Python cannot be told so before 3.11")
+    (tmp_path / "onnxruntime.py").write_text("raise SystemExit('the wrong file')")
+    shutil.copytree(small_bert, tmp_path / "model")
+    options = ("--backend", "onnx", "--precision", "fp32", "--peers", "none", "--rounds", 1, "--no-limit")
+    status, out, _ = run("model", *options)
+    assert status == 0
+    assert "wrong file" not in out
