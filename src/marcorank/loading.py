@@ -3,75 +3,36 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import json
 import os
 import threading
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from marcorank import models
 from marcorank.backends.onnx import OnnxBackend, mentions
-from marcorank.cpu import cpu_features
-from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
+from marcorank.choosing import choose, installed
+from marcorank.cpu import Workers, cpu_features
+from marcorank.errors import MissingExtraError, ModelLoadError
 from marcorank.hub import HubModel
-from marcorank.pairs import LongPassages, PairEncoder
-from marcorank.scorer import CrossEncoderScorer, PlainScorer, RequestScorer, SerialBackend
+from marcorank.pairs import PairEncoder
+from marcorank.scheduler import Scheduler
+from marcorank.scorer import CrossEncoderScorer, PlainScorer, RequestScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from tokenizers import Tokenizer
 
-BackendName = Literal["auto", "onnx", "torch"]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
+    from marcorank.backends.base import Backend
+    from marcorank.choosing import Choice, ModelSettings
 
-BACKENDS: tuple[str, ...] = get_args(BackendName)
-PRECISIONS: tuple[str, ...] = get_args(Precision)
-_PRECISIONS_OF = {"onnx": ("fp32", "int8"), "torch": ("fp32", "bf16", "fp16")}
 _BUNDLED_FOLDER = Path(__file__).with_name("bundled")
-# Present where an NVIDIA driver is: torch is only imported to look for a GPU where there can be one.
-_GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
 _TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers that know no limit say so with a huge number.
 _NO_LIMIT = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """All that decides which scorer is loaded; see `Reranker` for what each means."""
-
-    model: str
-    backend: BackendName = "auto"
-    device: str | None = None
-    precision: Precision = "auto"
-    max_length: int = 512
-    max_query_tokens: int | None = None
-    long_passages: LongPassages = "truncate"
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool | None = None
-    allow_pickle: bool = False
-    token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """Which engine runs a model, and why.
-
-    Attributes:
-        backend: `"onnx"` or `"torch"`.
-        device: As torch spells devices.
-        precision: What it computes in.
-        reason: One sentence for people.
-    """
-
-    backend: str
-    device: str
-    precision: str
-    reason: str
 
 
 class ModelFiles(Protocol):
@@ -163,53 +124,6 @@ def locate(settings: ModelSettings) -> ModelFiles:
     )
 
 
-def choose(settings: ModelSettings) -> Choice:
-    """Decide on backend, device and precision.
-
-    Raises:
-        InvalidInputError: The settings contradict each other.
-    """
-    backend, device, reason = _choose_backend(settings)
-    if settings.model == models.BUNDLED:
-        if backend != "onnx" or settings.precision not in {"auto", "int8"}:
-            raise InvalidInputError(
-                f"The bundled model is one int8 ONNX file; found `backend={settings.backend!r}` and "
-                f"`precision={settings.precision!r}`. Leave both at 'auto', or name another model."
-            )
-        return Choice(backend, device, "int8", reason)
-    precision = "fp32" if settings.precision == "auto" else settings.precision
-    if precision not in _PRECISIONS_OF[backend]:
-        raise InvalidInputError(
-            f"`precision` is {precision!r}; the {backend} backend can do "
-            f"{' and '.join(map(repr, _PRECISIONS_OF[backend]))}."
-        )
-    return Choice(backend, device, precision, reason)
-
-
-def _choose_backend(settings: ModelSettings) -> tuple[str, str, str]:
-    wanted, device, precision = settings.backend, settings.device, settings.precision
-    if wanted == "onnx":
-        return "onnx", device or "cpu", "onnx was asked for"
-    if wanted == "auto" and settings.model == models.BUNDLED:
-        return "onnx", device or "cpu", "the bundled model is an ONNX file"
-    torch_only = precision in {"bf16", "fp16"}
-    if wanted == "torch" or torch_only or device not in {None, "cpu"}:
-        why = "torch" if wanted == "torch" else f"precision {precision}" if torch_only else f"device {device}"
-        return "torch", device or ("cuda" if _gpu_usable() else "cpu"), f"{why} was asked for"
-    if device is None and precision != "int8" and _gpu_usable():
-        return "torch", "cuda", "torch sees a GPU"
-    return "onnx", "cpu", "on a CPU onnxruntime is faster than torch and needs no torch"
-
-
-def _gpu_usable() -> bool:
-    signs = os.name == "nt" or any(Path(sign).exists() for sign in _GPU_SIGNS)
-    if not signs or not _torch_installed():
-        return False
-    from marcorank.backends.torch import cuda_available
-
-    return cuda_available()
-
-
 def load_scorer(settings: ModelSettings) -> RequestScorer:
     """Load a model, or share the weights that another caller has loaded with the same settings.
 
@@ -226,48 +140,67 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
     # The large file comes last: who is interrupted in it has no model, rather than one that reads fewer settings.
     for name in _TEXT_FILES:
         files.fetch(name)
-    file = _find_onnx(files, choice.precision)
+    file = graph_file(files, choice)
     if file is None:
-        if choice.precision == "fp32" and settings.backend == "auto" and _torch_installed():
-            return _load_torch(files, choice, settings)
-        raise _no_onnx_file(files, choice.precision)
-    return _load_onnx(files, file, choice, settings)
+        if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
+            return _load_torch(files, replace(choice, backend="torch"), settings)
+        raise _no_graph_file(files, choice)
+    return _load_graph(files, file, choice, settings)
 
 
-def _find_onnx(files: ModelFiles, precision: str) -> Path | None:
-    if precision == "int8":
+def graph_file(files: ModelFiles, choice: Choice) -> Path | None:
+    """Return the file that the onnx or openvino backend reads; those that belong to it are beside it then.
+
+    Returns:
+        None if the model has no such file.
+    """
+    if choice.backend == "onnx" and choice.precision == "int8":
         return files.fetch(*models.int8_onnx_files(cpu_features()))
+    if choice.backend == "openvino" and choice.precision == "int8":
+        # Made by `marcorank models quantize`. Others are quantised from fp32 when they are loaded: the hub's own
+        # int8 IRs have one scale for all tokens, which costs accuracy, and are the last resort.
+        made = _made_here(files, models.QUANTIZED_IR_FILE)
+        if made is not None:
+            return made
     file = files.fetch(*models.FP32_ONNX_FILES)
     if file is not None:
         # Models above 2 GB keep their weights in a file beside the graph. Asking the hub each time costs a request.
         if mentions(file, f"{file.name}_data"):
             files.fetch(f"{'onnx/' if file.parent.name == 'onnx' else ''}{file.name}_data")
         return file
-    return LocalFolder(files.export_folder(), files.name).fetch(*models.FP32_ONNX_FILES)
+    if choice.backend == "openvino":
+        names = models.INT8_IR_FILES if choice.precision == "int8" else ()
+        for name in (*models.FP32_IR_FILES, *names):
+            # Weights first: an IR without them would be found, and fail.
+            if files.fetch(str(Path(name).with_suffix(".bin"))) and (file := files.fetch(name)):
+                return file
+    return _made_here(files, *models.FP32_ONNX_FILES)
 
 
-def _torch_installed() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "sentence_transformers"))
+def _made_here(files: ModelFiles, *names: str) -> Path | None:
+    return LocalFolder(files.export_folder(), files.name).fetch(*names)
 
 
-def _no_onnx_file(files: ModelFiles, precision: str) -> ModelLoadError:
-    if precision == "int8":
+def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
+    if choice.backend == "onnx" and choice.precision == "int8":
         return ModelLoadError(
             f"Model `{files.name}` has no int8 ONNX file for this processor: tried "
-            f"{', '.join(models.int8_onnx_files(cpu_features()))} in {files.place}. Use `precision='fp32'`."
+            f"{', '.join(models.int8_onnx_files(cpu_features()))} in {files.place}. Use `precision='fp32'`, or "
+            "`backend='openvino'`, which makes int8 of any model: pip install 'marcorank[openvino]'"
         )
     if isinstance(files, LocalFolder):
         files.snapshot(allow_pickle=True)
+    tried = [*models.FP32_ONNX_FILES, *(models.FP32_IR_FILES if choice.backend == "openvino" else ())]
     download = "" if isinstance(files, LocalFolder) else f" Offline, `marcorank models download {files.name}` first."
     return ModelLoadError(
         f"Model `{files.name}` has no ONNX file in {files.place} (tried "
-        f"{', '.join(models.FP32_ONNX_FILES)}).{download} Make one with "
+        f"{', '.join(tried)}).{download} Make one with "
         f"`marcorank models export {files.name}`, or use `backend='torch'`; both need "
         "pip install 'marcorank[torch]'"
     )
 
 
-def _load_onnx(files: ModelFiles, file: Path, choice: Choice, settings: ModelSettings) -> RequestScorer:
+def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSettings) -> RequestScorer:
     from tokenizers import Tokenizer
 
     config = _read_json(files, "config.json")
@@ -283,15 +216,23 @@ def _load_onnx(files: ModelFiles, file: Path, choice: Choice, settings: ModelSet
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
     backend = _loaded.shared(
-        ("onnx", *_identity(file), choice.device, choice.precision),
-        lambda: SerialBackend(OnnxBackend(file, device=choice.device, precision=choice.precision)),
+        (choice.backend, *_identity(file), choice.device, choice.precision, settings.threads),
+        lambda: Scheduler(_open_graph(file, choice, Workers.of(settings.threads))),
     )
     encoder = _encoder(tokenizer, files, config, settings)
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
 
+def _open_graph(file: Path, choice: Choice, workers: Workers) -> Backend:
+    if choice.backend == "onnx":
+        return OnnxBackend(file, device=choice.device, precision=choice.precision, workers=workers)
+    from marcorank.backends.openvino import OpenvinoBackend
+
+    return OpenvinoBackend(file, device=choice.device, precision=choice.precision, workers=workers)
+
+
 def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> RequestScorer:
-    if not _torch_installed():
+    if not installed("torch"):
         raise MissingExtraError(
             "The torch backend needs sentence-transformers and torch: pip install 'marcorank[torch]'"
         )
@@ -302,7 +243,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     backend = _loaded.shared(
         ("torch", *_identity(folder / "config.json"), choice.device, choice.precision, settings.allow_pickle),
-        lambda: SerialBackend(
+        lambda: Scheduler(
             TorchBackend(
                 folder,
                 device=choice.device,

@@ -91,6 +91,11 @@ CATALOGUE: tuple[ModelInfo, ...] = (
 
 # Inside a model's folder; the first that exists is taken.
 FP32_ONNX_FILES: tuple[str, ...] = ("onnx/model.onnx", "model.onnx")
+# OpenVINO's own format; each has its weights in a .bin beside it.
+FP32_IR_FILES: tuple[str, ...] = ("openvino/openvino_model.xml", "openvino_model.xml")
+INT8_IR_FILES: tuple[str, ...] = ("openvino/openvino_model_qint8_quantized.xml",)
+# What `marcorank models quantize` makes.
+QUANTIZED_IR_FILE = "openvino/marcorank_int8.xml"
 # As transformers names them; other pickles, such as training_args.bin, are no weights.
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 # By instruction set, best first; a file made for another one may saturate or be slow.

@@ -15,16 +15,18 @@ class Backend(Protocol):
     """A loaded model on one device.
 
     Attributes:
-        name: `"onnx"` or `"torch"`.
+        name: `"onnx"`, `"openvino"` or `"torch"`.
         device: Where it runs, as torch spells devices.
         precision: What it computes in.
-        max_padded_tokens: Batch size at which it is fast, in tokens with padding.
+        max_padded_tokens: Batch size at which it is fast, in tokens with padding; 1 runs each sequence alone.
+        parallel_batches: How many calls of `logits` may run at once, each from a thread of its own.
     """
 
     name: str
     device: str
     precision: str
     max_padded_tokens: int
+    parallel_batches: int
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit a row. Shape: (batch,), float32."""

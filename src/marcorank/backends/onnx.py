@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import mmap
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from marcorank.backends.graphs import check_graph
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -14,12 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from marcorank.cpu import Workers
     from marcorank.pairs import TokenBatch
 
-_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# Measured on 2 cores: larger batches only add padding, since one long sequence already fills the cores.
-_MAX_PADDED_TOKENS = {"cpu": 512, "cuda": 32768}
+# On a CPU each pair runs alone: larger batches only add padding, and a logit depends on nothing but its pair.
+_MAX_PADDED_TOKENS = {"cpu": 1, "cuda": 32768}
 _SEVERITY_FATAL = 4
 
 
@@ -31,11 +32,12 @@ class OnnxBackend:
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         precision: `"fp32"` or `"int8"`.
         max_padded_tokens: Batch size at which it is fast, in tokens with padding.
+        parallel_batches: How many batches run at once.
     """
 
     name = "onnx"
 
-    def __init__(self, file: Path, *, device: str, precision: str) -> None:
+    def __init__(self, file: Path, *, device: str, precision: str, workers: Workers) -> None:
         """Open a session.
 
         Raises:
@@ -55,6 +57,8 @@ class OnnxBackend:
         options = onnxruntime.SessionOptions()
         # What it logs goes to stderr past Python's logging; errors arrive as exceptions anyway.
         options.log_severity_level = _SEVERITY_FATAL
+        # The pool is shared: each batch has the thread of its caller, and the pool has the rest.
+        options.intra_op_num_threads = workers.threads - workers.count + 1
         provider_options = {"device_id": number or "0"} if kind == "cuda" else {}
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, provider_options)])
@@ -69,11 +73,12 @@ class OnnxBackend:
                 "check the CUDA libraries, or use 'cpu'."
             )
         inputs = {node.name: node.type for node in session.get_inputs()}
-        _check_graph(file, set(inputs), session.get_outputs())
+        check_graph(file, set(inputs), [node.shape for node in session.get_outputs()])
         self.device = device
         self.precision = precision
         # Dynamic quantisation takes one scale over a whole batch; a pair that runs alone depends on nothing else.
         self.max_padded_tokens = 1 if mentions(file, "DynamicQuantizeLinear") else _MAX_PADDED_TOKENS[kind]
+        self.parallel_batches = workers.count if kind == "cpu" else 1
         self._session = session
         self._dtypes = {name: np.int32 if kind == "tensor(int32)" else np.int64 for name, kind in inputs.items()}
 
@@ -92,24 +97,3 @@ def mentions(file: Path, word: str) -> bool:
             return content.find(word.encode()) >= 0
     except (OSError, ValueError):  # what is empty or cannot be read is for the engine to report
         return False
-
-
-def _check_graph(file: Path, inputs: set[str], outputs: list[Any]) -> None:
-    if not inputs <= _INPUTS or "input_ids" not in inputs:
-        raise ModelLoadError(
-            f"{str(file)!r} takes the inputs {sorted(inputs)}; expected input_ids and at most "
-            f"{sorted(_INPUTS - {'input_ids'})}, as sequence-classification exports have."
-        )
-    shapes = [list(node.shape) for node in outputs]
-    one_logit = len(shapes) == 1 and (
-        len(shapes[0]) == 1 or (len(shapes[0]) == 2 and not _fixed_above_one(shapes[0][1]))
-    )
-    if not one_logit:
-        raise ModelLoadError(
-            f"{str(file)!r} gives outputs of the shapes {shapes}; a reranker needs one output with one logit a "
-            "pair, shape (batch, 1)."
-        )
-
-
-def _fixed_above_one(size: object) -> bool:
-    return isinstance(size, int) and size != 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from marcorank.pairs import TokenBatch
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# Ampere; older ones only emulate it.
+_FIRST_WITH_BF16 = (8, 0)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -30,6 +33,13 @@ def cuda_available() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def cuda_computes_bf16() -> bool:
+    """Whether the GPU that torch sees has instructions for bf16."""
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= _FIRST_WITH_BF16)
+
+
 class TorchBackend:
     """A sequence classifier of transformers, fed with ready token batches.
 
@@ -38,10 +48,13 @@ class TorchBackend:
         device: As torch spells it.
         precision: `"fp32"`, `"bf16"` or `"fp16"`.
         max_padded_tokens: Batch size at which it is fast, in tokens with padding.
+        parallel_batches: 1: torch spreads each batch over all cores, or fills the GPU with it.
         cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
+        predicting: Held by who calls `cross_encoder.predict`, which sets its tokenizer up anew each time.
     """
 
     name = "torch"
+    parallel_batches = 1
 
     def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
         """Load a folder so that it computes in `precision`.
@@ -54,6 +67,7 @@ class TorchBackend:
         self.device = device
         self.precision = precision
         self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
+        self.predicting = threading.Lock()
         self.cross_encoder = _load(folder, device=device, precision=precision, allow_pickle=allow_pickle)
         self._inputs = [
             name
@@ -111,8 +125,23 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         _check_head(folder, model.model)
     # Parts that keep a precision of their own follow the one that was asked for.
     model.to(dtype)
+    if dtype != torch.float32 and not writes_its_own_prompt(model):
+        _keep_head_in_fp32(model.model)
     model.eval()
     return model
+
+
+def _keep_head_in_fp32(model: Any) -> None:
+    """Compute the head in fp32: rounded to bf16, logits around 10 would be multiples of 1/16, and many equal."""
+    import torch
+
+    def widened(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(value.float() if torch.is_tensor(value) else value for value in values)
+
+    for name, part in model.named_children():
+        if name != model.base_model_prefix:
+            part.float()
+            part.register_forward_pre_hook(widened)
 
 
 def _check_head(folder: Path, model: Any) -> None:
@@ -176,17 +205,18 @@ class PredictScorer:
         name: Name of the model.
     """
 
-    def __init__(self, backend: Any, *, name: str) -> None:
-        """Take the `SerialBackend` around a `TorchBackend`, which other scorers may share."""
-        self._backend = backend
+    def __init__(self, scheduler: Any, *, name: str) -> None:
+        """Take the `Scheduler` of a `TorchBackend`: it is what other scorers share, and keeps the model loaded."""
+        self._scheduler = scheduler
         self.name = name
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one logit a passage, in input order. Shape: (passages,), float32."""
         import torch
 
-        with self._backend.lock:
-            scores = self._backend.backend.cross_encoder.predict(
+        backend = self._scheduler.backend
+        with backend.predicting:
+            scores = backend.cross_encoder.predict(
                 [(query, passage) for passage in passages],
                 batch_size=4,
                 show_progress_bar=False,

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank import __version__
+from marcorank.choosing import ModelSettings, choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_cache_option, new_parser
 from marcorank.cpu import cpu_features, processor_name, usable_cores
 from marcorank.errors import MarcoRankError
-from marcorank.loading import ModelSettings, choose, load_scorer
+from marcorank.loading import load_scorer
 from marcorank.models import BUNDLED
 from marcorank.reranker import DEFAULT_MODEL
+from marcorank.scorer import CrossEncoderScorer
 
 if TYPE_CHECKING:
     import argparse
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 # By backend: the packages that it needs, and what brings them.
 _BACKENDS = {
     "onnx": (("onnxruntime", "tokenizers"), "pip install marcorank"),
+    "openvino": (("openvino",), "pip install 'marcorank[openvino]'"),
     "torch": (("torch", "sentence-transformers"), "pip install 'marcorank[torch]'"),
 }
 _FRAMEWORKS = ("langchain-core", "llama-index-core", "sentence-transformers", "chromadb")
@@ -97,7 +100,7 @@ def _try(name: str, cache_folder: str | None) -> dict[str, Any]:
     except (MarcoRankError, ImportError, OSError) as error:
         cure = " Install marcorank anew: pip install --force-reinstall marcorank" if name == BUNDLED else ""
         return entry | {"problem": f"{name} does not run: {error}{cure}"}
-    backend = getattr(scorer, "backend", None)
+    backend = scorer.scheduler.backend if isinstance(scorer, CrossEncoderScorer) else None
     return entry | {
         # What was chosen without a look at the files can end elsewhere: a model may have no ONNX file.
         "engine": _engine(backend.name, backend.device, backend.precision) if backend else "torch",

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marcorank.choosing import BACKENDS, PRECISIONS
 from marcorank.cli.options import add_file_options, file_settings, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.loading import BACKENDS, PRECISIONS
 from marcorank.models import BUNDLED
 from marcorank.pairs import LONG_PASSAGES
 from marcorank.reranker import Reranker
@@ -104,7 +104,7 @@ def add_command(commands: Any) -> None:
         nargs="+",
         choices=PRECISIONS,
         default=["auto"],
-        help="one or several; auto is fp32, and for the bundled model int8",
+        help="one or several; auto is the fastest that ranks as fp32 does, and for the bundled model int8",
     )
     model.add_argument("--max-length", type=int, default=512, metavar="TOKENS", help="of query and passage")
     model.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from marcorank.loading import BACKENDS, PRECISIONS
+from marcorank.choosing import BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,10 +31,18 @@ def new_parser(
 
 def add_engine_options(group: Any) -> None:
     """Add what decides which engine computes."""
-    group.add_argument("--backend", choices=BACKENDS, default="auto", help="engine (default: auto)")
+    group.add_argument(
+        "--backend", choices=BACKENDS, default="auto", help="engine (default: auto, which `marcorank doctor` explains)"
+    )
     group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if torch sees one)")
     group.add_argument(
-        "--precision", choices=PRECISIONS, default="auto", help="auto is fp32, and for the bundled model int8"
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="auto is the fastest that ranks as fp32 does; the bundled model is int8",
+    )
+    group.add_argument(
+        "--threads", type=int, metavar="N", help="threads that compute on a CPU (default: the cores that may be used)"
     )
 
 
@@ -67,4 +75,9 @@ def file_settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the options of `add_engine_options` mean to a `Reranker`."""
-    return {"backend": args.backend, "device": args.device, "precision": args.precision}
+    return {
+        "backend": args.backend,
+        "device": args.device,
+        "precision": args.precision,
+        "threads": args.threads,
+    }

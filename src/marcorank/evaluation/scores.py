@@ -13,17 +13,18 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from marcorank import __version__
-from marcorank.cpu import cpu_features
+from marcorank.choosing import choose
 from marcorank.errors import InvalidInputError
-from marcorank.loading import LocalFolder, choose, load_scorer, locate
-from marcorank.models import FP32_ONNX_FILES, PICKLED_WEIGHTS, int8_onnx_files
+from marcorank.loading import LocalFolder, graph_file, load_scorer, locate
+from marcorank.models import PICKLED_WEIGHTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from typing_extensions import Self
 
-    from marcorank.loading import Choice, ModelFiles, ModelSettings
+    from marcorank.choosing import Choice, ModelSettings
+    from marcorank.loading import ModelFiles
     from marcorank.reranker import Reranker
 
 _KIND = "marcorank scores"
@@ -64,15 +65,12 @@ def scoring_settings(reranker: Reranker) -> dict[str, Any]:
 
 def _content(files: ModelFiles, choice: Choice, settings: ModelSettings) -> tuple[str, set[Path]]:
     """Return the backend that will run, and the files that it reads."""
-    if choice.backend == "onnx":
-        if choice.precision == "int8":
-            weights = files.fetch(*int8_onnx_files(cpu_features()))
-        else:
-            weights = files.fetch(*FP32_ONNX_FILES)
-            weights = weights or LocalFolder(files.export_folder(), files.name).fetch(*FP32_ONNX_FILES)
+    if choice.backend != "torch":
+        weights = graph_file(files, choice)
         if weights is not None:
             texts = {path for name in _TEXT_FILES if (path := files.fetch(name))}
-            return "onnx", {weights, *weights.parent.glob(f"{weights.name}_data*"), *texts}
+            beside = {*weights.parent.glob(f"{weights.name}_data*"), *weights.parent.glob(f"{weights.stem}.bin")}
+            return choice.backend, {weights, *beside, *texts}
         # Tells what is wrong, unless it finds torch in its place.
         load_scorer(settings)
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
