@@ -468,12 +468,12 @@ def test_onnx_from_the_hub_then_without_it(published, cache, small_bert):
 
 def test_torch_from_the_hub_equals_onnx(published, cache):
     """Both backends take the same commit and agree; torch fetches no ONNX file, and works again without a server."""
-    torch = Reranker(NEW, backend="torch", device="cpu", cache_folder=cache).score(QUERY, PASSAGES)
+    torch = Reranker(NEW, backend="torch", precision="fp32", device="cpu", cache_folder=cache).score(QUERY, PASSAGES)
     assert not asked_for(published, ".onnx")
     onnx = Reranker(NEW, backend="onnx", cache_folder=cache).score(QUERY, PASSAGES)
     assert torch == pytest.approx(onnx, abs=3e-4)
     published.stop()
-    again = Reranker(NEW, backend="torch", device="cpu", cache_folder=cache).score(QUERY, PASSAGES)
+    again = Reranker(NEW, backend="torch", precision="fp32", device="cpu", cache_folder=cache).score(QUERY, PASSAGES)
     assert again == pytest.approx(torch, abs=1e-6)
 
 
@@ -574,3 +574,29 @@ def test_a_fresh_process_offline_with_the_old_name_in_the_cache(published, tmp_p
     done = run_python(RANK, HF_HOME=str(cache.parent), HF_ENDPOINT=published.url, HF_HUB_OFFLINE="1")
     assert (done.status, done.err) == (0, "")
     assert published.requests == []
+
+
+def test_openvino_reads_the_files_that_the_repository_has(hub, cache, small_bert):
+    """One ONNX file serves both CPU backends; the IR is fetched, weights included, where there is no ONNX file."""
+    import openvino
+
+    texts = {name: (small_bert / name).read_bytes() for name in TEXTS}
+    graph = (small_bert / "onnx/model.onnx").read_bytes()
+    openvino.save_model(openvino.Core().read_model(small_bert / "onnx/model.onnx"), cache / "model.xml")
+    ir = {f"openvino/openvino_model.{end}": (cache / f"model.{end}").read_bytes() for end in ("xml", "bin")}
+    expected = Reranker(small_bert, backend="openvino", precision="int8").score(QUERY, PASSAGES)
+
+    hub.add(OWN, OTHER, {**texts, **ir, "onnx/model.onnx": graph})
+    both = Reranker(OWN, backend="openvino", precision="int8", cache_folder=cache)
+    assert both.score(QUERY, PASSAGES) == pytest.approx(expected)
+    assert not [request for request in hub.requests if request.startswith("GET") and "openvino" in request]
+
+    hub.add("somebody/ir-only", LATER, {**texts, **ir})
+    for offline in (None, True):
+        alone = Reranker(
+            "somebody/ir-only", backend="openvino", precision="fp32", cache_folder=cache, local_files_only=offline
+        )
+        assert (
+            alone.rank(QUERY, PASSAGES)[0].index
+            == Reranker(small_bert, precision="fp32").rank(QUERY, PASSAGES)[0].index
+        )

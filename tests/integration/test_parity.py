@@ -21,38 +21,50 @@ def shaped(request, tmp_path_factory):
     return folder, predict(folder, QUERY, TEXTS)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_each_shape_scores_as_sentence_transformers(shaped, backend):
     """fp32 logits of real range equal `CrossEncoder.predict`, together and alone."""
     folder, expected = shaped
-    reranker = Reranker(folder, backend=backend)
+    reranker = Reranker(folder, backend=backend, precision="fp32")
     assert 3 < expected.std() < 5
     np.testing.assert_allclose(reranker.score(QUERY, TEXTS), expected, atol=TOLERANCE, rtol=0)
     alone = [reranker.score(QUERY, [text])[0] for text in TEXTS[-5:]]
     np.testing.assert_allclose(alone, expected[-5:], atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_the_bundled_weights_score_as_sentence_transformers(bundled_in_fp32, backend):
     """The weights in the wheel, in fp32, equal `CrossEncoder.predict`."""
     expected = predict(bundled_in_fp32, QUERY, TEXTS)
-    found = Reranker(bundled_in_fp32, backend=backend).score(QUERY, TEXTS)
+    found = Reranker(bundled_in_fp32, backend=backend, precision="fp32").score(QUERY, TEXTS)
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_a_model_with_one_segment_scores_as_sentence_transformers(small_roberta, backend):
     """RoBERTa: other special tokens, no segment ids, positions from behind the padding's id."""
     texts = [text for text in TEXTS if text]
-    found = Reranker(small_roberta, backend=backend).score(QUERY, texts)
+    found = Reranker(small_roberta, backend=backend, precision="fp32").score(QUERY, texts)
     np.testing.assert_allclose(found, predict(small_roberta, QUERY, texts), atol=TOLERANCE, rtol=0)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_the_interaction_architecture_scores_as_sentence_transformers(small_interaction, backend):
     """The bundled model's architecture equals `CrossEncoder.predict`, together and alone."""
     expected = predict(small_interaction, QUERY, TEXTS)
-    reranker = Reranker(small_interaction, backend=backend)
+    reranker = Reranker(small_interaction, backend=backend, precision="fp32")
     np.testing.assert_allclose(reranker.score(QUERY, TEXTS), expected, atol=TOLERANCE, rtol=0)
     alone = [reranker.score(QUERY, [text])[0] for text in TEXTS[-5:]]
     np.testing.assert_allclose(alone, expected[-5:], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("model", ["small_bert", "small_roberta"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_rounds_no_logit(request, model, precision):
+    """The head of a model in half precision computes in fp32, so that logits are not rounded into ties."""
+    texts = passages(40, seed=2)[:40]
+    folder = request.getfixturevalue(model)
+    found = Reranker(folder, backend="torch", precision=precision).score(QUERY, texts)
+    expected = Reranker(folder, backend="torch", precision="fp32").score(QUERY, texts)
+    assert np.corrcoef(found, expected)[0, 1] > 0.95
+    assert len(set(found.tolist())) == len(set(texts))
