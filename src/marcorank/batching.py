@@ -10,11 +10,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# Most padding in a batch, as a part of its tokens.
+MOST_PADDING = 0.1
+# Padding that costs less than the start of another batch does, as a part of the budget.
+_FREE_PADDING = 1 / 16
+
+
 def plan_batches(lengths: NDArray[np.int64], max_padded_tokens: int) -> list[NDArray[np.int64]]:
     """Group sequences of like length so that little padding is computed.
 
     Longest first, so that a machine that is too small for a request fails at its start and not at its end. A
-    sequence longer than the budget gets a batch of its own.
+    sequence longer than the budget gets a batch of its own. A batch ends before a sequence with which more than a
+    tenth of it would be padding, unless that is so little that another batch would cost more.
 
     Args:
         lengths: Tokens in each sequence. Shape: (sequences,), int64.
@@ -24,11 +31,17 @@ def plan_batches(lengths: NDArray[np.int64], max_padded_tokens: int) -> list[NDA
         Positions of the sequences of each batch. Each position occurs once.
     """
     by_length = np.argsort(-lengths, kind="stable")
+    free = max_padded_tokens * _FREE_PADDING
     batches: list[NDArray[np.int64]] = []
-    start = 0
-    while start < len(by_length):
-        longest = max(int(lengths[by_length[start]]), 1)
-        rows = max(max_padded_tokens // longest, 1)
-        batches.append(by_length[start : start + rows])
-        start += rows
+    start = longest = padding = 0
+    for place, length in enumerate(lengths[by_length].tolist()):
+        padded = (place + 1 - start) * longest
+        padding += longest - length
+        if place and (padded > max_padded_tokens or padding > max(padded * MOST_PADDING, free)):
+            batches.append(by_length[start:place])
+            start = place
+        if place == start:
+            longest, padding = length, 0
+    if len(by_length):
+        batches.append(by_length[start:])
     return batches

@@ -26,8 +26,6 @@ LongPassages = Literal["truncate", "windows"]
 LONG_PASSAGES: tuple[str, ...] = get_args(LongPassages)
 # Part of a window that the next one repeats, so that no sentence is seen only in halves.
 _WINDOW_OVERLAP = 0.25
-# Encodings are large Python objects; only this many passages are held as such at a time.
-_PASSAGES_AT_ONCE = 1024
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -159,6 +157,9 @@ class PairEncoder:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._layout = PairLayout.of(tokenizer)
+        self._prefix, self._middle, self._suffix = (
+            np.array(part, dtype=np.int32) for part in (self._layout.prefix, self._layout.middle, self._layout.suffix)
+        )
         self._pad_id = pad_id
         self._windows = long_passages == "windows"
         room = max_length - self._layout.special_tokens
@@ -185,14 +186,14 @@ class PairEncoder:
         truncated = np.zeros(len(passages), dtype=np.bool_)
         # Offsets are needed for spans only; without them tokenising is faster.
         encode = self._tokenizer.encode_batch if self._windows else self._tokenizer.encode_batch_fast
-        for start in range(0, len(passages), _PASSAGES_AT_ONCE):
-            texts = [_encodable(text) for text in passages[start : start + _PASSAGES_AT_ONCE]]
-            for place, encoding in enumerate(encode(texts, add_special_tokens=False), start):
-                if self._windows:
-                    windows.extend(_windows(encoding, room, passage=place, chars=len(passages[place])))
-                else:
-                    truncated[place] = len(encoding.ids) > room
-                    windows.append(Window(place, np.array(encoding.ids[:room], dtype=np.int32), None))
+        for place, encoding in enumerate(encode([_encodable(text) for text in passages], add_special_tokens=False)):
+            # Each look at the ids makes a new list of them.
+            ids = encoding.ids
+            if self._windows:
+                windows.extend(_windows(encoding, ids, room, passage=place, chars=len(passages[place])))
+            else:
+                truncated[place] = len(ids) > room
+                windows.append(Window(place, np.array(ids[:room], dtype=np.int32), None))
         return EncodedRequest(np.array(query_ids, dtype=np.int32), query_truncated, windows, truncated)
 
     def length(self, query_ids: NDArray[np.int32], window: Window) -> int:
@@ -201,24 +202,28 @@ class PairEncoder:
 
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
         """Join queries and windows to sequences, padded to the longest."""
-        layout = self._layout
-        width = max(self.length(query_ids, window) for query_ids, window in pairs)
-        input_ids = np.full((len(pairs), width), self._pad_id, dtype=np.int64)
-        attention_mask = np.zeros((len(pairs), width), dtype=np.int64)
-        token_type_ids = np.zeros((len(pairs), width), dtype=np.int64)
+        lengths = np.array([self.length(*pair) for pair in pairs], dtype=np.int64)
+        shape = (len(pairs), int(lengths.max()))
+        attention_mask = np.arange(shape[1]) < lengths[:, np.newaxis]
+        input_ids = np.full(shape, self._pad_id, dtype=np.int64)
+        token_type_ids = np.zeros(shape, dtype=np.int64)
         for row, (query_ids, window) in enumerate(pairs):
-            parts = (layout.prefix, query_ids, layout.middle, window.token_ids, layout.suffix)
-            sizes = [np.size(part) for part in parts]
-            end = sum(sizes)
-            input_ids[row, :end] = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
-            token_type_ids[row, :end] = np.repeat(layout.type_ids, sizes)
-            attention_mask[row, :end] = 1
-        return TokenBatch(input_ids, attention_mask, token_type_ids)
+            end = 0
+            for part, type_id in zip(
+                (self._prefix, query_ids, self._middle, window.token_ids, self._suffix),
+                self._layout.type_ids,
+                strict=True,
+            ):
+                start, end = end, end + len(part)
+                input_ids[row, start:end] = part
+                if type_id:
+                    token_type_ids[row, start:end] = type_id
+        return TokenBatch(input_ids, attention_mask.astype(np.int64), token_type_ids)
 
 
-def _windows(encoding: Encoding, room: int, *, passage: int, chars: int) -> list[Window]:
+def _windows(encoding: Encoding, ids: list[int], room: int, *, passage: int, chars: int) -> list[Window]:
     """Split a passage into windows of `room` tokens that overlap; one window where all fits."""
-    token_ids = np.array(encoding.ids, dtype=np.int32)
+    token_ids = np.array(ids, dtype=np.int32)
     if len(token_ids) <= room:
         return [Window(passage, token_ids, (0, chars))]
     step = max(room - int(room * _WINDOW_OVERLAP), 1)
