@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import logging
-import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from marcorank.batching import plan_batches
-from marcorank.errors import MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import ArrayLike, NDArray
 
-    from marcorank.backends.base import Backend
-    from marcorank.pairs import EncodedRequest, PairEncoder, TokenBatch
+    from marcorank.pairs import EncodedRequest, PairEncoder
+    from marcorank.scheduler import Pair, Scheduler
 
     Request = tuple[str, Sequence[str]]
 
 _log = logging.getLogger(__name__)
+
+# Encodings are large Python objects; only those of so many passages and characters are held at a time.
+_PASSAGES_AT_ONCE = 256
+_CHARS_AT_ONCE = 65536
 
 
 @runtime_checkable
@@ -108,55 +110,19 @@ class PlainScorer:
         ]
 
 
-class SerialBackend:
-    """Lets one batch at a time into a backend that several scorers and threads share.
-
-    Each forward pass uses all cores already; two at once only slow each other down.
-
-    Attributes:
-        backend: The engine.
-        lock: Held while the engine runs.
-    """
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-        self.name = backend.name
-        self.device = backend.device
-        self.precision = backend.precision
-        self.max_padded_tokens = backend.max_padded_tokens
-        self.lock = threading.Lock()
-
-    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return one logit a row. Shape: (batch,), float32.
-
-        Raises:
-            ScoreError: The engine failed.
-        """
-        rows, tokens = batch.input_ids.shape
-        try:
-            with self.lock:
-                return check_shape(self.backend.logits(batch), count=rows, model=self.name)
-        except MarcoRankError:
-            raise
-        except Exception as error:  # each engine raises its own
-            raise ScoreError(
-                f"The {self.name} backend failed on {rows} sequences of {tokens} tokens on {self.device}: {error}"
-            ) from error
-
-
 class CrossEncoderScorer:
-    """A local cross-encoder: pairs, batches under a token budget, backend, and back to input order.
+    """A local cross-encoder: pairs, common batches with whoever shares the model, and back to input order.
 
     Safe to share between threads.
 
     Attributes:
         name: Name of the model.
-        backend: The engine.
+        scheduler: Runs the batches.
         encoder: Makes token sequences.
     """
 
-    def __init__(self, backend: Backend, encoder: PairEncoder, *, name: str) -> None:
-        self.backend = backend
+    def __init__(self, scheduler: Scheduler, encoder: PairEncoder, *, name: str) -> None:
+        self.scheduler = scheduler
         self.encoder = encoder
         self.name = name
         self._told = False
@@ -167,30 +133,33 @@ class CrossEncoderScorer:
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score all requests in common batches."""
-        encoded = [self.encoder.encode(query, passages) for query, passages in requests]
-        self._tell_what_is_cut(encoded)
-        pairs = [(request.query_ids, window) for request in encoded for window in request.windows]
-        logits = np.empty(len(pairs), dtype=np.float32)
-        lengths = np.array([self.encoder.length(*pair) for pair in pairs], dtype=np.int64)
-        for places in plan_batches(lengths, self.backend.max_padded_tokens):
-            batch = self.encoder.batch([pairs[place] for place in places])
-            logits[places] = self.backend.logits(batch)
-        ends = np.cumsum([len(request.windows) for request in encoded])
-        return [
-            _best_windows(request, logits[end - len(request.windows) : end])
-            for request, end in zip(encoded, ends, strict=True)
-        ]
+        submission = self.submit(requests)
+        try:
+            submission.room().result()
+            while submission.advance():
+                submission.room().result()
+            return submission.scores(submission.logits.result())
+        except BaseException:
+            submission.cancel()
+            raise
+        finally:
+            # The traceback of an error of the engine keeps this frame, which would keep the error, and the model.
+            del submission
 
-    def _tell_what_is_cut(self, encoded: Sequence[EncodedRequest]) -> None:
-        """Warn of every cut query, and once of cut passages, which can be many; results carry flags every time."""
-        if any(request.query_truncated for request in encoded):
+    def submit(self, requests: Sequence[Request]) -> Submission:
+        """Begin to score requests in steps that do not wait for each other."""
+        return Submission(self, requests)
+
+    def tell_what_is_cut(self, *, query: bool, passage: bool) -> None:
+        """Warn of a cut query each time, and once of cut passages, which can be many; results always carry flags."""
+        if query:
             _log.warning(
                 "%s: A query is longer than %d tokens and was cut; see `max_query_tokens`. Rankings say so as "
                 "`query_truncated`.",
                 self.name,
                 self.encoder.max_query_tokens,
             )
-        if not self._told and any(request.truncated.any() for request in encoded):
+        if passage and not self._told:
             self._told = True
             _log.warning(
                 "%s: A passage does not fit into %d tokens with its query, and only its beginning was scored; "
@@ -200,18 +169,115 @@ class CrossEncoderScorer:
             )
 
 
-def _best_windows(request: EncodedRequest, logits: NDArray[np.float32]) -> PassageScores:
-    """Give each passage the logit and the span of its best window; the first of equals."""
-    passages = np.array([window.passage for window in request.windows], dtype=np.int64)
-    # A window whose logit is not finite stands for its passage, so that the fault is seen.
-    worth = np.where(np.isfinite(logits), logits, np.inf)
-    # By passage, then best logit first; the sort is stable, so equals stay in reading order.
-    order = np.lexsort((-worth, passages))
-    best = order[np.unique(passages[order], return_index=True)[1]]
-    spans = tuple(request.windows[place].span for place in best)
-    return PassageScores(
-        logits=logits[best],
-        truncated=request.truncated,
-        spans=None if None in spans else tuple(span for span in spans if span is not None),
-        query_truncated=request.query_truncated,
-    )
+class Submission:
+    """Requests on their way through a `CrossEncoderScorer`.
+
+    The passages are tokenised a slice at a time, so that the engine works on the first while the next is made, and
+    never all of a long request are held as tokens. The steps: wait for `room`, then `advance`, again while that
+    returns True; wait for `logits`; then `scores`. Who gives up in between has to `cancel`.
+
+    Attributes:
+        logits: Those of all windows; to wait for.
+    """
+
+    def __init__(self, scorer: CrossEncoderScorer, requests: Sequence[Request]) -> None:
+        # It also keeps the model loaded while this waits.
+        self._scorer = scorer
+        self.logits = scorer.scheduler.open(scorer.encoder.batch)
+        self._pieces = _pieces(scorer.encoder, requests)
+        self._requests = [_Encoded() for _ in requests]
+        self._query_cut = False
+
+    def room(self) -> Future[None]:
+        """Return a future that is done when it is time to advance."""
+        return self.logits.room()
+
+    def advance(self) -> bool:
+        """Tokenise the next slice and hand it to the engine; return whether there is more.
+
+        Raises:
+            ClosedError: The scheduler has ended.
+        """
+        encoder, scheduler = self._scorer.encoder, self._scorer.scheduler
+        pairs: list[Pair] = []
+        lengths: list[int] = []
+        more = False
+        for place, piece in self._pieces:
+            if self.logits.done():
+                return False
+            self._requests[place].append(piece)
+            pairs += ((piece.query_ids, window) for window in piece.windows)
+            lengths += (encoder.length(piece.query_ids, window) for window in piece.windows)
+            self._scorer.tell_what_is_cut(
+                query=piece.query_truncated and not self._query_cut, passage=bool(piece.truncated.any())
+            )
+            self._query_cut |= piece.query_truncated
+            more = sum(lengths) >= scheduler.slice_tokens
+            if more:
+                break
+        if pairs:
+            self.logits.add(pairs, np.array(lengths, dtype=np.int64))
+        if not more:
+            self.logits.finish()
+        return more
+
+    def scores(self, logits: NDArray[np.float32]) -> list[PassageScores]:
+        """Return what is known of the passages of each request, in their order.
+
+        Args:
+            logits: The result of the future. Shape: (windows,), float32.
+        """
+        ends = np.cumsum([len(request.passages) for request in self._requests])
+        return [
+            request.scores(logits[end - len(request.passages) : end])
+            for request, end in zip(self._requests, ends, strict=True)
+        ]
+
+    def cancel(self) -> None:
+        """Drop what has not been scored yet."""
+        self.logits.cancel()
+
+
+class _Encoded:
+    """What is kept of the windows of a request while they are scored: everything but the tokens."""
+
+    def __init__(self) -> None:
+        self.passages: list[int] = []
+        self._spans: list[tuple[int, int] | None] = []
+        self._truncated: list[NDArray[np.bool_]] = []
+        self._query_truncated = False
+
+    def append(self, piece: EncodedRequest) -> None:
+        """Add the next passages."""
+        first = sum(map(len, self._truncated))
+        self.passages += (first + window.passage for window in piece.windows)
+        self._spans += (window.span for window in piece.windows)
+        self._truncated.append(piece.truncated)
+        self._query_truncated = piece.query_truncated
+
+    def scores(self, logits: NDArray[np.float32]) -> PassageScores:
+        """Give each passage the logit and the span of its best window; the first of equals."""
+        passages = np.array(self.passages, dtype=np.int64)
+        # A window whose logit is not finite stands for its passage, so that the fault is seen.
+        worth = np.where(np.isfinite(logits), logits, np.inf)
+        # By passage, then best logit first; the sort is stable, so equals stay in reading order.
+        order = np.lexsort((-worth, passages))
+        best = order[np.unique(passages[order], return_index=True)[1]]
+        spans = tuple(self._spans[place] for place in best)
+        return PassageScores(
+            logits=logits[best],
+            truncated=np.concatenate([np.empty(0, dtype=np.bool_), *self._truncated]),
+            spans=None if None in spans else tuple(span for span in spans if span is not None),
+            query_truncated=self._query_truncated,
+        )
+
+
+def _pieces(encoder: PairEncoder, requests: Sequence[Request]) -> Iterator[tuple[int, EncodedRequest]]:
+    """Tokenise requests a few passages at a time; with each piece comes the place of its request."""
+    for place, (query, passages) in enumerate(requests):
+        start = chars = 0
+        for end, passage in enumerate(passages, 1):
+            chars += len(passage)
+            if end == len(passages) or end - start == _PASSAGES_AT_ONCE or chars >= _CHARS_AT_ONCE:
+                yield place, encoder.encode(query, passages[start:end])
+                start, chars = end, 0

@@ -32,7 +32,7 @@ def fails(folder, match, **settings):
         Reranker(folder, **settings).rank(QUERY, PASSAGES)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch", "auto"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch", "auto"])
 def test_a_folder_without_weights_says_what_it_holds(small_bert, tmp_path, backend):
     """The message names the folder, what was expected and what was found."""
     folder = copy(small_bert, tmp_path, without=["*.safetensors", "*.onnx"])
@@ -87,7 +87,8 @@ def test_a_head_from_pre_training_is_no_output_layer(tmp_path):
     fails(tmp_path / "mlm", r"no weights for the output layer \(classifier", backend="torch")
 
 
-def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path):
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path, backend):
     """The shape of the graph's output decides, with or without names of labels in the config."""
     import onnx
 
@@ -98,13 +99,14 @@ def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path):
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("two", onnx.TensorProto.FLOAT, ["batch", 2]))
     onnx.save(model, folder / "onnx/model.onnx")
-    fails(folder, r"outputs of the shapes \[\['batch', 2\]\]; .*one logit a pair", backend="onnx")
+    fails(folder, r"outputs of the shapes \[\[('batch'|None), 2\]\]; .*one logit a pair", backend=backend)
     config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "NO", "1": "YES"}}
     (folder / "config.json").write_text(json.dumps(config))
-    fails(folder, r"has 2 labels \(NO, YES\)", backend="onnx")
+    fails(folder, r"has 2 labels \(NO, YES\)", backend=backend)
 
 
-def test_an_onnx_file_with_two_outputs_is_refused(small_bert, tmp_path):
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_an_onnx_file_with_two_outputs_is_refused(small_bert, tmp_path, backend):
     """The graph is checked when it is opened: outputs and their shapes are named."""
     import onnx
 
@@ -114,10 +116,11 @@ def test_an_onnx_file_with_two_outputs_is_refused(small_bert, tmp_path):
     model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["other"]))
     model.graph.output.append(other)
     onnx.save(model, folder / "onnx/model.onnx")
-    fails(folder, r"outputs of the shapes .*needs one output with one logit", backend="onnx")
+    fails(folder, r"outputs of the shapes .*needs one output with one logit", backend=backend)
 
 
-def test_an_onnx_file_with_other_inputs_is_refused(small_bert, tmp_path):
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_an_onnx_file_with_other_inputs_is_refused(small_bert, tmp_path, backend):
     """A graph that is no sequence classifier names its inputs."""
     import onnx
 
@@ -133,7 +136,7 @@ def test_an_onnx_file_with_other_inputs_is_refused(small_bert, tmp_path):
         onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)]),
         folder / "onnx/model.onnx",
     )
-    fails(folder, r"takes the inputs \['pixels'\]; expected input_ids", backend="onnx")
+    fails(folder, r"takes the inputs \['pixels'\]; expected input_ids", backend=backend)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +197,7 @@ def test_the_bundled_model_names_what_it_can_do(settings, match):
     [
         ({"backend": "onnx", "precision": "bf16"}, "`precision` is 'bf16'; the onnx backend can do 'fp32' and 'int8'"),
         ({"backend": "torch", "precision": "int8"}, "the torch backend can do 'fp32' and 'bf16' and 'fp16'"),
+        ({"backend": "openvino", "device": "cuda"}, "`device` is 'cuda'; the openvino backend runs on 'cpu' alone"),
         ({"backend": "torch", "device": "cuda:0"}, "`device` is 'cuda:0'; torch .* cannot use it here"),
         ({"backend": "torch", "device": "nonsense"}, "`device` is 'nonsense'; torch .* cannot use it here"),
     ],
@@ -204,12 +208,12 @@ def test_a_backend_names_what_it_can_do(small_bert, settings, match):
         Reranker(small_bert, **settings).rank(QUERY, PASSAGES)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 @pytest.mark.parametrize("long_passages", ["truncate", "windows"])
 def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch, backend, long_passages):
     """NaN from a local model is an error that names the passage, in windows mode too, and never a last place."""
     reranker = Reranker(small_bert, backend=backend, max_length=32, long_passages=long_passages).warm_up()
-    engine = reranker._loaded_scorer().backend.backend
+    engine = reranker._loaded_scorer().scheduler.backend
     logits = engine.logits
 
     def broken(batch):
@@ -225,7 +229,7 @@ def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch
 def test_one_broken_window_breaks_its_passage(small_bert, monkeypatch):
     """A passage of which a part cannot be scored is not judged by the rest."""
     reranker = Reranker(small_bert, backend="onnx", max_length=32, long_passages="windows").warm_up()
-    engine = reranker._loaded_scorer().backend.backend
+    engine = reranker._loaded_scorer().scheduler.backend
     logits = engine.logits
     monkeypatch.setattr(
         engine, "logits", lambda batch: logits(batch) * np.where(batch.input_ids == 2688, np.nan, 1)[:, -2]
@@ -241,12 +245,12 @@ def test_an_engine_that_fails_is_named(small_bert, monkeypatch):
     def fail(batch):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(reranker._loaded_scorer().backend.backend, "logits", fail)
-    with pytest.raises(ScoreError, match=r"onnx backend failed on 2 sequences of .* tokens on cpu: out of memory"):
+    monkeypatch.setattr(reranker._loaded_scorer().scheduler.backend, "logits", fail)
+    with pytest.raises(ScoreError, match=r"onnx backend failed on a batch of . x .* tokens on cpu: out of memory"):
         reranker.rank(QUERY, PASSAGES)
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_a_path_means_what_it_means_now(small_bert, tmp_path, monkeypatch, backend):
     """Another folder under the same relative name, or a new file in its place, is another model."""
     other = bert(tmp_path / "b/model", seed=1)
@@ -341,12 +345,12 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.stdout.strip() == "0"
 
 
-@pytest.mark.parametrize("backend", ["onnx", "torch"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_rerankers_with_the_same_settings_share_the_weights(small_bert, backend):
     """Two rerankers hold one model; it is freed when both are closed."""
     first, second = (Reranker(small_bert, backend=backend, max_length=length).warm_up() for length in (64, 128))
-    weights = weakref.ref(first._loaded_scorer().backend)
-    assert second._loaded_scorer().backend is weights()
+    weights = weakref.ref(first._loaded_scorer().scheduler)
+    assert second._loaded_scorer().scheduler is weights()
     first.close()
     second.close()
     gc.collect()

@@ -1,0 +1,50 @@
+"""An engine for tests of what is above it: its answers are plain, and it runs a batch when it is told to."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+
+
+class FakeBackend:
+    """Gives each row its first token as logit, or one of another place; behind a gate it waits for leave each time.
+
+    Attributes:
+        batches: The logits of the batches that have begun.
+        broken: Logits at which it fails.
+    """
+
+    device, precision = "cpu", "fp32"
+
+    def __init__(self, *, name="fake", max_padded_tokens=1000, parallel_batches=1, gated=False, column=0):
+        self.name = name
+        self.max_padded_tokens = max_padded_tokens
+        self.parallel_batches = parallel_batches
+        self.gated = gated
+        self.column = column
+        self.begun, self.leave = threading.Semaphore(0), threading.Semaphore(0)
+        self.batches: list[list[int]] = []
+        self.broken: set[int] = set()
+
+    def logits(self, batch):
+        rows = batch.input_ids[:, self.column]
+        self.batches.append(rows.tolist())
+        self.begun.release()
+        if self.gated:
+            assert self.leave.acquire(timeout=30)
+        if self.broken & set(rows.tolist()):
+            raise RuntimeError("a bad row")
+        return rows.astype(np.float32)
+
+    def wait_for_batch(self):
+        assert self.begun.acquire(timeout=30)
+
+    def open_gate(self):
+        self.gated = False
+        self.leave.release(8)
+
+
+def threads_of(backend):
+    """Return the threads that run batches of engines of this name."""
+    return [thread for thread in threading.enumerate() if thread.name == f"marcorank-{backend.name}"]
