@@ -20,7 +20,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from marcorank.arguments import score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank.errors import InvalidInputError
-from marcorank.loading import BackendName, Precision
+from marcorank.choosing import BackendName, Precision
 from marcorank.models import BUNDLED
 from marcorank.pairs import LongPassages
 from marcorank.ranking import Activation, checked_activation
@@ -70,6 +70,7 @@ class AdapterSettings(BaseModel):
     backend: BackendName = "auto"
     device: str | None = None
     precision: Precision = "auto"
+    threads: int | None = None
     max_length: int = 512
     max_query_tokens: int | None = None
     long_passages: LongPassages = "truncate"
@@ -77,6 +78,7 @@ class AdapterSettings(BaseModel):
     cache_folder: str | None = None
     local_files_only: bool | None = None
     allow_pickle: bool = False
+    cache_size: int = 0
     token: str | SecretStr | None = Field(default=None, exclude=True)
 
     _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)

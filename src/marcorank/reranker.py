@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from marcorank import models
@@ -19,8 +20,10 @@ from marcorank.arguments import (
     top_n_or_none,
     whole_number,
 )
+from marcorank.cache import ScoreCache, join, split
+from marcorank.choosing import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.errors import ClosedError, InvalidInputError
-from marcorank.loading import BACKENDS, PRECISIONS, ModelSettings, load_scorer, locate
+from marcorank.loading import load_scorer, locate
 from marcorank.pairs import LONG_PASSAGES
 from marcorank.ranking import (
     RankedPassage,
@@ -30,7 +33,7 @@ from marcorank.ranking import (
     order_logits,
     plain_activation,
 )
-from marcorank.scorer import PassageScores, Scorer, as_request_scorer, scorer_name
+from marcorank.scorer import CrossEncoderScorer, PassageScores, Scorer, as_request_scorer, scorer_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,12 +43,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from marcorank.loading import BackendName, Precision
+    from marcorank.choosing import BackendName, Precision
     from marcorank.pairs import LongPassages
     from marcorank.ranking import Activation
-    from marcorank.scorer import Request, RequestScorer
-
-T = TypeVar("T")
+    from marcorank.scorer import Request, RequestScorer, Submission
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
 _DEFAULTS = asdict(ModelSettings(model=DEFAULT_MODEL))
@@ -70,6 +71,7 @@ class Reranker:
         backend: BackendName = "auto",
         device: str | None = None,
         precision: Precision = "auto",
+        threads: int | None = None,
         activation: Activation | Mapping[str, float] = "identity",
         max_length: int = 512,
         max_query_tokens: int | None = None,
@@ -78,6 +80,7 @@ class Reranker:
         cache_folder: str | os.PathLike[str] | None = None,
         local_files_only: bool | None = None,
         allow_pickle: bool = False,
+        cache_size: int = 0,
         token: str | None = None,
     ) -> None:
         """Take the settings; the model is loaded at the first use.
@@ -86,10 +89,13 @@ class Reranker:
             model: `"bundled"` for the small model in the wheel, a hub name in any spelling, the path of a model
                 folder, or an object with `score(query, passages)`. The settings below up to `activation` and
                 from `max_length` on mean nothing to such an object.
-            backend: `"onnx"`, `"torch"`, or `"auto"`: torch on a GPU, else onnx.
+            backend: `"openvino"`, `"onnx"`, `"torch"`, or `"auto"`: torch on a GPU, else openvino if it is installed,
+                else onnx. `marcorank doctor` tells what was chosen and why.
             device: As torch spells devices, such as `"cpu"` or `"cuda:0"`; None takes a GPU if torch sees one.
-            precision: `"fp32"`, `"int8"` (onnx), `"bf16"` or `"fp16"` (torch); `"auto"` is fp32, and for the
-                bundled model int8.
+            precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`; `"auto"` is the fastest that ranks as fp32 does: bf16
+                where the backend and the processor or GPU compute in it, else fp32. The bundled model is int8.
+            threads: Most threads that compute on the CPU; None for one a core that this process may use. The torch
+                backend leaves its threads to torch.
             activation: `"identity"` (scores are logits), `"sigmoid"` (scores from 0 to 1), or a `Logistic(a, b)` that
                 was fitted on judged data (probabilities there), also as `{"a": a, "b": b}`.
             max_length: Most tokens of query and passage together, special tokens counted; the model's own limit
@@ -102,6 +108,8 @@ class Reranker:
             cache_folder: Where hub files are kept; None for the Hugging Face cache.
             local_files_only: True forbids the network; None leaves it to `HF_HUB_OFFLINE`.
             allow_pickle: Whether weights that come only as pickle may be read. A pickle can run code.
+            cache_size: How many passages are remembered with their scores, those used last; 0 for none. Texts are not
+                kept.
             token: Access token for the hub; kept out of every message, dict and pickle.
 
         Raises:
@@ -115,6 +123,7 @@ class Reranker:
             backend=one_of("backend", backend, BACKENDS),
             device=text_or_none("device", device),
             precision=one_of("precision", precision, PRECISIONS),
+            threads=None if threads is None else whole_number("threads", threads, 1),
             max_length=whole_number("max_length", max_length, 16),
             max_query_tokens=(
                 None if max_query_tokens is None else whole_number("max_query_tokens", max_query_tokens, 1)
@@ -124,6 +133,7 @@ class Reranker:
             cache_folder=_folder_or_none("cache_folder", cache_folder),
             local_files_only=one_of("local_files_only", local_files_only, (True, False, None)),
             allow_pickle=one_of("allow_pickle", allow_pickle, (True, False)),
+            cache_size=whole_number("cache_size", cache_size, 0),
             token=text_or_none("token", token),
         )
         if self._custom is None:
@@ -138,6 +148,9 @@ class Reranker:
         self._scorer: RequestScorer | None = None
         self._handing_over = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
+        self._calls: set[_Call] = set()
+        wanted = self._settings.cache_size if self._custom is None else 0
+        self._cache = ScoreCache(wanted) if wanted else None
 
     @property
     def model(self) -> str | Scorer:
@@ -226,11 +239,11 @@ class Reranker:
     ) -> Ranking:
         """Rank passages without blocking the event loop; like `rank`.
 
-        The work runs in a thread of this reranker. If the task is cancelled before its turn comes, the work is
-        dropped.
+        Texts are tokenised in a thread of this reranker, and what waits for the model shares its batches. If the
+        task is cancelled, what has not been scored yet is dropped.
         """
         checked, cut = self._check([(query, passages)], top_n, score_threshold)
-        return (await self._in_thread(lambda: self._rank_checked(checked, *cut)))[0]
+        return (await asyncio.wrap_future(self._accept(checked, cut)))[0]
 
     def warm_up(self) -> Self:
         """Load the model and run it once, so that the first request is as fast as the others."""
@@ -242,10 +255,16 @@ class Reranker:
         with self._handing_over:
             self._closed = True
             executor, self._executor = self._executor, None
+            calls = list(self._calls)
+        for call in calls:
+            with suppress(CancelledError):
+                call.exception()
         if executor is not None:
             executor.shutdown()
         with self._loading:
             self._scorer = None
+        if self._cache is not None:
+            self._cache = ScoreCache(self._settings.cache_size)
 
     def __enter__(self) -> Self:
         return self
@@ -314,9 +333,18 @@ class Reranker:
     def _rank_checked(
         self, requests: Sequence[Request], top_n: int | None, score_threshold: float | None
     ) -> list[Ranking]:
+        return self._rankings(requests, self._score_requests(requests), top_n, score_threshold)
+
+    def _rankings(
+        self,
+        requests: Sequence[Request],
+        scored: Sequence[PassageScores],
+        top_n: int | None,
+        score_threshold: float | None,
+    ) -> list[Ranking]:
         return [
             self._ranking(request, scores, top_n, score_threshold)
-            for request, scores in zip(requests, self._score_requests(requests), strict=True)
+            for request, scores in zip(requests, scored, strict=True)
         ]
 
     def _ranking(
@@ -339,17 +367,14 @@ class Reranker:
         return Ranking(query, self.name, results, scores.query_truncated)
 
     def _score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        """Score each different passage of a request once."""
-        distinct = [(query, list(dict.fromkeys(passages))) for query, passages in requests]
-        answers = [PassageScores.empty() for _ in requests]
-        asked = [place for place, (_, passages) in enumerate(distinct) if passages]
-        if asked:
-            scored = self._loaded_scorer().score_requests([distinct[place] for place in asked])
-            for place, scores in zip(asked, scored, strict=True):
-                position = {passage: row for row, passage in enumerate(distinct[place][1])}
-                answers[place] = scores.take([position[passage] for passage in requests[place][1]])
-                check_finite(answers[place].logits, model=self.name)
-        return answers
+        wanted = [_Wanted(request, self._cache) for request in requests]
+        asked = _asked(wanted)
+        return self._answers(wanted, self._loaded_scorer().score_requests(asked) if asked else [])
+
+    def _answers(self, wanted: Sequence[_Wanted], scored: Iterable[PassageScores]) -> list[PassageScores]:
+        """Return the scores of each request; `scored` are those of the requests that ask for something."""
+        left = iter(scored)
+        return [one.answer(next(left) if one.asked else PassageScores.empty(), self.name) for one in wanted]
 
     def _loaded_scorer(self) -> RequestScorer:
         with self._loading:
@@ -360,18 +385,167 @@ class Reranker:
                 self._scorer = None if self._closed else scorer
             return scorer
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    def _accept(self, requests: Sequence[Request], cut: tuple[int | None, float | None]) -> _Call:
         with self._handing_over:
             self._check_open()
             if self._executor is None:
-                # One thread: a forward pass uses all cores already, and waiting work can still be cancelled.
+                # One thread is enough: it tokenises and sorts, and the scores are made elsewhere.
                 self._executor = ThreadPoolExecutor(1, thread_name_prefix="marcorank")
-            future = self._executor.submit(work)
-        return await asyncio.wrap_future(future)
+            call = _Call(self, self._executor, requests, cut)
+            self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        call.begin()
+        return call
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self!r} was closed; make a new Reranker.")
+
+
+class _Wanted:
+    """The passages of one request, each different one once, and what is known of them."""
+
+    def __init__(self, request: Request, cache: ScoreCache | None) -> None:
+        self.query, self._passages = request
+        self._cache = cache
+        self._distinct = list(dict.fromkeys(self._passages))
+        self._known = {} if cache is None else cache.find(self.query, self._distinct)
+        self.asked = [passage for passage in self._distinct if passage not in self._known]
+
+    def answer(self, scored: PassageScores, model: str) -> PassageScores:
+        """Return the scores of all passages, in input order, from those of the passages that were asked for.
+
+        Raises:
+            ScoreError: A logit is not finite.
+        """
+        if self._known:
+            known = self._known | dict(zip(self.asked, split(scored), strict=True))
+            scores = join([known[passage] for passage in self._passages])
+        else:
+            place_of = {passage: place for place, passage in enumerate(self.asked)}
+            scores = scored.take([place_of[passage] for passage in self._passages])
+        check_finite(scores.logits, model=model)
+        if self._cache is not None:
+            self._cache.keep(self.query, self.asked, split(scored))
+        return scores
+
+
+def _asked(wanted: Sequence[_Wanted]) -> list[Request]:
+    return [(one.query, one.asked) for one in wanted if one.asked]
+
+
+class _Call(Future[list[Ranking]]):
+    """One `arank` on its way.
+
+    Each step runs in the thread of the reranker and ends where it would have to wait for the engine. So calls wait
+    there side by side, in common batches, and none of it needs an event loop, which may be busy or closed.
+    """
+
+    def __init__(
+        self,
+        reranker: Reranker,
+        executor: ThreadPoolExecutor,
+        requests: Sequence[Request],
+        cut: tuple[int | None, float | None],
+    ) -> None:
+        super().__init__()
+        self._reranker = reranker
+        self._executor = executor
+        self._requests = requests
+        self._cut = cut
+        self._wanted: list[_Wanted] = []
+        self._submission: Submission | None = None
+
+    def begin(self) -> None:
+        """Take the first step."""
+        self._go_on(self._look_up)
+
+    def cancel(self) -> bool:
+        """Drop what has not been scored yet."""
+        cancelled = super().cancel()
+        if cancelled:
+            self._drop()
+        return cancelled
+
+    def _go_on(self, step: Callable[[], None]) -> None:
+        if self.done():
+            return
+        try:
+            self._executor.submit(self._take, step)
+        except RuntimeError as error:  # the interpreter ends, or the reranker was closed behind a cancelled call
+            self._fail(error)
+
+    def _take(self, step: Callable[[], None]) -> None:
+        if self.done():
+            return
+        try:
+            step()
+        except BaseException as error:  # noqa: BLE001 -- it belongs to who waits
+            self._fail(error)
+
+    def _look_up(self) -> None:
+        reranker = self._reranker
+        self._wanted = [_Wanted(request, reranker._cache) for request in self._requests]  # noqa: SLF001
+        asked = _asked(self._wanted)
+        scorer = reranker._loaded_scorer() if asked else None  # noqa: SLF001
+        if isinstance(scorer, CrossEncoderScorer):
+            self._submission = scorer.submit(asked)
+            if self.done():  # cancelled before there was anything to drop
+                self._drop()
+            self._wait_for_room()
+        else:
+            self._end([] if scorer is None else scorer.score_requests(asked))
+
+    def _wait_for_room(self) -> None:
+        submission = self._submission
+        if submission is None:
+            return
+        room = submission.room()
+        if room.done():
+            self._advance()
+        else:
+            room.add_done_callback(lambda _: self._go_on(self._advance))
+
+    def _advance(self) -> None:
+        submission = self._submission
+        if submission is None:
+            return
+        if submission.advance():
+            # Behind the first steps of other calls, which may be short.
+            self._go_on(self._wait_for_room)
+        else:
+            submission.logits.add_done_callback(lambda _: self._go_on(self._finish))
+
+    def _finish(self) -> None:
+        submission = self._submission
+        if submission is None:
+            return
+        job = submission.logits
+        # Not raised: a traceback through this frame would keep the model.
+        error = job.exception()
+        if error is None:
+            self._end(submission.scores(job.result()))
+        else:
+            self._fail(error)
+
+    def _end(self, scored: Sequence[PassageScores]) -> None:
+        reranker = self._reranker
+        self._drop()
+        answers = reranker._answers(self._wanted, scored)  # noqa: SLF001
+        rankings = reranker._rankings(self._requests, answers, *self._cut)  # noqa: SLF001
+        with suppress(InvalidStateError):
+            self.set_result(rankings)
+
+    def _fail(self, error: BaseException) -> None:
+        self._drop()
+        with suppress(InvalidStateError):
+            self.set_exception(error)
+
+    def _drop(self) -> None:
+        # The scheduler knows this call by its callbacks, so to forget the submission is also to break a cycle.
+        submission, self._submission = self._submission, None
+        if submission is not None:
+            submission.cancel()
 
 
 _rerankers: WeakSet[Reranker] = WeakSet()
