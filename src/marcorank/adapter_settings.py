@@ -19,8 +19,8 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from marcorank.arguments import score_threshold_or_none, text_or_none, top_n_or_none
-from marcorank.errors import InvalidInputError
 from marcorank.choosing import BackendName, Precision
+from marcorank.errors import InvalidInputError
 from marcorank.models import BUNDLED
 from marcorank.pairs import LongPassages
 from marcorank.ranking import Activation, checked_activation
