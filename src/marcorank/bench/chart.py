@@ -88,7 +88,13 @@ def _paint(axes: Any, results: Results, groups: list[tuple[str, list[Row]]]) -> 
         if len(groups) > 1:
             # Paths and names of others must not be read as formulas.
             axes.text(
-                0, place, Path(model).name, va="center", color=_INK, fontweight="bold", parse_math=False, bbox=_BEHIND
+                *(0, place, Path(model).name),
+                va="center",
+                color=_INK,
+                fontweight="bold",
+                parse_math=False,
+                bbox=_BEHIND,
+                zorder=4,
             )
             place += 1
         for row in rows:
