@@ -16,9 +16,9 @@ from marcorank import Ranking, Reranker
 # Chapters of Python's reference; the answers to the questions stand late in them.
 CHAPTERS = ["attribute-access", "comparisons", "raise", "strings", "try", "typesmapping"]
 QUESTIONS = [
-    "Are attributes looked up through super()?",
+    "What happens when finally contains a return statement?",
     "How does raise from None suppress the exception context?",
-    "Which set operations does a dictionary view support?",
+    "Does a dictionary keep the order of insertion?",
 ]
 
 

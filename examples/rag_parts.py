@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SUFFIXES = {".md", ".txt", ".pdf"}
-DEFAULT_QUESTION = "How are default parameter values evaluated?"
+DEFAULT_QUESTION = "When is the else clause of a loop executed?"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -130,7 +130,7 @@ def print_moves(question: str, rows: Sequence[Moved], *, model: str, top_n: int)
     """Print how the second stage moved the passages of the first; those above the line go to the answer."""
     width = max(shutil.get_terminal_size((120, 24)).columns, 60)
     print(f"\nQuestion: {question}\nReranked by {model}", end="")
-    print(": small, see its card; try --model ms-marco-MiniLM-L6-v2" if model == "bundled" else "")
+    print(", the model in the wheel; --model ms-marco-MiniLM-L6-v2 was trained to rank" if model == "bundled" else "")
     print(f"\n{'rank':>11}  {'first':>6}  {'new':>8}  passage (similarity in the store, score of the cross-encoder)")
     for rank, row in enumerate(rows, 1):
         move = row.first_rank - rank
