@@ -204,6 +204,18 @@ def test_a_contestant_that_crashes_says_how(small_bert):
             child.ask("memory")
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for as Linux shows them")
+def test_what_a_contestant_started_ends_with_it(tmp_path, monkeypatch):
+    """A library's own processes, such as those that report its use, do not outlive the contestant."""
+    sleeper = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])"
+    (tmp_path / "openvino.py").write_text(sleeper)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Child(threads=None, timeout_s=PATIENCE_S) as child:
+        child.ask("import_products", engine="openvino", device=None, threads=None)
+        started = wait_for(lambda: children_of(child._process.pid))
+    assert wait_for(lambda: not any(map(alive, started)))
+
+
 def test_a_command_that_fails_leaves_the_process_as_it_was(small_bert):
     """A command that fails is an answer like others, and the process goes on."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 import time
@@ -108,6 +109,9 @@ def main() -> None:
         for line in sys.stdin.buffer:
             lines.put(line)
         # The parent is gone, perhaps in the middle of a long ranking; nobody wants the answer any more.
+        if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+            # Some libraries start processes, which are of this group.
+            os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()

@@ -94,9 +94,9 @@ class Child:
 
     def close(self) -> None:
         """End the process, and what it may have started."""
-        if self._process.poll() is None and hasattr(os, "killpg"):
-            # It leads a group of its own.
-            with suppress(ProcessLookupError):
+        if hasattr(os, "killpg"):
+            # It leads a group of its own, of which some may go on when it has ended.
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.wait()

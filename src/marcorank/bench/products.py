@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marcorank.backends.telemetry import without_telemetry
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -38,7 +40,8 @@ class Products:
             "onnxruntime": ("fp32", "int8"),
             "openvino": ("fp32", "bf16", "int8"),
         }[engine]
-        __import__(engine)
+        with without_telemetry():
+            __import__(engine)
 
     def best_size(self, precision: str, sizes: Sequence[int]) -> tuple[int, float]:
         """Find the size that is fastest; return it and its 10^9 operations a second."""
