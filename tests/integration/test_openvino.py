@@ -279,3 +279,15 @@ def test_a_graph_of_one_length_is_refused(small_bert, tmp_path):
     (tmp_path / "onnx/model.onnx").unlink()
     with pytest.raises(ModelLoadError, match=r"inputs of the fixed shape \[1, 16\]"):
         Reranker(tmp_path, backend="openvino", precision="fp32").rank(QUERY, PASSAGES)
+
+
+def test_nothing_is_reported(small_bert):
+    """A fresh process that ranks with openvino never loads the package that reports its use."""
+    code = f"""
+import sys
+from marcorank import Reranker
+Reranker({str(small_bert)!r}, backend="openvino").warm_up()
+print("openvino" in sys.modules, [name for name in sys.modules if name.startswith("openvino_telemetry")])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    assert found.stdout == "True []\n"

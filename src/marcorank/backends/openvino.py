@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank.backends.graphs import check_graph
+from marcorank.backends.telemetry import without_telemetry
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -48,8 +49,9 @@ class OpenvinoBackend:
             ModelLoadError: The file is damaged, or is no cross-encoder with one logit.
         """
         try:
-            import openvino
-            from openvino import properties
+            with without_telemetry():
+                import openvino
+                from openvino import properties
         except ImportError as error:
             raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'") from error
         from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
