@@ -1,4 +1,4 @@
-"""`marcorank models`: which models there are, fetching them ahead, making ONNX files of them."""
+"""`marcorank models`: which models there are, fetching them ahead, making ONNX files and int8 of them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marcorank.choosing import ModelSettings
+from marcorank.cli import quantize
 from marcorank.cli.options import (
     add_cache_option,
     add_engine_options,
@@ -24,7 +26,7 @@ from marcorank.cli.progress import Progress
 from marcorank.cli.table import table
 from marcorank.cpu import cpu_features
 from marcorank.errors import InvalidInputError, MarcoRankError
-from marcorank.loading import LocalFolder, ModelSettings, locate
+from marcorank.loading import LocalFolder, locate
 from marcorank.models import BUNDLED, CATALOGUE, FP32_ONNX_FILES, ORGANISATION, int8_onnx_files
 from marcorank.reranker import Reranker
 
@@ -46,7 +48,7 @@ The models' full names begin with {organisation}/, which may be left out."""
 
 def add_command(commands: Any) -> None:
     """Add this command and its own commands to the command line."""
-    summary = "list, download and export models"
+    summary = "list, download, export and quantise models"
     parser = new_parser(commands, "models", summary=summary, run=_list)
     _add_list_options(parser, json_default=False, folder_default=None)
     actions = parser.add_subparsers(title="commands (none: list)", metavar="COMMAND")
@@ -70,6 +72,8 @@ def add_command(commands: Any) -> None:
     export.add_argument("name", metavar="NAME", help="hub name or a model's folder")
     export.add_argument("--output", metavar="DIR", help="folder to write (default: where a Reranker of NAME looks)")
     add_file_options(export)
+
+    quantize.add_command(actions)
 
 
 def present_files(settings: ModelSettings) -> list[str]:
