@@ -61,8 +61,8 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
     """Write `target/openvino/marcorank_int8.xml`, its .bin and the tokenizer and config files that go with it.
 
     Weights have one scale an output, activations one for all tokens, which the pairs decide. Products of attention,
-    the second product of each feed-forward layer and the head are left as they are: with those in 8 bits too, more
-    than half of the queries get other results.
+    the second product of each feed-forward layer and the head are left as they are: with those fixed too, the logits
+    of a MiniLM-L6 were off by nine times as much. Loading in int8 rounds what is left as it does in any other model.
 
     Everything is written to a folder beside `target` first and moved when it is complete, so an interrupted call
     changes nothing. Files of the same names in an existing `target` are replaced, others are kept.
