@@ -150,6 +150,34 @@ def test_a_depth_beyond_the_candidates_takes_what_there_is():
     assert replace(evaluation.models[0].depths[0], top_k=1000) == evaluation.models[0].depths[1]
 
 
+@pytest.mark.parametrize(("most", "expected"), [(1, [10]), (10, [10]), (11, [10, 20]), (300, [10, 20, 50, 100])])
+def test_depths_by_default_end_where_the_candidates_do(most, expected):
+    """Nobody reads the same line for 20, 50 and 100 candidates where there are ten."""
+    passages = {f"d{number}": f"passage {number}" for number in range(most)}
+    collection = Collection(
+        name="one",
+        queries={"q": "passage 0", "none": "found nothing"},
+        passages=passages,
+        qrels={"q": {"d0": 1}, "none": {"d0": 1}},
+        run={"q": {doc_id: 1000.0 - place for place, doc_id in enumerate(passages)}},
+    )
+    (result,) = evaluate(collection, Reranker(WordOverlapScorer())).models
+    assert [depth.top_k for depth in result.depths] == expected
+
+
+def test_the_tables_say_where_to_cut():
+    """Below the table stand the cuts that the result holds; where nothing is relevant there is nothing to say."""
+    evaluation = results_of()
+    found_cuts = evaluation.models[0].cuts
+    point = found_cuts.for_recall[0.9]
+    assert str(evaluation).splitlines()[-1] == (
+        f"where to cut, by these queries: top_k {found_cuts.top_k}; top_n {found_cuts.top_n}; score_threshold "
+        f"{point.score_threshold:.4f} keeps {100 * point.recall:.4g} % of the relevant candidates"
+    )
+    qrels = {query_id: {"none": 0} for query_id in COLLECTION.queries}
+    assert "where to cut" not in str(results_of(replace(COLLECTION, qrels=qrels)))
+
+
 def test_nothing_relevant_is_no_reason_to_fail():
     """Measures are 0, and there is nothing to cut or to calibrate."""
     qrels = {query_id: {"none": 0} for query_id in COLLECTION.queries}
@@ -297,8 +325,8 @@ def test_models_of_one_name_are_told_apart(small_bert):
     """The label names what differs, and nothing else."""
     models = [
         Reranker(small_bert, backend="onnx"),
-        Reranker(small_bert, backend="torch", device="cpu"),
-        Reranker(small_bert, backend="torch", device="cpu", max_length=64),
+        Reranker(small_bert, backend="torch", device="cpu", precision="fp32"),
+        Reranker(small_bert, backend="torch", device="cpu", precision="fp32", max_length=64),
         Reranker(WordOverlapScorer()),
     ]
     labels = [result.label for result in evaluate(COLLECTION, models, top_k=1).models]
@@ -323,7 +351,11 @@ def test_a_model_takes_part_once(models):
 def test_all_models_are_tried_before_one_is_run(tmp_path, small_bert):
     """Who compares several learns of all that cannot run, at once and by name."""
     scorer = CountingScorer()
-    models = [Reranker(scorer), Reranker("bundled", precision="fp32"), Reranker(small_bert, precision="int8")]
+    models = [
+        Reranker(scorer),
+        Reranker("bundled", precision="fp32"),
+        Reranker(small_bert, backend="onnx", precision="int8"),
+    ]
     with pytest.raises(InvalidInputError, match=r"2 of 3 models cannot be run(.|\n)*'bundled'(.|\n)*no int8 ONNX file"):
         evaluate(COLLECTION, models, scores_folder=tmp_path)
     damaged = tmp_path / "damaged"
@@ -406,7 +438,7 @@ def test_text_shows_the_table():
         f"{result.difference:+.4f}",
     ]
     assert line.endswith("2/1/1")
-    assert len(text.splitlines()) == 4 + len(TOP_K) * 3 + 1
+    assert len(text.splitlines()) == 4 + len(TOP_K) * 3 + 2
 
 
 def test_the_report_is_a_page(tmp_path):

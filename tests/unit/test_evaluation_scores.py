@@ -237,7 +237,7 @@ def test_settings_name_the_engine_that_runs(folder):
 def test_a_model_without_the_wanted_weights_is_refused_before_anything_is_scored(folder):
     """The message is the one that loading gives."""
     with pytest.raises(ModelLoadError, match="has no int8 ONNX file"):
-        scoring_settings(Reranker(folder, precision="int8"))
+        scoring_settings(Reranker(folder, backend="onnx", precision="int8"))
 
 
 def test_a_file_name_is_plain():

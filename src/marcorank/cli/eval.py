@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from marcorank.evaluation.records import Collection
     from marcorank.evaluation.results import Evaluation
 
-_TOP_K = (10, 20, 50, 100)
+_TOP_K = "10 20 50 100"
 _MEASURES = "nDCG@10 RR@10 R@10"
 _USAGE = "marcorank eval SOURCE [options]"
 _EXAMPLES = """\
@@ -65,14 +65,12 @@ def add_command(commands: Any) -> None:
     source.add_argument("--split", default="test", metavar="NAME", help="which qrels of a BEIR folder (default: test)")
 
     what = parser.add_argument_group("what is measured")
-    depths = " ".join(map(str, _TOP_K))
     what.add_argument(
         *("--top-k",),
         nargs="+",
         type=int,
-        default=_TOP_K,
         metavar="N",
-        help=f"candidates that are reranked (default: {depths})",
+        help=f"candidates that are reranked (default: {_TOP_K}, up to what there is)",
     )
     what.add_argument(
         "--measures", nargs="+", metavar="NAME", help=f"as ir_measures spells them (default: {_MEASURES})"

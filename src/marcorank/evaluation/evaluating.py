@@ -38,7 +38,7 @@ def evaluate(
     collection: Collection | str | os.PathLike[str],
     models: ModelLike | Iterable[ModelLike] = BUNDLED,
     *,
-    top_k: int | Iterable[int] = DEFAULT_TOP_K,
+    top_k: int | Iterable[int] | None = None,
     measures: Iterable[str | Measure] = DEFAULT_MEASURES,
     relevant_grade: int = 1,
     scores_folder: str | os.PathLike[str] | None = None,
@@ -53,7 +53,8 @@ def evaluate(
     Args:
         collection: What `read_collection` returned, or what it takes.
         models: One or several: names or paths as `Reranker` takes them, or rerankers.
-        top_k: How many of the first stage's candidates are reranked; one number or several.
+        top_k: How many of the first stage's candidates are reranked; one number or several. None takes 10, 20, 50 and
+            100, up to the first of them that no query's candidates exceed.
         measures: As ir_measures spells them, such as `"nDCG@10"` or `"RR(rel=2)@10"`.
         relevant_grade: Least grade that counts as relevant, to measures that name none themselves, to cuts and to
             the calibration.
@@ -72,7 +73,7 @@ def evaluate(
     if not isinstance(collection, Collection):
         collection = read_collection(collection)
     _check(collection)
-    depths = _depths(top_k)
+    depths = _default_depths(collection) if top_k is None else _depths(top_k)
     least_grade = whole_number("relevant_grade", relevant_grade, 1)
     wanted = parse_measures(measures, relevant_grade=least_grade)
     _check_scipy()
@@ -189,6 +190,11 @@ def _check(collection: Collection) -> None:
                 f"Collection {name!r} has no text for passage {doc_id!r}, a candidate of query {query_id!r}; expected "
                 "a text for every candidate."
             )
+
+
+def _default_depths(collection: Collection) -> tuple[int, ...]:
+    most = max(len(collection.run.get(query_id, ())) for query_id in collection.queries)
+    return tuple(depth for below, depth in zip((0, *DEFAULT_TOP_K), DEFAULT_TOP_K, strict=False) if below < most)
 
 
 def _depths(top_k: object) -> tuple[int, ...]:

@@ -177,7 +177,9 @@ def _quality(evaluation: Evaluation) -> Figure:
 
 
 def _literal(setting: object) -> str:
-    """Return a setting as JSON, which for texts is Python too."""
+    """Return a setting as JSON, which for texts is Python too; of files the beginning of their digests is enough."""
+    if isinstance(setting, dict):
+        return ", ".join(f"{name} {str(digest)[:12]}" for name, digest in setting.items())
     return json.dumps(setting, ensure_ascii=False, default=str)
 
 

@@ -34,6 +34,8 @@ _HEADER = (
     "p",
     "wins/ties/losses",
 )
+# The recall whose threshold the tables name; the report has others.
+_TOLD_RECALL = 0.9
 _RUNS_HEADER = ("run", "measure", "value", "difference", "95 % interval", "p", "wins/ties/losses")
 
 
@@ -193,7 +195,7 @@ class Evaluation:
             for result in self.models
         ]
         blocks = [
-            "\n".join([result.label, *lines, _latency(result)])
+            "\n".join([result.label, *lines, _latency(result), *_cut(result)])
             for result, lines in zip(self.models, tables, strict=True)
         ]
         return "\n\n".join([head, *blocks])
@@ -318,6 +320,17 @@ def _latency(result: ModelResult) -> str:
         if depth.latency_p50_ms is not None
     ]
     return f"median time of a query: {'; '.join(told) or 'not known'}"
+
+
+def _cut(result: ModelResult) -> list[str]:
+    if result.cuts is None:
+        return []
+    point = result.cuts.for_recall[_TOLD_RECALL]
+    told = [
+        *(f"{name} {number}" for name in ("top_k", "top_n") if (number := getattr(result.cuts, name)) is not None),
+        f"score_threshold {point.score_threshold:.4f} keeps {wording.percent(point.recall)} of the relevant candidates",
+    ]
+    return [f"where to cut, by these queries: {'; '.join(told)}"]
 
 
 def _comparison_cells(found: Comparison | MeasureResult) -> tuple[str, str, str, str]:
