@@ -266,7 +266,7 @@ def test_a_path_means_what_it_means_now(small_bert, tmp_path, monkeypatch, backe
 
 def test_int8_needs_a_file(small_bert):
     """Asking for int8 where there is no such file names those that were looked for."""
-    fails(small_bert, "no int8 ONNX file for this processor: tried .*model_int8.onnx", precision="int8")
+    fails(small_bert, "no int8 ONNX file for this processor: tried .*model_int8.onnx", backend="onnx", precision="int8")
 
 
 def test_auto_takes_torch_where_there_is_no_onnx_file(small_bert, tmp_path):
@@ -282,7 +282,9 @@ def test_export_makes_the_onnx_file_that_was_missing(small_bert, tmp_path):
     """After an export the onnx backend finds the file and scores as torch does."""
     folder = copy(small_bert, tmp_path, without=["*.onnx"])
     export_onnx(folder, folder)
-    onnx, torch = (Reranker(folder, backend=backend).score(QUERY, passages()) for backend in ("onnx", "torch"))
+    onnx, torch = (
+        Reranker(folder, backend=backend, precision="fp32").score(QUERY, passages()) for backend in ("onnx", "torch")
+    )
     np.testing.assert_allclose(onnx, torch, atol=3e-4, rtol=0)
 
 
@@ -399,7 +401,7 @@ def test_a_language_model_scores_through_predict(tmp_path):
     expected = CrossEncoder(str(folder), device="cpu").predict(
         [(QUERY, text) for text in PASSAGES], activation_fn=Identity(), show_progress_bar=False
     )
-    ranking = Reranker(folder, backend="torch").rank(QUERY, PASSAGES)
+    ranking = Reranker(folder, backend="torch", precision="fp32").rank(QUERY, PASSAGES)
     by_index = [result.logit for result in sorted(ranking, key=lambda result: result.index)]
     np.testing.assert_allclose(by_index, expected, atol=3e-4)
     assert ranking[0].truncated is None
