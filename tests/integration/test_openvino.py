@@ -14,6 +14,8 @@ from openvino import opset13 as ops
 
 from marcorank import InvalidInputError, ModelLoadError, Reranker
 from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
+from marcorank.choosing import ModelSettings
+from marcorank.cli.models import present_files
 from marcorank.cpu import cpu_features
 from marcorank.export import export_onnx
 from random_models import MINILM_L6, QUERY, bert, passages, save
@@ -291,3 +293,12 @@ print("openvino" in sys.modules, [name for name in sys.modules if name.startswit
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert found.stdout == "True []\n"
+
+
+def test_the_files_that_are_here_are_named(ir_only, tmp_path):
+    """`marcorank models` and `doctor` tell an IR and a static int8 file from other weights."""
+    shutil.copytree(ir_only, tmp_path, dirs_exist_ok=True)
+    settings = ModelSettings(str(tmp_path), local_files_only=True)
+    assert present_files(settings) == ["openvino"]
+    shutil.copyfile(tmp_path / "openvino/openvino_model.xml", tmp_path / "openvino/marcorank_int8.xml")
+    assert present_files(settings) == ["openvino", "static int8"]

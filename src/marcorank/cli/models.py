@@ -27,7 +27,15 @@ from marcorank.cli.table import table
 from marcorank.cpu import cpu_features
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.loading import LocalFolder, locate
-from marcorank.models import BUNDLED, CATALOGUE, FP32_ONNX_FILES, ORGANISATION, int8_onnx_files
+from marcorank.models import (
+    BUNDLED,
+    CATALOGUE,
+    FP32_IR_FILES,
+    FP32_ONNX_FILES,
+    ORGANISATION,
+    QUANTIZED_IR_FILE,
+    int8_onnx_files,
+)
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
@@ -83,7 +91,7 @@ def present_files(settings: ModelSettings) -> list[str]:
         settings: `local_files_only` has to be True.
 
     Returns:
-        Some of `fp32 onnx`, `int8 onnx`, `torch` and `exported onnx`.
+        Some of `fp32 onnx`, `int8 onnx`, `openvino`, `torch`, `exported onnx` and `static int8`.
     """
     files = locate(settings)
     if not all(_has(files, name) for name in _TEXT_FILES):
@@ -91,8 +99,11 @@ def present_files(settings: ModelSettings) -> list[str]:
     return [
         *(["fp32 onnx"] if _has(files, *FP32_ONNX_FILES) else []),
         *(["int8 onnx"] if _has(files, *int8_onnx_files(cpu_features())) else []),
+        *(["openvino"] if _has(files, *FP32_IR_FILES) else []),
         *(["torch"] if _has(files, *_TORCH_FILES) else []),
-        *(["exported onnx"] if _has_export(files) else []),
+        # In a folder of this machine an export is like any other file.
+        *(["exported onnx"] if not isinstance(files, LocalFolder) and _made_here(files, *FP32_ONNX_FILES) else []),
+        *(["static int8"] if _made_here(files, QUANTIZED_IR_FILE) else []),
     ]
 
 
@@ -103,11 +114,9 @@ def _has(files: ModelFiles, *candidates: str) -> bool:
         return False
 
 
-def _has_export(files: ModelFiles) -> bool:
-    if isinstance(files, LocalFolder):
-        return False
+def _made_here(files: ModelFiles, *names: str) -> bool:
     try:
-        return _has(LocalFolder(files.export_folder(), files.name), *FP32_ONNX_FILES)
+        return _has(LocalFolder(files.export_folder(), files.name), *names)
     except MarcoRankError:
         return False
 
