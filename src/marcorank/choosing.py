@@ -118,7 +118,10 @@ def _backend(settings: ModelSettings) -> tuple[str, str, str]:
 
 
 def _on_cpu(precision: str) -> tuple[str, str, str]:
-    if installed("openvino") and not (precision == "fp16" and "arm64" not in cpu_features()):
+    better_in_torch = (precision == "fp16" and "arm64" not in cpu_features()) or (
+        precision == "bf16" and not _processor_computes_bf16() and installed("torch")
+    )
+    if installed("openvino") and not better_in_torch:
         return "openvino", "cpu", "openvino is installed, the fastest on a CPU"
     if precision == "fp16" or (precision == "bf16" and installed("torch")):
         return "torch", "cpu", f"of what is installed, torch computes in {precision} on a CPU"
@@ -137,9 +140,13 @@ def _best_precision(backend: str, device: str) -> tuple[str, str]:
         if _gpu_computes_bf16(device):
             return "bf16", "this GPU computes in bf16, which ranks as fp32 does"
         return "fp32", f"{device} has no fast bf16"
-    if cpu_features() & {"avx512_bf16", "amx_bf16"}:
+    if _processor_computes_bf16():
         return "bf16", "this processor computes in bf16, which ranks as fp32 does"
     return "fp32", "this processor has no bf16 instructions"
+
+
+def _processor_computes_bf16() -> bool:
+    return bool(cpu_features() & {"avx512_bf16", "amx_bf16"})
 
 
 def _gpu_usable() -> bool:

@@ -22,7 +22,7 @@ from marcorank.scheduler import Scheduler
 from marcorank.scorer import CrossEncoderScorer, PlainScorer, RequestScorer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Iterable
 
     from tokenizers import Tokenizer
 
@@ -143,7 +143,7 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
     file = graph_file(files, choice)
     if file is None:
         if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
-            return _load_torch(files, replace(choice, backend="torch"), settings)
+            return _load_torch(files, choose(replace(settings, backend="torch")), settings)
         raise _no_graph_file(files, choice)
     return _load_graph(files, file, choice, settings)
 
@@ -191,12 +191,16 @@ def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
     if isinstance(files, LocalFolder):
         files.snapshot(allow_pickle=True)
     tried = [*models.FP32_ONNX_FILES, *(models.FP32_IR_FILES if choice.backend == "openvino" else ())]
+    torch = ""
+    if choice.precision == "int8":
+        tried += [*models.INT8_IR_FILES, models.QUANTIZED_IR_FILE]
+    else:
+        torch = ", or use `backend='torch'`; both need"
     download = "" if isinstance(files, LocalFolder) else f" Offline, `marcorank models download {files.name}` first."
     return ModelLoadError(
         f"Model `{files.name}` has no ONNX file in {files.place} (tried "
         f"{', '.join(tried)}).{download} Make one with "
-        f"`marcorank models export {files.name}`, or use `backend='torch'`; both need "
-        "pip install 'marcorank[torch]'"
+        f"`marcorank models export {files.name}`{torch or ', which needs'} pip install 'marcorank[torch]'"
     )
 
 
@@ -215,9 +219,12 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSe
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
+    workers = Workers.of(settings.threads)
+    # Weights may lie beside the graph. Batches mix the pairs of all who share a model, so they share its tokenizer too.
+    read = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
     backend = _loaded.shared(
-        (choice.backend, *_identity(file), choice.device, choice.precision, settings.threads),
-        lambda: Scheduler(_open_graph(file, choice, Workers.of(settings.threads))),
+        (choice.backend, _identity(read), choice.device, choice.precision, workers),
+        lambda: Scheduler(_open_graph(file, choice, workers)),
     )
     encoder = _encoder(tokenizer, files, config, settings)
     return CrossEncoderScorer(backend, encoder, name=files.name)
@@ -242,7 +249,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     backend = _loaded.shared(
-        ("torch", *_identity(folder / "config.json"), choice.device, choice.precision, settings.allow_pickle),
+        ("torch", _identity(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
         lambda: Scheduler(
             TorchBackend(
                 folder,
@@ -290,11 +297,11 @@ def _check_labels(files: ModelFiles, config: dict[str, Any]) -> None:
         )
 
 
-def _identity(file: Path) -> tuple[Hashable, ...]:
-    """Tell a file from every other, also from one that took its place."""
-    found = file.resolve()
-    status = found.stat()
-    return str(found), status.st_mtime_ns, status.st_size, status.st_ino
+def _identity(files: Iterable[Path]) -> Hashable:
+    """Tell files from all others, also from those that took their place; what is no file does not count."""
+    found = [(file.name, file.resolve()) for file in files if file.is_file()]
+    known = [(name, str(path), path.stat()) for name, path in found]
+    return frozenset((name, path, at.st_mtime_ns, at.st_size, at.st_ino) for name, path, at in known)
 
 
 def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:

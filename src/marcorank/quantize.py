@@ -92,7 +92,7 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
         raise InvalidInputError(f"{str(target)!r} cannot be written: {error.strerror or error}.") from error
     try:
         with _quiet(nncf):
-            model = _quantized(nncf, openvino, graph, pairs)
+            model = _quantized(nncf, graph, pairs)
             openvino.save_model(model, staging / _FILE, compress_to_fp16=False)
         for text in texts:
             # Those of the model's own folder stay untouched.
@@ -104,11 +104,12 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
     return target / _FILE
 
 
-def _quantized(nncf: Any, openvino: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
+def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
+    from marcorank.backends.openvino import shared_core
     from marcorank.backends.openvino_graph import keep_first_token
 
     try:
-        model = openvino.Core().read_model(graph)
+        model = shared_core().read_model(graph)
         # Before the scales are chosen: in the last layer they then suit the one token that counts.
         keep_first_token(model)
         dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from queue import SimpleQueue
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # A round is several batches, so that the last of them, which may be small, weighs little.
 _BATCHES_IN_A_ROUND = 4
-# On a CPU a batch may be a single pair. Some 100 ms of work on two cores.
+# On a CPU a batch may be a single pair. Tenths of a second of work for a small model on two cores.
 _LEAST_ROUND_TOKENS = 4096
 # Enough for a few rounds, few enough to be tokenised in some milliseconds.
 _LEAST_SLICE_TOKENS = 16384
@@ -320,6 +320,7 @@ class _Engine:
         rows: list[_Row] = []
         lengths: list[NDArray[np.int64]] = []
         seen: list[Job] = []
+        shares: Counter[Job] = Counter()
         room = self.round_tokens
         while self.queue and room > 0:
             job, _ = self.queue.popitem(last=False)
@@ -328,6 +329,7 @@ class _Engine:
             places = part.take(self.round_tokens // _PART_OF_A_CALL)
             tokens = before - part.waiting_tokens
             room -= tokens
+            shares[job] += tokens
             job.waiting_tokens -= tokens
             self.waiting_tokens -= tokens
             rows.extend((part, place) for place in places.tolist())
@@ -340,6 +342,9 @@ class _Engine:
                     seen.append(job)
         self.queue.update(dict.fromkeys(seen))
         plan = plan_batches(np.concatenate(lengths), self.backend.max_padded_tokens)
+        if self.backend.max_padded_tokens == 1:
+            # Nothing is merged, so calls that take little of the round need not wait for its longest sequences.
+            plan.sort(key=lambda places: shares[rows[places[0]][0].job])
         self.round.extend([rows[place] for place in places.tolist()] for places in plan)
 
     def _logits(self, batch: list[_Row]) -> NDArray[np.float32] | MarcoRankError:
@@ -349,10 +354,10 @@ class _Engine:
             return check_shape(self.backend.logits(token_batch), count=len(batch), model=self.backend.name)
         except MarcoRankError as error:
             return error
-        except Exception as error:  # noqa: BLE001 -- each engine raises its own
+        except BaseException as error:  # noqa: BLE001 -- each engine raises its own; a dead thread serves nobody
             return self._failure(batch, error)
 
-    def _failure(self, batch: list[_Row], cause: Exception) -> ScoreError:
+    def _failure(self, batch: list[_Row], cause: BaseException) -> ScoreError:
         tokens = max(int(part.lengths[place]) for part, place in batch)
         error = ScoreError(
             f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "

@@ -18,6 +18,7 @@ from huggingface_hub import constants, file_download
 import hub_server
 from hub_server import HubServer
 from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelError, models
+from marcorank.backends.openvino import shared_core
 from marcorank.hub import HubModel
 
 NEW, OLD = models.find("ms-marco-MiniLM-L6-v2").spellings
@@ -582,7 +583,7 @@ def test_openvino_reads_the_files_that_the_repository_has(hub, cache, small_bert
 
     texts = {name: (small_bert / name).read_bytes() for name in TEXTS}
     graph = (small_bert / "onnx/model.onnx").read_bytes()
-    openvino.save_model(openvino.Core().read_model(small_bert / "onnx/model.onnx"), cache / "model.xml")
+    openvino.save_model(shared_core().read_model(small_bert / "onnx/model.onnx"), cache / "model.xml")
     ir = {f"openvino/openvino_model.{end}": (cache / f"model.{end}").read_bytes() for end in ("xml", "bin")}
     expected = Reranker(small_bert, backend="openvino", precision="int8").score(QUERY, PASSAGES)
 

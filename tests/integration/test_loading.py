@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from marcorank import InvalidInputError, ModelLoadError, Reranker, ScoreError, UnknownModelError
+from marcorank.backends.openvino import shared_core
+from marcorank.cpu import usable_cores
 from marcorank.export import export_onnx
 from random_models import QUERY, bert, bundled_folder, passages, save
 
@@ -345,6 +347,34 @@ print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert done.stdout.strip() == "0"
+
+
+@pytest.mark.parametrize("backend", ["openvino", "torch"])
+def test_weights_beside_a_shared_file_tell_models_apart(small_bert, tmp_path, backend):
+    """Two revisions in a cache can share config and graph; their weights are never mixed up."""
+    import openvino
+
+    other = bert(tmp_path / "other", seed=1)
+    export_onnx(other, other)
+    folders = []
+    for place, source in zip("ab", (small_bert, other), strict=True):
+        folder = copy(source, tmp_path / place, without=["onnx"])
+        graph = shared_core().read_model(source / "onnx/model.onnx")
+        openvino.save_model(graph, folder / "openvino/openvino_model.xml", compress_to_fp16=False)
+        folders.append(folder)
+    for name in ("config.json", "openvino/openvino_model.xml"):
+        (folders[1] / name).unlink()
+        (folders[1] / name).symlink_to(folders[0] / name)
+    first, second = (Reranker(folder, backend=backend, precision="fp32") for folder in folders)
+    expected = Reranker(other, backend=backend, precision="fp32").score(QUERY, PASSAGES)
+    assert not np.allclose(first.score(QUERY, PASSAGES), expected, atol=0.1)
+    np.testing.assert_allclose(second.score(QUERY, PASSAGES), expected, atol=1e-4)
+
+
+def test_all_cores_by_name_share_the_weights_with_none(small_bert):
+    """`threads=None` means the cores that there are, and so does their number."""
+    first, second = (Reranker(small_bert, backend="onnx", threads=threads) for threads in (None, usable_cores()))
+    assert first._loaded_scorer().scheduler is second._loaded_scorer().scheduler
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])

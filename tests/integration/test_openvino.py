@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import pytest
 from openvino import opset13 as ops
 
 from marcorank import InvalidInputError, ModelLoadError, Reranker
+from marcorank.backends.openvino import shared_core
 from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
 from marcorank.choosing import ModelSettings
 from marcorank.cli.models import present_files
@@ -29,7 +31,7 @@ def ir_only(small_bert, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ir")
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(small_bert / name, folder / name)
-    model = openvino.Core().read_model(small_bert / "onnx/model.onnx")
+    model = shared_core().read_model(small_bert / "onnx/model.onnx")
     openvino.save_model(model, folder / "openvino/openvino_model.xml", compress_to_fp16=False)
     return folder
 
@@ -47,11 +49,11 @@ def infer(model, *, rows=3, tokens=24, seed=0):
     mask = np.ones((rows, tokens), dtype=np.int64)
     mask[-1, tokens // 2 :] = 0
     feed = {
-        "input_ids": rng.integers(5, 500, (rows, tokens)),
+        "input_ids": rng.integers(5, 50, (rows, tokens)),
         "attention_mask": mask,
         "token_type_ids": (np.arange(tokens) > tokens // 3).astype(np.int64)[None].repeat(rows, 0),
     }
-    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = shared_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     names = {node.any_name for node in model.inputs}
     return compiled({name: value for name, value in feed.items() if name in names})[0]
 
@@ -85,7 +87,7 @@ def test_the_last_layer_for_one_token_changes_no_logit(name, tmp_path):
     folder = tmp_path / "model"
     save(kind(config), folder)
     export_onnx(folder, tmp_path / "exported")
-    model = openvino.Core().read_model(tmp_path / "exported/onnx/model.onnx")
+    model = shared_core().read_model(tmp_path / "exported/onnx/model.onnx")
     before = infer(model)
     keep_first_token(model)
     assert before.std() > 1e-3
@@ -96,7 +98,7 @@ def test_the_last_layer_for_one_token_changes_no_logit(name, tmp_path):
 def test_the_known_models_compute_the_last_layer_for_one_token(request, model):
     """BERT and RoBERTa are recognised: the last feed-forward layer sees one token a row."""
     file = request.getfixturevalue(model) / "onnx/model.onnx"
-    graph = openvino.Core().read_model(file)
+    graph = shared_core().read_model(file)
     before = infer(graph)
     assert keep_first_token(graph) is True
     ones = [
@@ -109,9 +111,7 @@ def test_the_known_models_compute_the_last_layer_for_one_token(request, model):
     # Query, attention output and both feed-forward layers.
     assert len(ones) == 4
     np.testing.assert_allclose(infer(graph), before, atol=1e-5, rtol=1e-5)
-    np.testing.assert_allclose(
-        infer(graph, rows=1, tokens=1), infer(openvino.Core().read_model(file), rows=1, tokens=1)
-    )
+    np.testing.assert_allclose(infer(graph, rows=1, tokens=1), infer(shared_core().read_model(file), rows=1, tokens=1))
 
 
 # Warnings of the converter, which is no part of this package.
@@ -140,7 +140,7 @@ def test_a_fused_attention_is_recognised(l6):
 
 def test_a_head_that_reads_every_token_keeps_every_token(small_interaction):
     """The bundled model's architecture compares all tokens; nothing of it may be left out."""
-    model = openvino.Core().read_model(small_interaction / "onnx/model.onnx")
+    model = shared_core().read_model(small_interaction / "onnx/model.onnx")
     before = infer(model)
     keep_first_token(model)
     np.testing.assert_allclose(infer(model), before, atol=1e-5, rtol=1e-5)
@@ -148,7 +148,7 @@ def test_a_head_that_reads_every_token_keeps_every_token(small_interaction):
 
 def test_a_head_that_also_reads_the_others_keeps_them(small_bert):
     """Where the first token is taken, but all hidden states are read elsewhere too, nothing is left out."""
-    model = openvino.Core().read_model(small_bert / "onnx/model.onnx")
+    model = shared_core().read_model(small_bert / "onnx/model.onnx")
     (head,) = [node for node in model.get_ops() if node.get_friendly_name().endswith("pooler/Gather")]
     mean = ops.reduce_mean(head.input_value(0), [1, 2], keep_dims=False)
     result = model.get_results()[0]
@@ -162,7 +162,7 @@ def test_a_head_that_also_reads_the_others_keeps_them(small_bert):
 
 def test_quantised_weights_stay_close(l6):
     """Eight bits a weight move logits of standard deviation 4 by a fraction, and shrink the layers to a quarter."""
-    model = openvino.Core().read_model(l6 / "onnx/model.onnx")
+    model = shared_core().read_model(l6 / "onnx/model.onnx")
     assert quantize_weights(model) == 384
     kinds = [node.get_element_type().get_type_name() for node in model.get_ops() if node.get_type_name() == "Constant"]
     assert kinds.count("i8") == 36
@@ -275,7 +275,7 @@ except MissingExtraError as error:
 def test_a_graph_of_one_length_is_refused(small_bert, tmp_path):
     """A graph that was fixed to one shape says so when it is loaded, not at the first passage of another length."""
     shutil.copytree(small_bert, tmp_path, dirs_exist_ok=True)
-    model = openvino.Core().read_model(tmp_path / "onnx/model.onnx")
+    model = shared_core().read_model(tmp_path / "onnx/model.onnx")
     model.reshape({node.any_name: [1, 16] for node in model.inputs})
     openvino.save_model(model, tmp_path / "openvino/openvino_model.xml", compress_to_fp16=False)
     (tmp_path / "onnx/model.onnx").unlink()
@@ -302,3 +302,57 @@ def test_the_files_that_are_here_are_named(ir_only, tmp_path):
     assert present_files(settings) == ["openvino"]
     shutil.copyfile(tmp_path / "openvino/openvino_model.xml", tmp_path / "openvino/marcorank_int8.xml")
     assert present_files(settings) == ["openvino", "static int8"]
+
+
+def heads_in_the_batch() -> openvino.Model:
+    """A model whose attention joins heads and batch in one axis, as products of three axes need it."""
+    rng = np.random.default_rng(0)
+    width, heads, each = 16, 4, 4
+
+    def constant(*shape):
+        return ops.constant(rng.normal(size=shape).astype(np.float32))
+
+    ids = ops.parameter([-1, -1], np.int64, name="input_ids")
+    hidden = ops.gather(constant(50, width), ids, 0)
+    tokens = ops.gather(ops.shape_of(ids), [1], 0)
+
+    def projected():
+        split = ops.reshape(ops.matmul(hidden, constant(width, width), False, False), [0, 0, heads, each], True)
+        shape = ops.concat([ops.constant([-1]), tokens, ops.constant([each])], 0)
+        return ops.reshape(ops.transpose(split, [0, 2, 1, 3]), shape, False)
+
+    query, key, value = projected(), projected(), projected()
+    mixed = ops.matmul(ops.softmax(ops.matmul(query, key, False, True), -1), value, False, False)
+    shape = ops.concat([ops.constant([-1, heads]), tokens, ops.constant([each])], 0)
+    joined = ops.transpose(ops.reshape(mixed, shape, False), [0, 2, 1, 3])
+    output = ops.add(ops.reshape(joined, [0, 0, width], True), hidden)
+    first = ops.reshape(ops.gather(output, [0], 1), [-1, width], False)
+    return openvino.Model([ops.matmul(first, constant(width, 1), False, False)], [ids], "heads")
+
+
+def test_heads_in_the_batch_are_left_alone():
+    """An attention of another form than the known one is not mistaken for it."""
+    model = heads_in_the_batch()
+    before = infer(model, rows=2, tokens=7)
+    assert keep_first_token(model) is False
+    np.testing.assert_allclose(infer(model, rows=2, tokens=7), before, atol=1e-5)
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill")
+def test_ctrl_c_is_still_an_exception_after_models_came_and_went(small_bert):
+    """Models that were loaded and let go of leave a process that a signal does not kill."""
+    code = f"""
+import gc, signal, threading
+from marcorank import Reranker
+for threads in (1, 2, 3):
+    reranker = Reranker({str(small_bert)!r}, backend="openvino", threads=threads).warm_up()
+del reranker
+gc.collect()
+try:
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    threading.Event().wait(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)  # noqa: S603
+    assert (found.returncode, found.stdout) == (0, "interrupted\n")

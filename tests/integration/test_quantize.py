@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from hub_server import HubServer
 from marcorank import InvalidInputError, MissingExtraError, ModelLoadError, Reranker
+from marcorank.backends.openvino import shared_core
 from marcorank.backends.openvino_graph import keep_first_token
 from marcorank.cli import main
 from marcorank.models import CATALOGUE, QUANTIZED_IR_FILE
@@ -130,7 +131,7 @@ def test_what_is_sensitive_stays_as_it_was(request, kind, tmp_path):
     folder = request.getfixturevalue(kind)
     file = quantize(folder / "onnx/model.onnx", batches(folder), tmp_path / "out")
     quantised = Counter()
-    for node in openvino.Core().read_model(file).get_ordered_ops():
+    for node in shared_core().read_model(file).get_ordered_ops():
         if node.get_type_name() == "MatMul":
             source = node.input_value(0).get_node()
             # Shapes may change between the two.
@@ -155,7 +156,7 @@ def test_the_feed_forward_layer_is_known_by_its_activation(activation, tmp_path)
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     save(BertForSequenceClassification(BertConfig(**size, num_labels=1, hidden_act=activation)), tmp_path / "model")
     export_onnx(tmp_path / "model", tmp_path / "model")
-    graph = openvino.Core().read_model(tmp_path / "model/onnx/model.onnx")
+    graph = shared_core().read_model(tmp_path / "model/onnx/model.onnx")
     from marcorank.quantize import _left_as_they_are
 
     left = [name for name in _left_as_they_are(graph) if "/layer." in name]
@@ -166,7 +167,7 @@ def test_the_feed_forward_layer_is_known_by_its_activation(activation, tmp_path)
 def test_the_last_layer_is_computed_for_one_token(model, write, run):
     """The file keeps what a Reranker would have left out while loading, so that int8 is no slower for it."""
     run(model, "--calibrate", write(requests()))
-    graph = openvino.Core().read_model(model / QUANTIZED_IR_FILE)
+    graph = shared_core().read_model(model / QUANTIZED_IR_FILE)
     keep_first_token(graph)
     of_one = [
         node

@@ -42,6 +42,8 @@ BF16 = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16")
         (("onnx", "openvino"), BF16, {"precision": "fp32"}, ("openvino", "cpu", "fp32")),
         (("onnx", "torch"), BF16, {"precision": "bf16"}, ("torch", "cpu", "bf16")),
         (("onnx",), BF16, {"precision": "bf16"}, ("openvino", "cpu", "bf16")),
+        (("onnx", "openvino", "torch"), BF16, {"precision": "bf16"}, ("openvino", "cpu", "bf16")),
+        (("onnx", "openvino", "torch"), ("avx2",), {"precision": "bf16"}, ("torch", "cpu", "bf16")),
         (("onnx", "openvino", "torch"), BF16, {"precision": "fp16"}, ("torch", "cpu", "fp16")),
         (("onnx", "openvino", "torch"), ("arm64",), {"precision": "fp16"}, ("openvino", "cpu", "fp16")),
         (("onnx", "openvino", "torch"), BF16, {"backend": "torch"}, ("torch", "cpu", "bf16")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,18 +49,14 @@ class OpenvinoBackend:
             InvalidInputError: OpenVINO cannot use the device or the precision here.
             ModelLoadError: The file is damaged, or is no cross-encoder with one logit.
         """
-        try:
-            with without_telemetry():
-                import openvino
-                from openvino import properties
-        except ImportError as error:
-            raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'") from error
+        core = shared_core()
+        from openvino import properties
+
         from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
 
         if device != "cpu":
             raise InvalidInputError(f"`device` is {device!r}; the openvino backend runs on 'cpu' alone.")
-        core = openvino.Core()
-        hint, _ = _precision(core, precision)
+        hint = _precision(core, precision)
         try:
             model = core.read_model(file)
         except Exception as error:  # a RuntimeError of many kinds
@@ -115,7 +112,25 @@ class OpenvinoBackend:
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 
 
-def _precision(core: Any, precision: str) -> tuple[Any, str]:
+@lru_cache(maxsize=1)
+def shared_core() -> Any:
+    """Return the one `openvino.Core` of this process.
+
+    Each brings its CPU plugin, and with it a stack for signal handlers, which it takes back when it ends. Where two do
+    so out of order, the next signal, such as Ctrl-C, kills the process. This one lives as long as the process.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    try:
+        with without_telemetry():
+            import openvino
+    except ImportError as error:
+        raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'") from error
+    return openvino.Core()
+
+
+def _precision(core: Any, precision: str) -> Any:
     """Return the type to compute in, if this processor has it."""
     from openvino import Type
 
@@ -126,11 +141,11 @@ def _precision(core: Any, precision: str) -> tuple[Any, str]:
             f"`precision` is {precision!r}; with the openvino backend this processor can compute in "
             f"{' and '.join(map(repr, usable))}."
         )
-    hint, capability = _PRECISIONS[precision]
+    hint, _ = _PRECISIONS[precision]
     # What is not quantised, such as attention, is as precise as `auto` is.
     if precision == "int8" and "BF16" in able:
         hint = "bf16"
-    return getattr(Type, hint), capability
+    return getattr(Type, hint)
 
 
 def _first_line(error: Exception) -> str:

@@ -166,29 +166,41 @@ def _plan(
     mixes = {node.get_name() for node in attention}
     cuts: list[tuple[Any, int]] = []
     shapes: list[tuple[Any, list[int]]] = []
+    # Which axis of each output counts tokens.
+    axis_of: dict[str, int] = {}
     for node in layer:
         if not _is_token_by_token(node) or _is_used_beyond(node, names | {head.get_name()}):
             return None
         kind = node.get_type_name()
-        if kind == "Reshape":
-            shape = _shape_of_one_token(node)
-            if shape is None:
-                return None
-            shapes.append((node, shape))
+        axes = set()
         for place, target in enumerate(node.inputs()):
             source = target.get_source_output()
-            if source.get_node().get_name() in names or not graph.is_activation(source):
+            if source.get_node().get_name() in names:
+                axes.add(axis_of[source.get_node().get_name()])
                 continue
             # Keys and values stay whole.
-            if node.get_name() in mixes and place in ({1} if kind == "MatMul" else {1, 2}):
+            whole = node.get_name() in mixes and place in ({1} if kind == "MatMul" else {1, 2})
+            if whole or not graph.is_activation(source):
                 continue
             rank = _rank(source)
-            axis = 1 if rank == 3 else rank - 2
             if rank not in {3, 4}:
                 return None
+            axis = rank - 2
+            axes.add(axis)
             size = source.get_partial_shape()[axis]
             if not (size.is_static and size.get_length() == 1):
                 cuts.append((target, axis))
+        if len(axes) != 1:
+            return None
+        (axis,) = axes
+        if node.get_name() in mixes and axis != 2:
+            return None
+        if kind == "Reshape":
+            shape = _shape_of_one_token(node, axis)
+            if shape is None:
+                return None
+            shapes.append((node, shape))
+        axis_of[node.get_name()] = 3 - axis if kind == "Transpose" else axis
     return cuts, shapes
 
 
@@ -203,16 +215,24 @@ def _is_token_by_token(node: Any) -> bool:
     return kind in _TOKEN_BY_TOKEN
 
 
-def _shape_of_one_token(node: Any) -> list[int] | None:
-    """Return the shape to give a node that splits heads, joins them or leaves them; None for any other."""
-    before, after = _rank(node.input_value(0)), node.output(0).get_partial_shape()
-    if node.input_value(0).get_partial_shape() == after and before == 4 and after[1].is_static and after[3].is_static:
+def _shape_of_one_token(node: Any, axis: int) -> list[int] | None:
+    """Return the shape to give a node that splits heads, joins them or leaves them; None for any other.
+
+    Args:
+        node: A reshape.
+        axis: That of the tokens in its input. Where heads are split or joined it is 1 before and after; who joins
+            heads and batch has it elsewhere.
+    """
+    before, after = node.input_value(0).get_partial_shape(), node.output(0).get_partial_shape()
+    ranks = len(before), len(after)
+    if ranks == (4, 4) and before == after and after[1].is_static and after[3].is_static:
         return [0, 0, 0, 0]
-    if before == 3 and len(after) == 4 and after[3].is_static:
-        return [0, 0, -1, after[3].get_length()]
-    if before == 4 and len(after) == 3:
-        return [0, 0, -1]
-    return None
+    if axis != 1:
+        return None
+    if ranks == (3, 4) and before[2].is_static and after[3].is_static:
+        width, of_head = before[2].get_length(), after[3].get_length()
+        return [0, 0, -1, of_head] if of_head < width and width % of_head == 0 else None
+    return [0, 0, -1] if ranks == (4, 3) else None
 
 
 def _is_used_beyond(node: Any, names: set[str]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
 
 _REPORTER = "openvino_telemetry"
 _NOT_IMPORTED = object()
+# Two at once would take each other's mark for the package.
+_lock = threading.RLock()
 
 
 @contextmanager
@@ -20,12 +23,13 @@ def without_telemetry() -> Iterator[None]:
     Both packages do without the package that reports where it is missing, and look for it when they are imported.
     Their own switches are an environment variable, which other threads would see, and a file in the home folder.
     """
-    before = sys.modules.get(_REPORTER, _NOT_IMPORTED)
-    sys.modules[_REPORTER] = None  # type: ignore[assignment]  # how Python spells "cannot be imported"
-    try:
-        yield
-    finally:
-        if before is _NOT_IMPORTED:
-            del sys.modules[_REPORTER]
-        else:
-            sys.modules[_REPORTER] = before  # type: ignore[assignment]
+    with _lock:
+        before = sys.modules.get(_REPORTER, _NOT_IMPORTED)
+        sys.modules[_REPORTER] = None  # type: ignore[assignment]  # how Python spells "cannot be imported"
+        try:
+            yield
+        finally:
+            if before is _NOT_IMPORTED:
+                del sys.modules[_REPORTER]
+            else:
+                sys.modules[_REPORTER] = before  # type: ignore[assignment]
