@@ -136,7 +136,9 @@ def _keep_head_in_fp32(model: Any) -> None:
     import torch
 
     def widened(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(value.float() if torch.is_tensor(value) else value for value in values)
+        return tuple(
+            value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in values
+        )
 
     for name, part in model.named_children():
         if name != model.base_model_prefix:
