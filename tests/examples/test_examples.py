@@ -356,7 +356,7 @@ def test_a_trained_reranker_is_one_that_marcorank_loads(questions, tmp_path):
     run("train_reranker.py", *command, "--steps", 4, folder=tmp_path)
     assert {path.name for path in (tmp_path / "mine/checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
     query, passages = "What is about the number 3?", ["Passage 3 is about the number 3.", "Passage 7"]
-    scores = Reranker(tmp_path / "mine", backend="torch").score(query, passages)
+    scores = Reranker(tmp_path / "mine", backend="torch", precision="fp32").score(query, passages)
     export_onnx(tmp_path / "mine", tmp_path / "mine")
     assert Reranker(tmp_path / "mine", backend="onnx").score(query, passages) == pytest.approx(scores, abs=1e-3)
     assert scores[0] > scores[1]
