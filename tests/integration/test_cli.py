@@ -21,6 +21,7 @@ import pytest
 
 from hub_server import HubServer
 from marcorank import Logistic, Reranker, __version__, loading
+from marcorank.choosing import ModelSettings, choose
 from marcorank.cli import main
 from marcorank.cli.table import cells
 from marcorank.models import CATALOGUE
@@ -168,6 +169,7 @@ def test_every_option_reaches_the_core(run, write, small_bert):
         long_passages="windows",
         backend="torch",
         device="cpu",
+        precision="fp32",
     )
     expected = reranker.rank(QUERY, source.read_text().splitlines(), top_n=3, score_threshold=1e-9).to_dicts()
     assert "longer than 2 tokens and was cut" in error
@@ -504,7 +506,7 @@ def test_a_folder_is_exported_in_place_or_elsewhere(run, small_bert, tmp_path):
     target = tmp_path / "with blank"
     _, out, _ = run("models", "export", source, "--output", target)
     assert out.splitlines()[1] == f"Use it with: --model '{target}'"
-    expected = Reranker(source, backend="torch").score(QUERY, PASSAGES)
+    expected = Reranker(source, backend="torch", precision="fp32").score(QUERY, PASSAGES)
     assert Reranker(target, backend="onnx").score(QUERY, PASSAGES) == pytest.approx(expected, abs=3e-4)
 
 
@@ -560,7 +562,11 @@ def test_doctor_tries_the_model_that_is_asked_for(run, small_bert, tmp_path):
     _, out, _ = run("doctor", "--model", folder, "--json")
     found = json.loads(out)
     assert [entry["present"] for entry in found["models"]] == [["torch"]]
-    assert [trial["engine"] for trial in found["trials"]] == ["onnx on cpu in int8", "torch on cpu in fp32"]
+    torch = choose(ModelSettings(str(folder), backend="torch"))
+    assert [trial["engine"] for trial in found["trials"]] == [
+        "onnx on cpu in int8",
+        f"torch on cpu in {torch.precision}",
+    ]
 
 
 def test_doctor_fails_where_the_bundled_model_does_not_run(run, tmp_path, monkeypatch):
