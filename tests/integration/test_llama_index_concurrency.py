@@ -32,12 +32,14 @@ def nodes_of(call: int) -> list[NodeWithScore]:
 
 
 @pytest.mark.parametrize(
-    ("rerank", "calls"),
-    [(MarcoRerank(reranker=WordOverlapScorer(), keep_retrieval_score=True), CALLS), (MarcoRerank(model="bundled"), 20)],
+    ("settings", "calls"),
+    [({"reranker": WordOverlapScorer(), "keep_retrieval_score": True}, CALLS), ({"model": "bundled"}, 20)],
     ids=["word-overlap", "bundled"],
 )
-async def test_concurrent_calls_give_what_serial_ones_give(rerank, calls):
+async def test_concurrent_calls_give_what_serial_ones_give(settings, calls):
     """Tasks, and calls from eight threads, share one postprocessor and do not disturb each other."""
+    # Not a parameter itself: pytest keeps those, and with them the model, for all tests that follow.
+    rerank = MarcoRerank(**settings)
     serial = [rerank.postprocess_nodes(nodes_of(call), query_str=query_of(call)) for call in range(calls)]
     tasks = [rerank.apostprocess_nodes(nodes_of(call), query_str=query_of(call)) for call in range(calls)]
     assert await asyncio.gather(*tasks) == serial
