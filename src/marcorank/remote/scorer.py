@@ -1,0 +1,250 @@
+"""`RemoteScorer`, which asks an HTTP server for its scores."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from concurrent.futures import Future
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marcorank.arguments import request_pair, text_or_none, whole_number
+from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.ranking import check_finite
+from marcorank.remote.address import Server, parse_address
+from marcorank.remote.connection import Connection
+from marcorank.remote.keys import given_key, key_for
+from marcorank.scorer import PassageScores
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from types import TracebackType
+
+    import httpx
+    from numpy.typing import NDArray
+    from typing_extensions import Self
+
+    from marcorank.remote.address import Address
+    from marcorank.remote.connection import Pool
+    from marcorank.remote.dialects import ScoreKind
+    from marcorank.remote.keys import Key
+    from marcorank.scorer import Request
+
+_DEFAULTS: dict[str, Any] = {
+    "model": None,
+    "timeout_s": 10.0,
+    "max_attempts": 3,
+    "max_passages_per_request": None,
+    "max_parallel_requests": 8,
+}
+
+
+class RemoteScorer:
+    """Asks a reranking server: text-embeddings-inference, vLLM, infinity, Cohere, Jina, Voyage, or one alike.
+
+    Usable wherever a model is: `Reranker(RemoteScorer("tei+http://host:8080"))`. Any number of threads and event
+    loops may share one. Nothing is sent and no thread begins before the first use. Copies and pickles carry the
+    settings without the key. Two are equal if their settings are.
+
+    The key is `api_key`, else what the environment holds at the time of the call: the vendor's variable, such as
+    COHERE_API_KEY, for the vendor's own host, or MARCORANK_API_KEY for whatever server was named.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        dialect: str | None = None,
+        model: str | None = None,
+        api_key: str | None = None,
+        timeout_s: float = 10.0,
+        max_attempts: int = 3,
+        max_passages_per_request: int | None = None,
+        max_parallel_requests: int = 8,
+    ) -> None:
+        """Take the settings; the server is not asked before the first use.
+
+        Args:
+            url: Base of the server with its kind, such as `"tei+http://host:8080"`; a model may follow behind a `#`.
+            dialect: `"tei"`, `"vllm"`, `"infinity"`, `"cohere"`, `"jina"` or `"voyage"`, if the URL does not say it.
+            model: Model to ask for; None for the one that the URL names or the server has.
+            api_key: Sent as a bearer token; kept out of every message, dict, repr and pickle.
+            timeout_s: Most seconds of one attempt, from connecting to the last byte of the answer.
+            max_attempts: How often a request is sent at most. It is sent again, after a wait, if the server cannot be
+                reached, breaks off, is late, or answers with status 429, 502, 503 or 504.
+            max_passages_per_request: Longer lists are split; None for what the kind of server takes.
+            max_parallel_requests: Most requests under way at once, of all callers together.
+
+        Raises:
+            InvalidInputError: A setting has a value that is not allowed.
+            MissingExtraError: httpx is not installed.
+        """
+        self._address = parse_address(url, dialect=dialect, model=text_or_none("model", model))
+        self._api_key = given_key(api_key)
+        self._server = Server(
+            self._address, _seconds("timeout_s", timeout_s), whole_number("max_attempts", max_attempts, 1)
+        )
+        self._max_passages_per_request = (
+            None
+            if max_passages_per_request is None
+            else whole_number("max_passages_per_request", max_passages_per_request, 1)
+        )
+        self._max_parallel_requests = whole_number("max_parallel_requests", max_parallel_requests, 1)
+        if find_spec("httpx") is None:
+            raise MissingExtraError("Asking a server needs httpx; pip install 'marcorank[remote]'.")
+        self._connection = Connection(
+            partial(_make_client, self._address, self._max_parallel_requests), self._max_parallel_requests
+        )
+        # The thread knows the connection only, else it would keep the scorer alive.
+        weakref.finalize(self, self._connection.stop)
+
+    @property
+    def name(self) -> str:
+        """Name of the model where one was given, else the URL of the server."""
+        return self._address.model or self._address.url
+
+    @property
+    def score_kind(self) -> ScoreKind:
+        """What the server's scores are: `"logit"`, or `"probability"` where it gives nothing else."""
+        return self._address.dialect.score_kind
+
+    def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
+        """Return one score a passage, in input order. Shape: (passages,), float32.
+
+        Raises:
+            InvalidInputError: The query or a passage is no text, the query is blank, or the key cannot be sent.
+            ScoreError: A score is not finite.
+            RemoteError: The server gave no usable answer; see `errors`.
+            ClosedError: This was closed.
+        """
+        return self.score_requests([(query, passages)])[0].logits
+
+    async def ascore(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
+        """Return one score a passage without blocking the event loop; like `score`.
+
+        If the task is cancelled, the requests are dropped.
+        """
+        return (await asyncio.wrap_future(self.begin([(query, passages)])))[0].logits
+
+    def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
+        """Score the passages of each request, side by side; one answer a request, in their order.
+
+        `truncated` is known where the server says it of each passage.
+        """
+        future = self.begin(requests)
+        try:
+            return future.result()
+        except BaseException:
+            # Such as a KeyboardInterrupt while this waits.
+            future.cancel()
+            raise
+
+    def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
+        """Begin to score and return the future of what `score_requests` returns; to cancel it drops the requests.
+
+        Raises:
+            InvalidInputError: The query or a passage is no text, the query is blank, or the key cannot be sent.
+            ClosedError: This was closed.
+        """
+        checked = [request_pair(request) for request in requests]
+        if not any(passages for _, passages in checked):
+            future: Future[list[PassageScores]] = Future()
+            future.set_result([PassageScores.empty() for _ in checked])
+            return future
+        call = partial(
+            _score,
+            server=self._server,
+            key=self._api_key or key_for(self._address),
+            requests=checked,
+            limit=self._max_passages_per_request or self._address.dialect.max_passages,
+            name=self.name,
+        )
+        return self._connection.submit(call, user=self)
+
+    def close(self) -> None:
+        """Close the connections and end the thread; calls under way end with `ClosedError`."""
+        self._connection.stop()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain JSON-ready values, without the key."""
+        return {
+            "url": self._address.url,
+            "dialect": self._address.dialect.name,
+            "model": self._address.model,
+            "timeout_s": self._server.timeout_s,
+            "max_attempts": self._server.max_attempts,
+            "max_passages_per_request": self._max_passages_per_request,
+            "max_parallel_requests": self._max_parallel_requests,
+        }
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> Self:
+        """Make a scorer from what `to_dict` returned.
+
+        Raises:
+            InvalidInputError: A key is unknown or a value is not allowed.
+        """
+        known = {"url", "dialect", *_DEFAULTS}
+        unknown = sorted(set(settings) - known)
+        if unknown or "url" not in settings:
+            found = f"Unknown settings {', '.join(map(repr, unknown))}" if unknown else "There is no 'url'"
+            raise InvalidInputError(f"{found}; expected some of {', '.join(sorted(known))}.")
+        return cls(**settings)
+
+    def __eq__(self, other: object) -> bool:
+        return self.to_dict() == other.to_dict() if isinstance(other, RemoteScorer) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.to_dict().values()))
+
+    def __repr__(self) -> str:
+        settings = self.to_dict()
+        url, dialect = settings.pop("url"), settings.pop("dialect")
+        shown = [f"{name}={value!r}" for name, value in settings.items() if value != _DEFAULTS[name]]
+        return f"{type(self).__name__}({', '.join([repr(f'{dialect}+{url}'), *shown])})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.to_dict()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+# These run in the thread of the connection and know nothing of the scorer, which may be let go of meanwhile.
+
+
+async def _score(
+    pool: Pool, *, server: Server, key: Key | None, requests: Sequence[Request], limit: int, name: str
+) -> list[PassageScores]:
+    from marcorank.remote.splitting import score_all
+
+    scored = await score_all(pool, server, key, requests, limit=limit)
+    for scores in scored:
+        check_finite(scores.logits, model=name)
+    return scored
+
+
+def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
+    from marcorank.remote.asking import make_client
+
+    return make_client(address, parallel)
+
+
+def _seconds(name: str, value: object) -> float:
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    seconds = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise InvalidInputError(f"`{name}` is {value!r}; expected a finite number of seconds above 0.")
+    return seconds

@@ -1,0 +1,326 @@
+"""Reranking servers on loopback: each answers as the documentation of its kind says, and misbehaves on request."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import random
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from marcorank.testing import WordOverlapScorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from marcorank import Scorer
+
+    Results = list[dict[str, Any]]
+    # Looks at a request and the results that it would get; where it returns True, it has dealt with it.
+    Fault = Callable[["Handler", Results], bool]
+
+PATHS = {
+    "tei": "/rerank",
+    "vllm": "/rerank",
+    "infinity": "/rerank",
+    "cohere": "/v2/rerank",
+    "jina": "/v1/rerank",
+    "voyage": "/v1/rerank",
+}
+# Words that fit beside a query; longer passages are refused unless truncation was asked for.
+LONGEST = 400
+
+
+class Asked(NamedTuple):
+    """A request that came."""
+
+    path: str
+    headers: Mapping[str, str]
+    body: dict[str, Any]
+    at: float
+
+
+class RemoteServer(ThreadingHTTPServer):
+    """Serves the scores of a scorer.
+
+    Attributes:
+        requests: What was asked so far, in the order of arrival.
+        faults: Used up one a request; after them `fault` applies to all, if it is set.
+        key: What has to come as bearer token; None for no check.
+        tells_truncated: Whether results say what was cut, as marcorank's own server does.
+        connections: How many were opened.
+        most_at_once: The most requests that were under way at once.
+        gone: Set when a client went away before its answer.
+    """
+
+    daemon_threads = True
+    request_queue_size = 256
+
+    def __init__(self, dialect: str, scorer: Scorer | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.dialect = dialect
+        self.scorer = scorer or WordOverlapScorer()
+        self.max_batch = 32
+        self.requests: list[Asked] = []
+        self.faults: deque[Fault | None] = deque()
+        self.fault: Fault | None = None
+        self.key: str | None = None
+        self.tells_truncated = False
+        self.connections = 0
+        self.under_way = 0
+        self.most_at_once = 0
+        self.gone = threading.Event()
+        self.stopped = threading.Event()
+        self.lock = threading.Lock()
+
+    @property
+    def base(self) -> str:
+        """Its URL without the kind."""
+        return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def url(self) -> str:
+        """Its URL as a `RemoteScorer` takes it."""
+        return f"{self.dialect}+{self.base}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        self.connections += 1
+        super().process_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that go away are part of the tests."""
+
+    def results(self, body: dict[str, Any]) -> Results:
+        """Score, best first, as all of these servers answer."""
+        texts = body["texts" if self.dialect == "tei" else "documents"]
+        logits = np.asarray(self.scorer.score(body["query"], texts), dtype=np.float64).tolist()
+        raw = {
+            "tei": body.get("raw_scores", False),
+            "infinity": body.get("raw_scores", False),
+            "vllm": body.get("use_activation") is False,
+        }.get(self.dialect, False)
+        name = "score" if self.dialect == "tei" else "relevance_score"
+        found: Results = [
+            {"index": index, name: logit if raw else 1 / (1 + math.exp(-logit))} for index, logit in enumerate(logits)
+        ]
+        for result, text in zip(found, texts, strict=True):
+            if self.dialect == "vllm":
+                result["document"] = {"text": text, "multi_modal": None}
+            if self.tells_truncated:
+                result["truncated"] = len(text.split()) > LONGEST
+        return sorted(found, key=lambda result: -result[name])
+
+    def wrapped(self, results: Results, model: str | None) -> Any:
+        """Put results into the envelope of this kind of server."""
+        return {
+            "tei": results,
+            "vllm": {"id": "rerank-1", "model": model, "usage": {"total_tokens": 9}, "results": results},
+            "infinity": {"object": "rerank", "results": results, "model": model, "usage": {}, "id": "i", "created": 0},
+            "cohere": {"results": results, "id": "c", "meta": {"api_version": {"version": "2"}}},
+            "jina": {"model": model, "usage": {"total_tokens": 9}, "results": results},
+            "voyage": {"object": "list", "data": results, "model": model, "usage": {"total_tokens": 9}},
+        }[self.dialect]
+
+    def refusal(self, body: dict[str, Any], authorization: str | None) -> tuple[int, Any] | None:
+        """Refuse what the real server refuses."""
+        texts = body.get("texts" if self.dialect == "tei" else "documents")
+        if self.key is not None and authorization != f"Bearer {self.key}":
+            return 401, {"message": f"invalid api token {authorization}"}
+        if not texts:
+            return 400, {"error": "`texts` cannot be empty", "error_type": "Empty"}
+        if self.dialect == "tei" and len(texts) > self.max_batch:
+            said = f"batch size {len(texts)} > maximum allowed batch size {self.max_batch}"
+            return 413, {"error": said, "error_type": "Validation"}
+        if self.dialect in {"cohere", "jina", "voyage"} and "model" not in body:
+            return 400, {"message": "model is required"}
+        cuts = {"tei": body.get("truncate"), "vllm": body.get("truncate_prompt_tokens") == -1}.get(self.dialect, True)
+        if not cuts and any(len(text.split()) > LONGEST for text in texts):
+            return 413, {"error": "`inputs` must have less than 512 tokens", "error_type": "Validation"}
+        return None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers one connection."""
+
+    protocol_version = "HTTP/1.1"
+    # Else the answer waits for the client to confirm its headers.
+    disable_nagle_algorithm = True
+    server: RemoteServer
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.requests.append(Asked(self.path, dict(self.headers), body, time.monotonic()))
+            server.under_way += 1
+            server.most_at_once = max(server.most_at_once, server.under_way)
+            fault = server.faults.popleft() if server.faults else server.fault
+        try:
+            self.answer(body, fault)
+        except ConnectionError:
+            server.gone.set()
+            self.close_connection = True
+        finally:
+            with server.lock:
+                server.under_way -= 1
+
+    def do_GET(self) -> None:
+        self.send_json(405, {"detail": "Method Not Allowed"})
+
+    def log_message(self, *_: Any) -> None:
+        """Keep the test's output clean."""
+
+    def answer(self, body: dict[str, Any], fault: Fault | None) -> None:
+        refusal = self.server.refusal(body, self.headers["Authorization"])
+        if self.path != PATHS[self.server.dialect] and fault is None:
+            refusal = 404, {"detail": "Not Found"}
+        if refusal is not None:
+            self.send_json(*refusal)
+            return
+        results = self.server.results(body)
+        if fault is None or not fault(self, results):
+            self.send_json(200, self.server.wrapped(results, body.get("model")))
+
+    def send_json(self, status: int, answer: Any) -> None:
+        self.send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def send(
+        self, status: int, content: bytes, headers: Mapping[str, str] | None = None, *, promised: int | None = None
+    ) -> None:
+        """Send an answer whose length may be another than promised."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content) if promised is None else promised))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def wait_until_gone(self) -> None:
+        """Wait until the client goes away."""
+        self.connection.settimeout(0.05)
+        while not self.server.stopped.is_set():
+            with suppress(TimeoutError):
+                if not self.connection.recv(1):
+                    raise ConnectionAbortedError
+
+
+@contextmanager
+def remote_server(dialect: str = "tei", scorer: Scorer | None = None) -> Iterator[RemoteServer]:
+    """Serve until the block ends."""
+    with RemoteServer(dialect, scorer) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.stopped.set()
+            server.shutdown()
+            thread.join()
+
+
+def says(status: int, answer: Any = None, **headers: str) -> Fault:
+    """Answer with a status; `Retry_After` and others are headers."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        handler.send(status, json.dumps(answer or {"error": "as you wish"}).encode(), named)
+        return True
+
+    return fault
+
+
+def sends(content: bytes, kind: str = "application/json") -> Fault:
+    """Answer with these bytes."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        handler.send(200, content, {"Content-Type": kind})
+        return True
+
+    return fault
+
+
+def changes(change: Callable[[Results], Any]) -> Fault:
+    """Answer with other results."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        handler.send_json(200, handler.server.wrapped(change(results), None))
+        return True
+
+    return fault
+
+
+def late(seconds: float) -> Fault:
+    """Answer rightly, but late."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        handler.server.stopped.wait(seconds)
+        return False
+
+    return fault
+
+
+def never_answers(handler: Handler, results: Results) -> bool:
+    """Take the question and stay silent."""
+    handler.wait_until_gone()
+    return True
+
+
+def dribbles(handler: Handler, results: Results) -> bool:
+    """Send an endless answer, a byte at a time."""
+    handler.send(200, b"[", promised=100_000)
+    while not handler.server.stopped.wait(0.05):
+        handler.wfile.write(b" ")
+        handler.wfile.flush()
+    return True
+
+
+def breaks_off(handler: Handler, results: Results) -> bool:
+    """Close the connection in the middle of the answer."""
+    content = json.dumps(handler.server.wrapped(results, None)).encode()
+    handler.send(200, content[: len(content) // 2], promised=len(content))
+    handler.close_connection = True
+    return True
+
+
+def hangs_up(handler: Handler, results: Results) -> bool:
+    """Close the connection instead of answering."""
+    handler.close_connection = True
+    return True
+
+
+def floods(handler: Handler, results: Results) -> bool:
+    """Send without end and without saying how much."""
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    piece = b" " * 65536
+    while not handler.server.stopped.is_set():
+        handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+    return True
+
+
+def compresses(handler: Handler, results: Results) -> bool:
+    """Send little that is much once it is unpacked."""
+    handler.send(200, gzip.compress(b" " * (64 << 20)), {"Content-Encoding": "gzip"})
+    return True
+
+
+def fails_at_random(share: float, seed: int) -> Fault:
+    """Fail a share of the time, in all ways that pass."""
+    rng = random.Random(seed)
+    ways = [says(429), says(502), says(503), says(504), breaks_off, hangs_up, never_answers]
+
+    def fault(handler: Handler, results: Results) -> bool:
+        with handler.server.lock:
+            way = rng.choice(ways) if rng.random() < share else None
+        rng.shuffle(results)
+        return way is not None and way(handler, results)
+
+    return fault
