@@ -13,6 +13,7 @@ from pydantic import (
     Field,
     PrivateAttr,
     SecretStr,
+    field_serializer,
     field_validator,
     model_validator,
 )
@@ -21,6 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 from marcorank.arguments import score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank.choosing import BackendName, Precision
 from marcorank.errors import InvalidInputError
+from marcorank.failures import OnError
 from marcorank.models import BUNDLED
 from marcorank.pairs import LongPassages
 from marcorank.ranking import Activation, checked_activation
@@ -37,6 +39,8 @@ TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
 ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
 
 _DEFAULTS = Reranker(BUNDLED).to_dict()
+# What a bare scorer leaves to the settings beside it.
+_OF_EVERY_SCORER = {"activation", "on_error", "timeout_s", "fallback"}
 
 
 class AdapterSettings(BaseModel):
@@ -79,6 +83,9 @@ class AdapterSettings(BaseModel):
     local_files_only: bool | None = None
     allow_pickle: bool = False
     cache_size: int = 0
+    on_error: OnError = "raise"
+    timeout_s: float | None = None
+    fallback: str | dict[str, Any] | SkipJsonSchema[Reranker | Scorer] | None = None
     token: str | SecretStr | None = Field(default=None, exclude=True)
 
     _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
@@ -109,8 +116,7 @@ class AdapterSettings(BaseModel):
         if name == "activation":
             value = checked_activation(value)
         given = info.data.get("reranker")
-        # A bare scorer has no activation of its own.
-        if given is not None and (name != "activation" or isinstance(given, Reranker)):
+        if given is not None and (name not in _OF_EVERY_SCORER or isinstance(given, Reranker)):
             own = _settings_of(given if isinstance(given, Reranker) else Reranker(given))[name]
             if value != own:
                 raise InvalidInputError(
@@ -123,6 +129,13 @@ class AdapterSettings(BaseModel):
                 "`score(query, passages)` goes in `reranker`."
             )
         return _settings_of(Reranker(**{"model": BUNDLED, name: value}))[name]  # type: ignore[arg-type]
+
+    @field_serializer("fallback")
+    def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
+        """Return a name or settings; like `reranker`, a scorer object is not part of dumps."""
+        if isinstance(value, Reranker):
+            return value.to_dict() if isinstance(value.model, str) else None
+        return value if isinstance(value, (str, dict)) else None
 
     @field_validator("token", mode="before")
     @classmethod
@@ -173,7 +186,7 @@ class AdapterSettings(BaseModel):
                 yield name, value
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.__getstate__() == other.__getstate__()
+        return type(self) is type(other) and self._compared() == other._compared()
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -188,13 +201,20 @@ class AdapterSettings(BaseModel):
             if name == "reranker" or not field.exclude
         }
 
+    def _compared(self) -> dict[Any, Any]:
+        state = self.__getstate__()
+        fallback = state["fallback"]
+        return {**state, "fallback": fallback.__getstate__() if isinstance(fallback, Reranker) else fallback}
+
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
 def _settings_of(reranker: Reranker) -> dict[str, Any]:
-    """Return the settings of a reranker; of a scorer object there are its name and the activation."""
-    settings = reranker.to_dict() if isinstance(reranker.model, str) else {**_DEFAULTS, "model": reranker.name}
+    """Return the settings of a reranker; a scorer object has a name in place of those of a model."""
+    settings = reranker.__getstate__()
+    if not isinstance(reranker.model, str):
+        settings["model"] = reranker.name
     return {**settings, "activation": reranker.activation}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -55,12 +55,19 @@ def score_threshold_or_none(value: object) -> float | None:
     """
     if value is None:
         return None
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(cast("float", value)):
+    number = finite_number(value)
+    if number is None:
         raise InvalidInputError(
             f"`score_threshold` is {value!r}; expected None or a finite number on the scale of the scores."
         )
-    return float(cast("float", value))
+    return number
+
+
+def finite_number(value: object) -> float | None:
+    """Return a finite number as a float, else None; `True` and `"3"` are no numbers here."""
+    if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def text_or_none(name: str, value: object) -> str | None:

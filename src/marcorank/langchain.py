@@ -16,6 +16,8 @@ earlier stage left under them is replaced.
     best_span          [start, end] of the best window in `page_content`; only with `long_passages="windows"`
     truncated          True where the model saw only the beginning of the text, else absent
     query_truncated    True where the query was longer than its cap and was cut, else absent
+    rerank_status      {"outcome", "error", "reason"} where the model failed: `outcome` is "fallback", or "passthrough"
+                       and then the order is that of the first stage and there is no `relevance_score`; else absent
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from marcorank.arguments import query_text, score_threshold_or_none, top_n_or_none
-from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.reranker import DEFAULT_MODEL, Reranker
 
 try:
@@ -53,7 +55,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MarcoRerank", "MarcoCrossEncoder", "RerankRetriever"]
 
-_OF_THIS_STAGE = ("best_span", "truncated", "query_truncated")
+_OF_THIS_STAGE = ("best_span", "truncated", "query_truncated", "rerank_status")
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
@@ -141,7 +143,11 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
         except BaseException as error:
             run.on_chain_error(error)
             raise
-        run.on_chain_end({"documents": found})
+        failure = _failure(ranking)
+        if failure is None:
+            run.on_chain_end({"documents": found})
+        else:
+            run.on_chain_error(failure)
         return found
 
     async def acompress_documents(
@@ -165,7 +171,11 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
         except BaseException as error:
             await run.on_chain_error(error)
             raise
-        await run.on_chain_end({"documents": found})
+        failure = _failure(ranking)
+        if failure is None:
+            await run.on_chain_end({"documents": found})
+        else:
+            await run.on_chain_error(failure)
         return found
 
     def rerank(
@@ -177,6 +187,9 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
         score_threshold: float | _NotGiven | None = _NOT_GIVEN,
     ) -> list[dict[str, Any]]:
         """Return positions and scores, `{"index": 4, "relevance_score": 7.2}`, best first.
+
+        Where the model failed there is a `rerank_status` beside them, as in the metadata of documents; after a
+        passthrough the scores are None.
 
         Args:
             documents: Texts, documents or dicts. A dict has its text under `"page_content"` and its metadata under
@@ -195,7 +208,8 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
             for index, document in enumerate(_listed(documents))
         ]
         ranking = self.core.rank(query, texts, **self._cut(top_n, score_threshold))
-        return [{"index": result.index, "relevance_score": result.score} for result in ranking]
+        status = {} if ranking.status is None else {"rerank_status": ranking.status.to_dict()}
+        return [{"index": result.index, "relevance_score": result.score, **status} for result in ranking]
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
         """Return a step for chains: `{"query": ..., "documents": [...]}` to the best documents.
@@ -232,8 +246,19 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
 class MarcoCrossEncoder(_LangChainSettings, BaseCrossEncoder):
     """A LangChain cross-encoder, for code that takes one, such as LangChain's `CrossEncoderReranker`.
 
-    The fields are those of `MarcoRerank` that concern the model.
+    The fields are those of `MarcoRerank` that concern the model. `on_error` can only be `"raise"`: what is returned are
+    scores alone, and a passthrough has none.
     """
+
+    @field_validator("on_error", mode="after")
+    @classmethod
+    def _check_on_error(cls, value: str) -> str:
+        if value != "raise":
+            raise InvalidInputError(
+                f"`on_error` is {value!r}; a cross-encoder returns scores alone, so it can only be 'raise'. Use "
+                "MarcoRerank, or a `fallback`."
+            )
+        return value
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return the score of each pair of a query and a passage, in input order.
@@ -260,6 +285,7 @@ class MarcoCrossEncoder(_LangChainSettings, BaseCrossEncoder):
             found[result.index]: result.score
             for found, ranking in zip(places.values(), rankings, strict=True)
             for result in ranking
+            if result.score is not None
         }
         return [scores[place] for place in range(len(text_pairs))]
 
@@ -353,15 +379,19 @@ class _Task(NamedTuple):
 
     def ranked_documents(self, ranking: Ranking) -> list[Document]:
         return [
-            document.model_copy(
-                update={"metadata": _ranked_metadata(document, result, query_truncated=ranking.query_truncated)}
-            )
+            document.model_copy(update={"metadata": _ranked_metadata(document, result, ranking)})
             for result in ranking
             for document in [self.documents[result.index]]
         ]
 
 
-def _ranked_metadata(document: Document, result: RankedPassage, *, query_truncated: bool | None) -> dict[str, Any]:
+def _failure(ranking: Ranking) -> MarcoRankError | None:
+    """Return what a trace says of a call that nobody ranked."""
+    status = ranking.status
+    return MarcoRankError(str(status)) if status is not None and status.outcome == "passthrough" else None
+
+
+def _ranked_metadata(document: Document, result: RankedPassage, ranking: Ranking) -> dict[str, Any]:
     metadata = {key: value for key, value in document.metadata.items() if key not in _OF_THIS_STAGE}
     for key in _EARLIER_SCORES:
         score = metadata.get(key)
@@ -369,14 +399,20 @@ def _ranked_metadata(document: Document, result: RankedPassage, *, query_truncat
             # numpy scalars do not go through JSON.
             metadata["retrieval_score"] = float(score)
             break
-    metadata["relevance_score"] = result.score
+    if result.score is None:
+        # That of an earlier stage is no score of this one.
+        metadata.pop("relevance_score", None)
+    else:
+        metadata["relevance_score"] = result.score
+    if ranking.status is not None:
+        metadata["rerank_status"] = ranking.status.to_dict()
     if result.span is not None:
         # The model read the text fields first; the span is for the text that the caller has.
         offset = len(result.text) - len(document.page_content)
         metadata["best_span"] = [max(0, end - offset) for end in result.span]
     if result.truncated:
         metadata["truncated"] = True
-    if query_truncated:
+    if ranking.query_truncated:
         metadata["query_truncated"] = True
     return metadata
 

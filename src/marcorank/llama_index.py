@@ -12,13 +12,15 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from marcorank.arguments import one_of
-from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
+from marcorank.failures import RerankStatus
 from marcorank.ranking import Ranking
 from marcorank.reranker import DEFAULT_MODEL
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
     from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
+    from llama_index.core.instrumentation.events.exception import ExceptionEvent
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
@@ -33,6 +35,7 @@ except ModuleNotFoundError as error:
 __all__ = ["MarcoRerank"]
 
 _RETRIEVAL_SCORE = "retrieval_score"
+_STATUS = "rerank_status"
 
 dispatcher = get_dispatcher(__name__)
 
@@ -48,6 +51,10 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     Each call is a span, and both event systems hear of its start and its end, also for an empty list. After an error
     or a cancellation the end tells of no nodes.
+
+    Where the model failed and `on_error` or `fallback` answered, copies of the nodes say so in
+    `metadata["rerank_status"]`, kept out of the texts as `retrieval_score` is. After a passthrough the scores are those
+    that the nodes came with, and both event systems hear of an exception.
 
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
@@ -103,6 +110,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         with self._events(nodes, query_bundle) as ranked:
             if nodes:
                 ranking = self.core.rank(query, self._texts(nodes), **self._cut())
+                self._tell_of_failure(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
         return ranked
 
@@ -114,6 +122,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         with self._events(nodes, query_bundle) as ranked:
             if nodes:
                 ranking = await self.core.arank(query, self._texts(nodes), **self._cut())
+                self._tell_of_failure(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
         return ranked
 
@@ -143,6 +152,13 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=ranked))
 
+    def _tell_of_failure(self, ranking: Ranking) -> None:
+        if ranking.status is not None and ranking.status.outcome == "passthrough":
+            error = MarcoRankError(str(ranking.status))
+            dispatcher.event(ExceptionEvent(exception=error))
+            with self.callback_manager.event(CBEventType.EXCEPTION, payload={EventPayload.EXCEPTION: error}):
+                pass
+
     def _cut(self) -> dict[str, Any]:
         return {"top_n": self.top_n, "score_threshold": self.score_threshold}
 
@@ -154,7 +170,9 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         for result in ranking:
             found = nodes[result.index]
             node = _with_retrieval_score(found) if self.keep_retrieval_score else found.node
-            ranked.append(found.model_copy(update={"node": node, "score": result.score}))
+            node = _with_status(node, ranking.status)
+            score = found.score if result.score is None else result.score
+            ranked.append(found.model_copy(update={"node": node, "score": score}))
         return ranked
 
 
@@ -184,24 +202,41 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
 
 
 def _scored_node(node: BaseNode) -> BaseNode:
-    """Return the node without the score of an earlier stage, which is no part of what it says."""
-    if _RETRIEVAL_SCORE not in node.metadata:
+    """Return the node without what an earlier stage noted, which is no part of what it says."""
+    if not {_RETRIEVAL_SCORE, _STATUS} & node.metadata.keys():
         return node
-    metadata = {key: value for key, value in node.metadata.items() if key != _RETRIEVAL_SCORE}
+    metadata = {key: value for key, value in node.metadata.items() if key not in {_RETRIEVAL_SCORE, _STATUS}}
     return node.model_copy(update={"metadata": metadata})
 
 
 def _with_retrieval_score(found: NodeWithScore) -> BaseNode:
     """Return a node that keeps the score of the first stage where neither an LLM nor an embedding sees it."""
     node = found.node
-    excluded = (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
     # Excluded from both, it is from an earlier pass of ours; else from elsewhere, perhaps for another query.
+    excluded = (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
     if _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded):
         return node
-    embed, llm = ([*(key for key in keys if key != _RETRIEVAL_SCORE), _RETRIEVAL_SCORE] for keys in excluded)
+    return _with_hidden(node, _RETRIEVAL_SCORE, found.score)
+
+
+def _with_status(node: BaseNode, status: RerankStatus | None) -> BaseNode:
+    """Return a node that says how it was ranked, if that was not as it should be."""
+    if status is not None:
+        return _with_hidden(node, _STATUS, status.to_dict())
+    if _STATUS not in node.metadata:
+        return node
+    return node.model_copy(update={"metadata": {key: node.metadata[key] for key in node.metadata if key != _STATUS}})
+
+
+def _with_hidden(node: BaseNode, key: str, value: Any) -> BaseNode:
+    """Return a node with one more metadata value, which neither an LLM nor an embedding sees."""
+    embed, llm = (
+        [*(other for other in keys if other != key), key]
+        for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
+    )
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, _RETRIEVAL_SCORE: found.score},
+            "metadata": {**node.metadata, key: value},
             "excluded_embed_metadata_keys": embed,
             "excluded_llm_metadata_keys": llm,
         }

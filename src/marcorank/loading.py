@@ -6,18 +6,19 @@ import ctypes
 import json
 import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
 
 from marcorank import models
 from marcorank.backends.onnx import OnnxBackend, mentions
-from marcorank.choosing import choose, installed
+from marcorank.choosing import ModelSettings, choose, installed
 from marcorank.cpu import Workers, cpu_features
-from marcorank.errors import MissingExtraError, ModelLoadError
+from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 from marcorank.hub import HubModel
 from marcorank.pairs import PairEncoder
+from marcorank.remote import RemoteScorer, is_remote
 from marcorank.scheduler import Scheduler
 from marcorank.scorer import CrossEncoderScorer, PlainScorer, RequestScorer
 
@@ -27,12 +28,19 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from marcorank.backends.base import Backend
-    from marcorank.choosing import Choice, ModelSettings
+    from marcorank.choosing import Choice
+    from marcorank.ranking import ScoreKind
 
 _BUNDLED_FOLDER = Path(__file__).with_name("bundled")
 _TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers that know no limit say so with a huge number.
 _NO_LIMIT = 1_000_000
+# Those that a server decides on for itself.
+_LOCAL_SETTINGS = {
+    name: value
+    for name, value in asdict(ModelSettings(model="")).items()
+    if name not in {"model", "cache_size", "token"}
+}
 
 
 class ModelFiles(Protocol):
@@ -92,6 +100,33 @@ class LocalFolder:
         return self.path
 
 
+def kind_of_model(settings: ModelSettings) -> ScoreKind:
+    """Check the name of a model, and return what the model gives; nothing is downloaded or asked yet.
+
+    Raises:
+        UnknownModelError: The name is no model.
+        InvalidInputError: The name is an address that cannot be used, or settings were given that mean nothing to a
+            server.
+    """
+    if not is_remote(settings.model):
+        locate(settings)
+        return "logit"
+    for name, default in _LOCAL_SETTINGS.items():
+        value = getattr(settings, name)
+        if value != default:
+            raise InvalidInputError(
+                f"`{name}` is {value!r} beside the server {settings.model!r}, where it means nothing; leave it out."
+            )
+    return _remote(settings).score_kind
+
+
+def _remote(settings: ModelSettings) -> RemoteScorer:
+    """Return the scorer of a server; who names the same one with the same key shares its connections."""
+    return _loaded.shared(
+        ("remote", settings.model, settings.token), lambda: RemoteScorer(settings.model, api_key=settings.token)
+    )
+
+
 def locate(settings: ModelSettings) -> ModelFiles:
     """Return where the files of a model are; nothing is downloaded yet.
 
@@ -133,6 +168,8 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
         MissingExtraError: The backend is not installed.
         ModelLoadError: A file is missing, damaged or cannot be fetched, or the model is no reranker.
     """
+    if is_remote(settings.model):
+        return _remote(settings)
     files = locate(settings)
     choice = choose(settings)
     if choice.backend == "torch":

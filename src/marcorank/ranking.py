@@ -18,7 +18,10 @@ from marcorank.errors import InvalidInputError, ScoreError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
+    from marcorank.failures import RerankStatus
+
 ActivationName = Literal["identity", "sigmoid"]
+ScoreKind = Literal["logit", "probability"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
@@ -59,8 +62,9 @@ class RankedPassage:
     Attributes:
         index: Position of the passage in the list that was given, from 0.
         rank: Place in the ranking, from 1.
-        score: The logit after the activation, on the scale that `score_threshold` uses.
-        logit: Raw model output.
+        score: The logit after the activation, on the scale that `score_threshold` uses. None where nobody ranked, which
+            takes `on_error="passthrough"`.
+        logit: Raw model output; None where there is no score, and where a server gives probabilities only.
         text: The passage.
         truncated: Whether the model saw only the beginning of the passage; None if the scorer cannot tell.
         span: Character range `(start, end)` of the best window, in windows mode; else None.
@@ -68,8 +72,8 @@ class RankedPassage:
 
     index: int
     rank: int
-    score: float
-    logit: float
+    score: float | None
+    logit: float | None
     text: str
     truncated: bool | None = None
     span: tuple[int, int] | None = None
@@ -90,12 +94,16 @@ class Ranking(Sequence[RankedPassage]):
         model: Name of the model that scored.
         results: The ranked passages.
         query_truncated: Whether the query was longer than its cap and was cut; None if the scorer cannot tell.
+        score_kind: What the model gave: `"logit"`, or `"probability"` where a server gives nothing else.
+        status: Why this is not the ranking of the model that was asked; None if it is.
     """
 
     query: str
     model: str
     results: tuple[RankedPassage, ...]
     query_truncated: bool | None = None
+    score_kind: ScoreKind = "logit"
+    status: RerankStatus | None = None
 
     def __len__(self) -> int:
         return len(self.results)
@@ -113,6 +121,8 @@ class Ranking(Sequence[RankedPassage]):
 
     def __str__(self) -> str:
         head = f"{len(self)} passages for {self.query!r}, scored by {self.model}"
+        if self.status is not None:
+            head = f"{head}\n{self.status}"
         rows = [_row_cells(result) for result in self.results]
         widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
         lines = [
@@ -132,8 +142,15 @@ class Ranking(Sequence[RankedPassage]):
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row_cells(result)) + "</tr>"
             for result in self.results
         )
-        caption = html.escape(f"{self.query} — {self.model}")
+        told = "" if self.status is None else f" — {self.status}"
+        caption = html.escape(f"{self.query} — {self.model}{told}")
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def unranked(query: str, model: str, passages: Sequence[str], status: RerankStatus) -> Ranking:
+    """Return passages in the order in which they came, without scores."""
+    results = tuple(RankedPassage(index, index + 1, None, None, text) for index, text in enumerate(passages))
+    return Ranking(query, model, results, status=status)
 
 
 _HEADER = ("rank", "index", "score", "logit", "text")
@@ -143,10 +160,15 @@ def _row_cells(result: RankedPassage) -> tuple[str, ...]:
     return (
         str(result.rank),
         str(result.index),
-        f"{result.score:.4f}",
-        f"{result.logit:.4f}",
+        shown_number(result.score),
+        shown_number(result.logit),
         _preview(result.text if result.span is None else result.text[slice(*result.span)]),
     )
+
+
+def shown_number(value: float | None) -> str:
+    """Return a score or a logit for people."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def _preview(text: str) -> str:

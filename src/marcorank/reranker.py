@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from concurrent.futures import CancelledError, Future, InvalidStateError, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakSet
+
+import numpy as np
 
 from marcorank import models
 from marcorank.arguments import (
@@ -20,36 +24,58 @@ from marcorank.arguments import (
     top_n_or_none,
     whole_number,
 )
-from marcorank.cache import ScoreCache, join, split
+from marcorank.cache import ScoreCache
+from marcorank.calls import Call, Wanted, Work, answers, asked_of
 from marcorank.choosing import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.errors import ClosedError, InvalidInputError
-from marcorank.loading import load_scorer, locate
+from marcorank.failures import ON_ERROR, Budget, RerankStatus, is_failure, reports, timeout_or_none
+from marcorank.loading import kind_of_model, load_scorer
 from marcorank.pairs import LONG_PASSAGES
 from marcorank.ranking import (
+    Logistic,
     RankedPassage,
     Ranking,
-    check_finite,
     checked_activation,
     order_logits,
     plain_activation,
+    unranked,
 )
-from marcorank.scorer import CrossEncoderScorer, PassageScores, Scorer, as_request_scorer, scorer_name
+from marcorank.remote import is_remote
+from marcorank.scorer import Scorer, as_request_scorer, score_kind, scorer_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
     from types import TracebackType
 
-    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from marcorank.choosing import BackendName, Precision
+    from marcorank.failures import OnError, Outcome
     from marcorank.pairs import LongPassages
-    from marcorank.ranking import Activation
-    from marcorank.scorer import Request, RequestScorer, Submission
+    from marcorank.ranking import Activation, ScoreKind
+    from marcorank.scorer import PassageScores, Request, RequestScorer
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
-_DEFAULTS = asdict(ModelSettings(model=DEFAULT_MODEL))
+_DEFAULTS = {
+    **asdict(ModelSettings(model=DEFAULT_MODEL)),
+    "activation": "identity",
+    "on_error": "raise",
+    "timeout_s": None,
+    "fallback": None,
+}
+# A scorer of somebody else may wait for something in each of them.
+_THREADS_FOR_A_SCORER = 16
+
+
+class Cut(NamedTuple):
+    """How many results a ranking has."""
+
+    top_n: int | None = None
+    score_threshold: float | None = None
+
+
+_ALL = Cut()
 
 
 class Reranker:
@@ -62,6 +88,9 @@ class Reranker:
     Attributes:
         model: Name or path of the model, or the scorer that was given.
         activation: How scores are made from logits.
+        on_error: `"raise"` or `"passthrough"`.
+        timeout_s: Most seconds of a call; None for no limit.
+        fallback: Ranks where the model fails.
     """
 
     def __init__(
@@ -81,14 +110,18 @@ class Reranker:
         local_files_only: bool | None = None,
         allow_pickle: bool = False,
         cache_size: int = 0,
+        on_error: OnError = "raise",
+        timeout_s: float | None = None,
+        fallback: str | os.PathLike[str] | Scorer | Reranker | Mapping[str, Any] | None = None,
         token: str | None = None,
     ) -> None:
         """Take the settings; the model is loaded at the first use.
 
         Args:
             model: `"bundled"` for the small model in the wheel, a hub name in any spelling, the path of a model
-                folder, or an object with `score(query, passages)`. The settings below up to `activation` and
-                from `max_length` on mean nothing to such an object.
+                folder, a server such as `"tei+http://host:8080"` (see `marcorank.remote`), or an object with
+                `score(query, passages)`. The settings up to `activation` and from `max_length` to `cache_size` mean
+                nothing to such an object, and a server refuses them.
             backend: `"openvino"`, `"onnx"`, `"torch"`, or `"auto"`: torch on a GPU, else openvino if it is installed,
                 else onnx. `marcorank doctor` tells what was chosen and why.
             device: As torch spells devices, such as `"cpu"` or `"cuda:0"`; None takes a GPU if torch sees one.
@@ -110,7 +143,15 @@ class Reranker:
             allow_pickle: Whether weights that come only as pickle may be read. A pickle can run code.
             cache_size: How many passages are remembered with their scores, those used last; 0 for none. Texts are not
                 kept.
-            token: Access token for the hub; kept out of every message, dict and pickle.
+            on_error: What becomes of a call when no model can answer it: `"raise"`, or `"passthrough"`, which gives the
+                first `top_n` passages in the order of the input, without scores; `Ranking.status` says why. Wrong
+                arguments and missing packages are always raised.
+            timeout_s: Most seconds of a call, loading the model included; None for no limit. What has not been scored
+                by then is dropped.
+            fallback: Another model, or a scorer or reranker, that ranks where the first fails. With `timeout_s` the
+                first has half of the time. A name takes `activation`, `threads`, `cache_folder` and
+                `local_files_only` from here.
+            token: Access token for the hub, or key of the server; kept out of every message, dict and pickle.
 
         Raises:
             InvalidInputError: A setting has a value that is not allowed.
@@ -136,11 +177,37 @@ class Reranker:
             cache_size=whole_number("cache_size", cache_size, 0),
             token=text_or_none("token", token),
         )
-        if self._custom is None:
-            locate(self._settings)
+        self.on_error: OnError = one_of("on_error", on_error, ON_ERROR)
+        self.timeout_s = timeout_or_none(timeout_s)
+        self._score_kind = score_kind(self._custom) if self._custom is not None else kind_of_model(self._settings)
+        if self._score_kind == "probability" and isinstance(self.activation, Logistic):
+            raise InvalidInputError(
+                f"`activation` is {self.activation!r}, which is fitted on logits; {self.name} gives probabilities only."
+            )
+        self.fallback = self._checked_fallback(fallback)
+        # Its settings come from here, so the name is all there is to say of it.
+        self._fallback_name = os.fspath(fallback) if isinstance(fallback, (str, os.PathLike)) else None
         self._closed = False
         self._start()
         _rerankers.add(self)
+
+    def _checked_fallback(self, fallback: object) -> Reranker | None:
+        if fallback is None or isinstance(fallback, Reranker):
+            return fallback
+        if isinstance(fallback, Mapping):
+            return Reranker.from_dict(fallback)
+        if not isinstance(fallback, (str, os.PathLike)):
+            return Reranker(_checked_scorer(fallback, name="fallback"), activation=self.activation)
+        settings = self._settings
+        if is_remote(os.fspath(fallback)):
+            return Reranker(fallback, activation=self.activation)
+        return Reranker(
+            fallback,
+            activation=self.activation,
+            threads=settings.threads,
+            cache_folder=settings.cache_folder,
+            local_files_only=settings.local_files_only,
+        )
 
     def _start(self) -> None:
         # Loading takes seconds; the event loop, which only hands over work, must not wait for it.
@@ -148,7 +215,8 @@ class Reranker:
         self._scorer: RequestScorer | None = None
         self._handing_over = threading.Lock()
         self._executor: ThreadPoolExecutor | None = None
-        self._calls: set[_Call] = set()
+        self._calls: set[Call] = set()
+        self._given_up: WeakSet[Call] = WeakSet()
         wanted = self._settings.cache_size if self._custom is None else 0
         self._cache = ScoreCache(wanted) if wanted else None
 
@@ -165,8 +233,15 @@ class Reranker:
         info = models.find(self._settings.model)
         return info.name if info else self._settings.model
 
+    @property
+    def score_kind(self) -> ScoreKind:
+        """What the model gives: `"logit"`, or `"probability"` where a server gives nothing else."""
+        return self._score_kind
+
     def score(self, query: str, passages: Iterable[str]) -> NDArray[np.float32]:
-        """Return the logit of each passage, in input order.
+        """Return the logit of each passage, in input order; a probability where `score_kind` says so.
+
+        No fallback answers here, and nothing is passed through: the scores are those of the model.
 
         Args:
             query: What is searched for; not blank.
@@ -177,11 +252,19 @@ class Reranker:
 
         Raises:
             InvalidInputError: The query or a passage is no text, or the query is blank.
+            RerankTimeoutError: `timeout_s` is over.
             ScoreError: The model gave something else than one finite logit a passage.
-            MarcoRankError: The model cannot be loaded; see `errors`.
+            MarcoRankError: The model cannot be loaded, or a server not be used; see `errors`.
         """
         self._check_open()
-        return self._score_requests([request_pair((query, passages))])[0].logits
+        request = request_pair((query, passages))
+        if self.timeout_s is None:
+            return self._score_requests([request])[0].logits
+        (ranking,) = self._rank_own([request], _ALL, self.timeout_s)
+        numbers = [result.score if result.logit is None else result.logit for result in ranking]
+        logits = np.empty(len(numbers), dtype=np.float32)
+        logits[[result.index for result in ranking]] = numbers
+        return logits
 
     def rank(
         self,
@@ -226,8 +309,7 @@ class Reranker:
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         self._check_open()
-        checked, cut = self._check(requests, top_n, score_threshold)
-        return self._rank_checked(checked, *cut)
+        return self._rank_guarded(*self._check(requests, top_n, score_threshold))
 
     async def arank(
         self,
@@ -242,12 +324,25 @@ class Reranker:
         Texts are tokenised in a thread of this reranker, and what waits for the model shares its batches. If the
         task is cancelled, what has not been scored yet is dropped.
         """
-        checked, cut = self._check([(query, passages)], top_n, score_threshold)
-        return (await asyncio.wrap_future(self._accept(checked, cut)))[0]
+        self._check_open()
+        return (await self._arank_guarded(*self._check([(query, passages)], top_n, score_threshold)))[0]
 
     def warm_up(self) -> Self:
-        """Load the model and run it once, so that the first request is as fast as the others."""
-        self.score("warm", ["up"])
+        """Load the model and run it once, so that the first request is as fast as the others; the fallback too.
+
+        `timeout_s` does not count here. Where calls would be answered all the same, a model that fails is logged.
+        """
+        if self.fallback is not None:
+            self.fallback.warm_up()
+        self._check_open()
+        try:
+            self._score_requests([("warm", ["up"])])
+        except Exception as error:
+            tolerated = self.fallback is not None or self.on_error == "passthrough"
+            if not tolerated or not is_failure(error):
+                raise
+            outcome: Outcome = "passthrough" if self.fallback is None else "fallback"
+            reports.tell(self.name, RerankStatus.of(outcome, error), "calls take what there is")
         return self
 
     def close(self) -> None:
@@ -260,7 +355,8 @@ class Reranker:
             with suppress(CancelledError):
                 call.exception()
         if executor is not None:
-            executor.shutdown()
+            # Whom we gave up because it hangs we do not wait for.
+            executor.shutdown(wait=not any(call.working for call in self._given_up))
         with self._loading:
             self._scorer = None
         if self._cache is not None:
@@ -288,7 +384,9 @@ class Reranker:
                 f"The model is the object {self._custom!r}; only a reranker with a model name or folder has a "
                 "dict form. Pickle keeps the object."
             )
-        return self._plain_settings()
+        settings = self._plain_settings()
+        fallback = settings["fallback"]
+        return {**settings, "fallback": fallback.to_dict() if isinstance(fallback, Reranker) else fallback}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -297,11 +395,10 @@ class Reranker:
         Raises:
             InvalidInputError: A key is unknown or a value is not allowed.
         """
-        known = {"activation", *_DEFAULTS}
-        unknown = sorted(set(settings) - known)
+        unknown = sorted(set(settings) - set(_DEFAULTS))
         if unknown:
             raise InvalidInputError(
-                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(known))}."
+                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(_DEFAULTS))}."
             )
         return cls(**settings)
 
@@ -309,7 +406,7 @@ class Reranker:
         shown = [
             f"{name}={value!r}"
             for name, value in {**self._plain_settings(), "activation": self.activation}.items()
-            if name != "model" and value != _DEFAULTS.get(name, "identity")
+            if name != "model" and value != _DEFAULTS[name]
         ]
         return f"{type(self).__name__}({', '.join([repr(self.model), *shown])})"
 
@@ -322,59 +419,156 @@ class Reranker:
     def _plain_settings(self) -> dict[str, Any]:
         settings = asdict(self._settings)
         del settings["token"]
-        return {**settings, "activation": plain_activation(self.activation)}
+        return {
+            **settings,
+            "activation": plain_activation(self.activation),
+            "on_error": self.on_error,
+            "timeout_s": self.timeout_s,
+            "fallback": self._fallback_name or self.fallback,
+        }
 
     def _check(
         self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object
-    ) -> tuple[list[Request], tuple[int | None, float | None]]:
-        cut = (top_n_or_none(top_n), score_threshold_or_none(score_threshold))
+    ) -> tuple[list[Request], Cut]:
+        cut = Cut(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
+        if cut.score_threshold is not None:
+            self._check_scale(cut.score_threshold)
         return [request_pair(request) for request in requests], cut
 
-    def _rank_checked(
-        self, requests: Sequence[Request], top_n: int | None, score_threshold: float | None
-    ) -> list[Ranking]:
-        return self._rankings(requests, self._score_requests(requests), top_n, score_threshold)
+    def _check_scale(self, score_threshold: float) -> None:
+        """Refuse a threshold on logits where none are to be had."""
+        if self._score_kind == "probability" and self.activation == "identity":
+            raise InvalidInputError(
+                f"`score_threshold` is {score_threshold}, on the scale of logits; {self.name} gives probabilities "
+                "only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
+            )
+        if self.fallback is not None:
+            self.fallback._check_scale(score_threshold)  # noqa: SLF001
 
-    def _rankings(
-        self,
-        requests: Sequence[Request],
-        scored: Sequence[PassageScores],
-        top_n: int | None,
-        score_threshold: float | None,
-    ) -> list[Ranking]:
-        return [
-            self._ranking(request, scores, top_n, score_threshold)
-            for request, scores in zip(requests, scored, strict=True)
-        ]
+    def _rank_guarded(self, requests: Sequence[Request], cut: Cut, limit_s: float | None = None) -> list[Ranking]:
+        """Rank with this model, else with the fallback, else not at all; within the time."""
+        budget = Budget(self.timeout_s, limit_s)
+        fallback = self.fallback
+        failure: Exception | None = None
+        try:
+            try:
+                seconds = budget.left_s() if fallback is None else budget.half_s()
+                return self._rank_own(requests, cut, seconds)
+            except Exception as error:  # noqa: BLE001 -- engines, servers and scorers each raise their own
+                failure = _failure(error)
+            if fallback is not None:
+                try:
+                    rankings = fallback._rank_guarded(requests, cut, budget.left_s())  # noqa: SLF001
+                    return self._of_fallback(rankings, failure)
+                except Exception as error:  # noqa: BLE001
+                    failure = _failure(error, failure)
+            if self.on_error == "raise":
+                raise failure
+            return self._passed_through(requests, cut, failure)
+        finally:
+            # An error keeps this frame, which is not to keep the error.
+            failure = None
 
-    def _ranking(
-        self, request: Request, scores: PassageScores, top_n: int | None, score_threshold: float | None
-    ) -> Ranking:
+    async def _arank_guarded(
+        self, requests: Sequence[Request], cut: Cut, limit_s: float | None = None
+    ) -> list[Ranking]:
+        """Do the same without blocking the event loop."""
+        budget = Budget(self.timeout_s, limit_s)
+        fallback = self.fallback
+        failure: Exception | None = None
+        try:
+            try:
+                seconds = budget.left_s() if fallback is None else budget.half_s()
+                return await self._arank_own(requests, cut, seconds)
+            except Exception as error:  # noqa: BLE001 -- engines, servers and scorers each raise their own
+                failure = _failure(error)
+            if fallback is not None:
+                try:
+                    rankings = await fallback._arank_guarded(requests, cut, budget.left_s())  # noqa: SLF001
+                    return self._of_fallback(rankings, failure)
+                except Exception as error:  # noqa: BLE001
+                    failure = _failure(error, failure)
+            if self.on_error == "raise":
+                raise failure
+            return self._passed_through(requests, cut, failure)
+        finally:
+            # An error keeps this frame, which is not to keep the error.
+            failure = None
+
+    def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
+        status = RerankStatus.of("fallback", failure)
+        reports.tell(self.name, status, f"{self.fallback.name if self.fallback else None} ranked")
+        return [replace(ranking, status=ranking.status or status) for ranking in rankings]
+
+    def _passed_through(self, requests: Sequence[Request], cut: Cut, failure: Exception) -> list[Ranking]:
+        status = RerankStatus.of("passthrough", failure)
+        reports.tell(self.name, status, "the order of the input was kept")
+        return [unranked(query, self.name, passages[: cut.top_n], status) for query, passages in requests]
+
+    def _rank_own(self, requests: Sequence[Request], cut: Cut, seconds: float | None) -> list[Ranking]:
+        self._check_open()
+        if seconds is None:
+            return self._rankings(requests, cut, self._score_requests(requests))
+        call = self._accept(requests, cut)
+        try:
+            # Not `result(timeout)`, whose error looks like one of the call itself.
+            wait([call], seconds)
+            if call.done():
+                return call.result()
+            raise Budget.over(self.name, seconds)
+        finally:
+            self._give_up(call)
+            # It keeps its error, and that this frame.
+            del call
+
+    async def _arank_own(self, requests: Sequence[Request], cut: Cut, seconds: float | None) -> list[Ranking]:
+        call = self._accept(requests, cut)
+        answer = asyncio.wrap_future(call)
+        try:
+            await asyncio.wait([answer], timeout=seconds)
+            if answer.done():
+                return answer.result()
+            raise Budget.over(self.name, seconds)
+        finally:
+            answer.cancel()
+            self._give_up(call)
+            del answer, call
+
+    def _give_up(self, call: Call) -> None:
+        if call.cancel() and call.working:
+            self._given_up.add(call)
+
+    def _rankings(self, requests: Sequence[Request], cut: Cut, scored: Sequence[PassageScores]) -> list[Ranking]:
+        return [self._ranking(request, cut, scores) for request, scores in zip(requests, scored, strict=True)]
+
+    def _ranking(self, request: Request, cut: Cut, scores: PassageScores) -> Ranking:
         query, passages = request
-        order = order_logits(scores.logits, activation=self.activation, score_threshold=score_threshold, top_n=top_n)
+        is_logit = self._score_kind == "logit"
+        order = order_logits(
+            scores.logits,
+            # What a server gives as a probability is one already.
+            activation=self.activation if is_logit else "identity",
+            score_threshold=cut.score_threshold,
+            top_n=cut.top_n,
+        )
         results = tuple(
             RankedPassage(
                 index=int(index),
                 rank=rank,
                 score=float(score),
-                logit=float(scores.logits[index]),
+                logit=float(scores.logits[index]) if is_logit else None,
                 text=passages[index],
                 truncated=None if scores.truncated is None else bool(scores.truncated[index]),
                 span=None if scores.spans is None else scores.spans[index],
             )
             for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
         )
-        return Ranking(query, self.name, results, scores.query_truncated)
+        return Ranking(query, self.name, results, scores.query_truncated, self._score_kind)
 
     def _score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        wanted = [_Wanted(request, self._cache) for request in requests]
-        asked = _asked(wanted)
-        return self._answers(wanted, self._loaded_scorer().score_requests(asked) if asked else [])
-
-    def _answers(self, wanted: Sequence[_Wanted], scored: Iterable[PassageScores]) -> list[PassageScores]:
-        """Return the scores of each request; `scored` are those of the requests that ask for something."""
-        left = iter(scored)
-        return [one.answer(next(left) if one.asked else PassageScores.empty(), self.name) for one in wanted]
+        wanted = [Wanted(request, self._cache) for request in requests]
+        asked = asked_of(wanted)
+        return answers(wanted, self._loaded_scorer().score_requests(asked) if asked else [], self.name)
 
     def _loaded_scorer(self) -> RequestScorer:
         with self._loading:
@@ -385,13 +579,15 @@ class Reranker:
                 self._scorer = None if self._closed else scorer
             return scorer
 
-    def _accept(self, requests: Sequence[Request], cut: tuple[int | None, float | None]) -> _Call:
+    def _accept(self, requests: Sequence[Request], cut: Cut) -> Call:
         with self._handing_over:
             self._check_open()
             if self._executor is None:
-                # One thread is enough: it tokenises and sorts, and the scores are made elsewhere.
-                self._executor = ThreadPoolExecutor(1, thread_name_prefix="marcorank")
-            call = _Call(self, self._executor, requests, cut)
+                # One thread is enough for a model: it tokenises and sorts, and the scores are made elsewhere.
+                count = 1 if self._custom is None else _THREADS_FOR_A_SCORER
+                self._executor = ThreadPoolExecutor(count, thread_name_prefix="marcorank")
+            work = Work(requests, self._cache, self.name, self._loaded_scorer, partial(self._rankings, requests, cut))
+            call = Call(self._executor, work)
             self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         call.begin()
@@ -400,152 +596,6 @@ class Reranker:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"{self!r} was closed; make a new Reranker.")
-
-
-class _Wanted:
-    """The passages of one request, each different one once, and what is known of them."""
-
-    def __init__(self, request: Request, cache: ScoreCache | None) -> None:
-        self.query, self._passages = request
-        self._cache = cache
-        self._distinct = list(dict.fromkeys(self._passages))
-        self._known = {} if cache is None else cache.find(self.query, self._distinct)
-        self.asked = [passage for passage in self._distinct if passage not in self._known]
-
-    def answer(self, scored: PassageScores, model: str) -> PassageScores:
-        """Return the scores of all passages, in input order, from those of the passages that were asked for.
-
-        Raises:
-            ScoreError: A logit is not finite.
-        """
-        if self._known:
-            known = self._known | dict(zip(self.asked, split(scored), strict=True))
-            scores = join([known[passage] for passage in self._passages])
-        else:
-            place_of = {passage: place for place, passage in enumerate(self.asked)}
-            scores = scored.take([place_of[passage] for passage in self._passages])
-        check_finite(scores.logits, model=model)
-        if self._cache is not None:
-            self._cache.keep(self.query, self.asked, split(scored))
-        return scores
-
-
-def _asked(wanted: Sequence[_Wanted]) -> list[Request]:
-    return [(one.query, one.asked) for one in wanted if one.asked]
-
-
-class _Call(Future[list[Ranking]]):
-    """One `arank` on its way.
-
-    Each step runs in the thread of the reranker and ends where it would have to wait for the engine. So calls wait
-    there side by side, in common batches, and none of it needs an event loop, which may be busy or closed.
-    """
-
-    def __init__(
-        self,
-        reranker: Reranker,
-        executor: ThreadPoolExecutor,
-        requests: Sequence[Request],
-        cut: tuple[int | None, float | None],
-    ) -> None:
-        super().__init__()
-        self._reranker = reranker
-        self._executor = executor
-        self._requests = requests
-        self._cut = cut
-        self._wanted: list[_Wanted] = []
-        self._submission: Submission | None = None
-
-    def begin(self) -> None:
-        """Take the first step."""
-        self._go_on(self._look_up)
-
-    def cancel(self) -> bool:
-        """Drop what has not been scored yet."""
-        cancelled = super().cancel()
-        if cancelled:
-            self._drop()
-        return cancelled
-
-    def _go_on(self, step: Callable[[], None]) -> None:
-        if self.done():
-            return
-        try:
-            self._executor.submit(self._take, step)
-        except RuntimeError as error:  # the interpreter ends, or the reranker was closed behind a cancelled call
-            self._fail(error)
-
-    def _take(self, step: Callable[[], None]) -> None:
-        if self.done():
-            return
-        try:
-            step()
-        except BaseException as error:  # noqa: BLE001 -- it belongs to who waits
-            self._fail(error)
-
-    def _look_up(self) -> None:
-        reranker = self._reranker
-        self._wanted = [_Wanted(request, reranker._cache) for request in self._requests]  # noqa: SLF001
-        asked = _asked(self._wanted)
-        scorer = reranker._loaded_scorer() if asked else None  # noqa: SLF001
-        if isinstance(scorer, CrossEncoderScorer):
-            self._submission = scorer.submit(asked)
-            if self.done():  # cancelled before there was anything to drop
-                self._drop()
-            self._wait_for_room()
-        else:
-            self._end([] if scorer is None else scorer.score_requests(asked))
-
-    def _wait_for_room(self) -> None:
-        submission = self._submission
-        if submission is None:
-            return
-        room = submission.room()
-        if room.done():
-            self._advance()
-        else:
-            room.add_done_callback(lambda _: self._go_on(self._advance))
-
-    def _advance(self) -> None:
-        submission = self._submission
-        if submission is None:
-            return
-        if submission.advance():
-            # Behind the first steps of other calls, which may be short.
-            self._go_on(self._wait_for_room)
-        else:
-            submission.logits.add_done_callback(lambda _: self._go_on(self._finish))
-
-    def _finish(self) -> None:
-        submission = self._submission
-        if submission is None:
-            return
-        job = submission.logits
-        # Not raised: a traceback through this frame would keep the model.
-        error = job.exception()
-        if error is None:
-            self._end(submission.scores(job.result()))
-        else:
-            self._fail(error)
-
-    def _end(self, scored: Sequence[PassageScores]) -> None:
-        reranker = self._reranker
-        self._drop()
-        answers = reranker._answers(self._wanted, scored)  # noqa: SLF001
-        rankings = reranker._rankings(self._requests, answers, *self._cut)  # noqa: SLF001
-        with suppress(InvalidStateError):
-            self.set_result(rankings)
-
-    def _fail(self, error: BaseException) -> None:
-        self._drop()
-        with suppress(InvalidStateError):
-            self.set_exception(error)
-
-    def _drop(self) -> None:
-        # The scheduler knows this call by its callbacks, so to forget the submission is also to break a cycle.
-        submission, self._submission = self._submission, None
-        if submission is not None:
-            submission.cancel()
 
 
 _rerankers: WeakSet[Reranker] = WeakSet()
@@ -561,6 +611,15 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
 
 
+def _failure(error: Exception, before: Exception | None = None) -> Exception:
+    """Return an error that somebody else may make up for; raise any other."""
+    if not is_failure(error):
+        raise error
+    if before is not None:
+        error.__cause__ = before
+    return error
+
+
 def _folder_or_none(name: str, value: object) -> str | None:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -568,10 +627,10 @@ def _folder_or_none(name: str, value: object) -> str | None:
     return None if folder is None else os.path.expanduser(folder)  # noqa: PTH111
 
 
-def _checked_scorer(model: object) -> Scorer:
+def _checked_scorer(model: object, *, name: str = "model") -> Scorer:
     if isinstance(model, type) or not isinstance(model, Scorer):
         raise InvalidInputError(
-            f"`model` is {model!r}; expected a model name, the path of a model folder, or an object with "
+            f"`{name}` is {model!r}; expected a model name, the path of a model folder, or an object with "
             "`score(query, passages)`."
         )
     return model

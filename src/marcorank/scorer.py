@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from marcorank.pairs import EncodedRequest, PairEncoder
+    from marcorank.ranking import ScoreKind
     from marcorank.scheduler import Pair, Scheduler
 
     Request = tuple[str, Sequence[str]]
@@ -32,8 +33,9 @@ _CHARS_AT_ONCE = 65536
 class Scorer(Protocol):
     """Whoever brings another engine implements this and nothing else.
 
-    An attribute `name`, where there is one, is shown as the model's name. A scorer that several threads or tasks
-    use has to be safe for that.
+    An attribute `name`, where there is one, is shown as the model's name; an attribute `score_kind` that is
+    `"probability"` says that it returns no logits but numbers from 0 to 1. A scorer that several threads or tasks use
+    has to be safe for that.
     """
 
     def score(self, query: str, passages: Sequence[str]) -> ArrayLike:
@@ -85,6 +87,24 @@ class RequestScorer(Protocol):
         ...
 
 
+@runtime_checkable
+class StartingScorer(Protocol):
+    """A scorer that waits elsewhere, such as for a server, so that nobody has to lend it a thread."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        ...
+
+    def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
+        """Score the passages of each request; one answer a request, in their order."""
+        ...
+
+    def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
+        """Begin to do the same; cancelling the future drops it."""
+        ...
+
+
 def scorer_name(scorer: Scorer) -> str:
     """Return the name to show for a scorer."""
     return str(getattr(scorer, "name", type(scorer).__name__))
@@ -92,7 +112,14 @@ def scorer_name(scorer: Scorer) -> str:
 
 def as_request_scorer(scorer: Scorer) -> RequestScorer:
     """Return the scorer itself where it takes whole requests, else one that calls it."""
-    return scorer if isinstance(scorer, (PlainScorer, CrossEncoderScorer)) else PlainScorer(scorer)
+    if isinstance(scorer, (PlainScorer, CrossEncoderScorer, StartingScorer)):
+        return scorer
+    return PlainScorer(scorer)
+
+
+def score_kind(scorer: Scorer) -> ScoreKind:
+    """Return whether a scorer gives logits, or probabilities because a server has nothing else."""
+    return "probability" if getattr(scorer, "score_kind", "logit") == "probability" else "logit"
 
 
 class PlainScorer:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
+from marcorank.reranker import _THREADS_FOR_A_SCORER
 from marcorank.scorer import as_request_scorer
 from marcorank.testing import WordOverlapScorer
 
@@ -364,26 +365,28 @@ async def test_the_event_loop_is_free_while_scores_are_made():
 
 async def test_the_work_of_a_cancelled_caller_is_dropped():
     """What was cancelled before its turn is never scored."""
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on = threading.Semaphore(0), threading.Event()
 
     def answer(passages):
-        begun.set()
+        begun.release()
         assert go_on.wait(30)
         return [1.0] * len(passages)
 
     scorer = FixedScorer(answer)
     chosen = Reranker(scorer)
-    first = asyncio.create_task(chosen.arank("q", ["first"]))
-    await asyncio.to_thread(begun.wait, 30)
+    count = _THREADS_FOR_A_SCORER
+    first = [asyncio.create_task(chosen.arank("q", ["first"])) for _ in range(count)]
+    for _ in first:
+        assert await asyncio.to_thread(begun.acquire, timeout=30)
     second = asyncio.create_task(chosen.arank("q", ["second"]))
     await asyncio.sleep(0)
     second.cancel()
     with pytest.raises(asyncio.CancelledError):
         await second
     go_on.set()
-    await first
+    await asyncio.gather(*first)
     await chosen.arank("q", ["third"])
-    assert scorer.asked == [["first"], ["third"]]
+    assert scorer.asked == [["first"]] * count + [["third"]]
 
 
 async def test_many_tasks_and_threads_share_one_reranker():

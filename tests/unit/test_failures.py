@@ -1,0 +1,377 @@
+"""A model that fails, hangs or is slow: who answers in its place, when, and how that is told."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+import pickle
+import threading
+import time
+import weakref
+
+import numpy as np
+import pytest
+
+from marcorank import (
+    InvalidInputError,
+    MissingExtraError,
+    Reranker,
+    RerankTimeoutError,
+    ScoreError,
+    UnknownModelError,
+)
+from marcorank.failures import RerankStatus, _Reports, reports
+from marcorank.testing import WordOverlapScorer
+
+QUERY = "open a file"
+PASSAGES = ["a list is mutable", "open a file with open", "close the file"]
+
+
+class Failing:
+    """Fails as it is told."""
+
+    name = "failing"
+
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.error = error or RuntimeError("out of memory")
+
+    def score(self, query, passages):
+        raise self.error
+
+
+class Hanging:
+    """Answers when it is let go, or never."""
+
+    name = "hanging"
+
+    def __init__(self) -> None:
+        self.go_on = threading.Event()
+
+    def score(self, query, passages):
+        self.go_on.wait(60)
+        return [1.0] * len(passages)
+
+
+@pytest.fixture
+def hanging():
+    scorer = Hanging()
+    yield scorer
+    scorer.go_on.set()
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_yet():
+    reports._said.clear()
+
+
+@pytest.fixture(params=["rank", "rank_many", "arank"])
+def rank(request):
+    """The three ways to rank."""
+
+    def call(reranker, query, passages, **cut):
+        if request.param == "rank":
+            return reranker.rank(query, passages, **cut)
+        if request.param == "rank_many":
+            return reranker.rank_many([(query, passages)], **cut)[0]
+        return asyncio.run(reranker.arank(query, passages, **cut))
+
+    return call
+
+
+def test_a_failure_is_raised_where_nothing_else_is_asked_for(rank):
+    """The default hides nothing."""
+    with pytest.raises(RuntimeError, match="out of memory"):
+        rank(Reranker(Failing()), QUERY, PASSAGES)
+
+
+def test_a_passthrough_is_the_head_of_the_input_without_scores(rank):
+    """The first stage's top_n in its order; the ranking says why, also as JSON."""
+    ranking = rank(Reranker(Failing(), on_error="passthrough"), QUERY, PASSAGES, top_n=2, score_threshold=5.0)
+    assert [(result.index, result.rank, result.score, result.logit) for result in ranking] == [
+        (0, 1, None, None),
+        (1, 2, None, None),
+    ]
+    assert ranking.status == RerankStatus("passthrough", "RuntimeError", "out of memory")
+    assert json.loads(json.dumps(ranking.status.to_dict()))["reason"] == "out of memory"
+    assert "passthrough: RuntimeError: out of memory" in str(ranking)
+    assert "passthrough: RuntimeError: out of memory" in ranking._repr_html_()
+
+
+def test_a_fallback_ranks_where_the_model_fails(rank):
+    """Its scores, its name, and a status that says why."""
+    expected = Reranker(WordOverlapScorer()).rank(QUERY, PASSAGES, top_n=2)
+    ranking = rank(Reranker(Failing(), fallback=WordOverlapScorer()), QUERY, PASSAGES, top_n=2)
+    assert ranking.results == expected.results
+    assert ranking.model == "word-overlap"
+    assert ranking.status == RerankStatus("fallback", "RuntimeError", "out of memory")
+
+
+def test_what_nobody_can_answer_goes_on_by_on_error(rank):
+    """A fallback that fails too is followed by its own cause, or by the order of the input."""
+    twice = {"fallback": Failing(ValueError("also broken"))}
+    with pytest.raises(ValueError, match="also broken") as caught:
+        rank(Reranker(Failing(), **twice), QUERY, PASSAGES)
+    assert str(caught.value.__cause__) == "out of memory"
+    ranking = rank(Reranker(Failing(), on_error="passthrough", **twice), QUERY, PASSAGES)
+    assert ranking.status == RerankStatus("passthrough", "ValueError", "also broken")
+
+
+def test_fallbacks_can_be_chained(rank):
+    """A reranker as fallback brings its own."""
+    chain = Reranker(Failing(), fallback=Reranker(Failing(), fallback=WordOverlapScorer()))
+    assert rank(chain, QUERY, PASSAGES).model == "word-overlap"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidInputError("a wrong argument"),
+        MissingExtraError("pip install something"),
+        UnknownModelError("no such model"),
+        KeyboardInterrupt(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_errors_of_the_program_are_always_raised(error):
+    """No other model and no other order makes them right."""
+    reranker = Reranker(Failing(error), on_error="passthrough", fallback=WordOverlapScorer())
+    with pytest.raises(type(error), match=str(error) or None):
+        reranker.rank(QUERY, PASSAGES)
+
+
+def test_wrong_arguments_are_raised_with_every_setting(rank):
+    """They are looked at before anything can fail."""
+    reranker = Reranker(Failing(), on_error="passthrough", fallback=WordOverlapScorer(), timeout_s=1)
+    with pytest.raises(InvalidInputError, match="`top_n` is 0"):
+        rank(reranker, QUERY, PASSAGES, top_n=0)
+    with pytest.raises(InvalidInputError, match="`query` is blank"):
+        rank(reranker, " ", PASSAGES)
+    with pytest.raises(InvalidInputError, match=r"`passages\[0\]` is None"):
+        rank(reranker, QUERY, [None])
+
+
+def test_scores_that_are_none_are_failures(rank):
+    """NaN of a model is no ranking, and no reason to have none."""
+
+    class Broken:
+        def score(self, query, passages):
+            return [np.nan] * len(passages)
+
+    with pytest.raises(ScoreError, match="nan"):
+        rank(Reranker(Broken()), QUERY, PASSAGES)
+    assert rank(Reranker(Broken(), on_error="passthrough"), QUERY, PASSAGES).status.error == "ScoreError"
+
+
+def test_a_call_ends_with_its_time(rank, hanging):
+    """An error of its own, a TimeoutError too, that names model and time; and soon enough."""
+    start = time.monotonic()
+    with pytest.raises(RerankTimeoutError, match=r"`hanging` did not answer within 0\.1 s") as caught:
+        rank(Reranker(hanging, timeout_s=0.1), QUERY, PASSAGES)
+    assert isinstance(caught.value, TimeoutError)
+    assert time.monotonic() - start < 20  # the scorer would wait 60
+
+
+def test_time_that_is_over_is_a_failure_like_others(rank, hanging):
+    """Passed through, or ranked by the fallback, which has the other half of the time."""
+    assert rank(Reranker(hanging, timeout_s=0.1, on_error="passthrough"), QUERY, PASSAGES).status.error == (
+        "RerankTimeoutError"
+    )
+    ranking = rank(Reranker(hanging, timeout_s=5, fallback=WordOverlapScorer()), QUERY, PASSAGES)
+    assert (ranking.model, ranking.status.reason[:38]) == ("word-overlap", "Model `hanging` did not answer within ")
+    assert "2.5 s" in ranking.status.reason
+
+
+def test_model_and_fallback_share_the_time(rank, hanging):
+    """Both hang: the call ends with its own time, not with the sum of theirs."""
+    both = Reranker(hanging, timeout_s=0.4, fallback=Reranker(hanging, timeout_s=50), on_error="passthrough")
+    start = time.monotonic()
+    assert rank(both, QUERY, PASSAGES).status.outcome == "passthrough"
+    assert time.monotonic() - start < 20
+
+
+def test_a_model_that_answers_in_time_is_not_touched(rank):
+    """The settings change nothing where nothing fails."""
+    expected = Reranker(WordOverlapScorer()).rank(QUERY, PASSAGES)
+    guarded = Reranker(WordOverlapScorer(), timeout_s=60, on_error="passthrough", fallback="bundled")
+    assert rank(guarded, QUERY, PASSAGES) == expected
+    assert rank(guarded, QUERY, []).results == ()
+    assert guarded.fallback._scorer is None  # never loaded
+
+
+@pytest.mark.parametrize("timeout_s", [None, 60])
+def test_scores_are_never_those_of_somebody_else(timeout_s):
+    """`score` gives the scores of the model or an error."""
+    passing = Reranker(Failing(), on_error="passthrough", fallback=WordOverlapScorer(), timeout_s=timeout_s)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        passing.score(QUERY, PASSAGES)
+    own = Reranker(WordOverlapScorer(), activation="sigmoid", timeout_s=timeout_s)
+    assert own.score(QUERY, PASSAGES).tolist() == Reranker(WordOverlapScorer()).score(QUERY, PASSAGES).tolist()
+
+
+def test_scores_have_a_time_limit_too(hanging):
+    """`timeout_s` counts for every call."""
+    with pytest.raises(RerankTimeoutError, match=r"within 0\.1 s"):
+        Reranker(hanging, timeout_s=0.1).score(QUERY, PASSAGES)
+
+
+def test_a_local_model_drops_what_is_out_of_time():
+    """What a timed-out call had waiting is not scored, and the model answers the next one."""
+    reranker = Reranker("bundled", timeout_s=0.2).warm_up()
+    passages = [f"passage {number} " + "word " * 300 for number in range(2000)]
+    with pytest.raises(RerankTimeoutError, match="`bundled` did not answer"):
+        reranker.rank(QUERY, passages)
+    reranker.timeout_s = 60
+    assert reranker.rank(QUERY, PASSAGES).results == Reranker("bundled").rank(QUERY, PASSAGES).results
+    assert not reranker._loaded_scorer().scheduler._engine.queue
+
+
+def test_many_callers_of_a_hanging_scorer_all_end(hanging):
+    """More than there are threads for: nobody waits for the time of the others."""
+    reranker = Reranker(hanging, timeout_s=0.3, on_error="passthrough")
+
+    async def ask():
+        return await asyncio.gather(*(reranker.arank(QUERY, PASSAGES) for _ in range(100)))
+
+    start = time.monotonic()
+    assert {ranking.status.error for ranking in asyncio.run(ask())} == {"RerankTimeoutError"}
+    assert time.monotonic() - start < 20
+
+
+def test_close_does_not_wait_for_who_was_given_up(hanging):
+    """A scorer that never returns does not keep the program."""
+    reranker = Reranker(hanging, timeout_s=0.1, on_error="passthrough")
+    reranker.rank(QUERY, PASSAGES)
+    closing = threading.Thread(target=reranker.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
+
+
+def test_a_failure_is_logged_once_per_cause_and_minute(rank, caplog):
+    """The first at once; the next after a minute, with how many there were meanwhile."""
+    now = [1000.0]
+    said = _Reports(lambda: now[0])
+    status = RerankStatus("passthrough", "RuntimeError", "out of memory")
+    with caplog.at_level(logging.WARNING, "marcorank"):
+        for _ in range(5):
+            said.tell("m", status, "the order of the input was kept")
+        now[0] += 59
+        said.tell("m", RerankStatus("passthrough", "OSError", "gone"), "the order of the input was kept")
+        said.tell("m", status, "the order of the input was kept")
+        now[0] += 2
+        said.tell("m", status, "the order of the input was kept")
+    first = "Reranking with m failed, the order of the input was kept instead. RuntimeError: out of memory"
+    assert [record.getMessage() for record in caplog.records] == [
+        first,
+        "Reranking with m failed, the order of the input was kept instead. OSError: gone",
+        f"{first} (5 more like it since the last message)",
+    ]
+    caplog.clear()
+    for _ in range(3):
+        rank(Reranker(Failing(), on_error="passthrough"), QUERY, PASSAGES)
+    assert len(caplog.records) == 1
+
+
+def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog):
+    """An application starts although its server is down, if its calls would be answered all the same."""
+    warmed = Reranker(Failing(), fallback="bundled").warm_up()
+    assert warmed.fallback._scorer is not None
+    assert "calls take what there is instead. RuntimeError: out of memory" in caplog.text
+    Reranker(Failing(), on_error="passthrough").warm_up()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Reranker(Failing()).warm_up()
+
+
+def test_settings_round_trip():
+    """to_dict, JSON and pickle carry them; a fallback that was named stays a name."""
+    reranker = Reranker("bundled", on_error="passthrough", timeout_s=0.5, fallback="bundled")
+    plain = json.loads(json.dumps(reranker.to_dict()))
+    assert (plain["on_error"], plain["timeout_s"], plain["fallback"]) == ("passthrough", 0.5, "bundled")
+    for again in (Reranker.from_dict(plain), pickle.loads(pickle.dumps(reranker))):  # noqa: S301
+        assert again.to_dict() == reranker.to_dict()
+    nested = Reranker("bundled", fallback=Reranker("bundled", activation="sigmoid"))
+    assert Reranker.from_dict(json.loads(json.dumps(nested.to_dict()))).fallback.activation == "sigmoid"
+    with_object = Reranker("bundled", fallback=WordOverlapScorer())
+    assert pickle.loads(pickle.dumps(with_object)).fallback.name == "word-overlap"  # noqa: S301
+    with pytest.raises(InvalidInputError, match="only a reranker with a model name"):
+        with_object.to_dict()
+    assert repr(reranker) == "Reranker('bundled', on_error='passthrough', timeout_s=0.5, fallback='bundled')"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"on_error": "ignore"}, "`on_error` is 'ignore'; expected one of 'raise', 'passthrough'"),
+        ({"timeout_s": 0}, "`timeout_s` is 0; expected None or a number of seconds above 0"),
+        ({"timeout_s": float("inf")}, "`timeout_s` is inf"),
+        ({"timeout_s": "1"}, "`timeout_s` is '1'"),
+        ({"timeout_s": True}, "`timeout_s` is True"),
+        ({"fallback": 5}, "`fallback` is 5; expected a model name"),
+        ({"fallback": {"modle": "bundled"}}, "Unknown settings 'modle'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    """What was found, and what is allowed."""
+    with pytest.raises(InvalidInputError, match=message):
+        Reranker("bundled", **settings)
+
+
+def test_an_unknown_fallback_is_found_at_once():
+    """Not on the day on which it is needed."""
+    with pytest.raises(UnknownModelError, match="no-such-model"):
+        Reranker("bundled", fallback="no-such-model")
+
+
+class Probable:
+    """Gives probabilities, as some servers do."""
+
+    name = "probable"
+    score_kind = "probability"
+
+    def score(self, query, passages):
+        return [0.2, 0.9, 0.5][: len(passages)]
+
+
+def test_probabilities_are_said_to_be_such(rank):
+    """They are scores under either activation, no logits, and sorted."""
+    for activation in ("identity", "sigmoid"):
+        ranking = rank(Reranker(Probable(), activation=activation), QUERY, PASSAGES)
+        assert (ranking.score_kind, [result.index for result in ranking]) == ("probability", [1, 2, 0])
+        assert [result.score for result in ranking] == pytest.approx([0.9, 0.5, 0.2])
+        assert {result.logit for result in ranking} == {None}
+    assert Reranker(Probable(), timeout_s=9).score(QUERY, PASSAGES).tolist() == pytest.approx([0.2, 0.9, 0.5])
+    assert Reranker(WordOverlapScorer()).rank(QUERY, PASSAGES).score_kind == "logit"
+
+
+def test_a_threshold_on_logits_is_refused_where_there_are_none(rank):
+    """Also if only the fallback has none; on the scale of probabilities it counts."""
+    for reranker in (Reranker(Probable()), Reranker(WordOverlapScorer(), fallback=Probable())):
+        with pytest.raises(InvalidInputError, match=r"probable gives probabilities only\. Pass `activation='sigmoid'`"):
+            rank(reranker, QUERY, PASSAGES, score_threshold=0.4)
+    kept = rank(Reranker(Probable(), activation="sigmoid"), QUERY, PASSAGES, score_threshold=0.4)
+    assert [result.index for result in kept] == [1, 2]
+    with pytest.raises(InvalidInputError, match="which is fitted on logits; probable gives probabilities only"):
+        Reranker(Probable(), activation={"a": 1.0, "b": 0.0})
+
+
+@pytest.mark.parametrize("rank", ["rank", "rank_many"], indirect=True)  # asyncio has cycles of its own
+def test_no_failure_keeps_the_model(rank):
+    """Errors hold the frames that they came through; those hold neither error nor scorer when the call is over."""
+
+    class Broken:
+        def score(self, query, passages):
+            raise RuntimeError("broken")  # a new one each time: who keeps an error keeps its frames
+
+    gc.collect()
+    gc.disable()
+    try:
+        reranker = Reranker(Broken(), on_error="passthrough", fallback=Broken())
+        scorer = weakref.ref(reranker.model)
+        rank(reranker, QUERY, PASSAGES)
+        reranker.close()
+        del reranker
+        assert scorer() is None
+    finally:
+        gc.enable()
