@@ -122,9 +122,10 @@ def kind_of_model(settings: ModelSettings) -> ScoreKind:
 
 def _remote(settings: ModelSettings) -> RemoteScorer:
     """Return the scorer of a server; who names the same one with the same key shares its connections."""
-    return _loaded.shared(
+    scorer: RemoteScorer = _loaded.shared(
         ("remote", settings.model, settings.token), lambda: RemoteScorer(settings.model, api_key=settings.token)
     )
+    return scorer
 
 
 def locate(settings: ModelSettings) -> ModelFiles:

@@ -14,9 +14,12 @@ from hypothesis import strategies as st
 from langchain_core.documents import Document
 from pydantic import SecretStr, ValidationError
 
+from engines import word_overlap
 from marcorank import InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank
 from marcorank.testing import WordOverlapScorer
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 QUERY = "red apple tart"
 TEXTS = ["green pear", "red apple tart", "", "red car", "red apple", "red car"]
@@ -40,10 +43,10 @@ def documents_of(texts: list[str]) -> list[Document]:
 def test_same_order_and_scores_as_the_core(texts, top_n, threshold, activation):
     """Order and scores are those of the core, for any texts, top_n, threshold and activation."""
     rerank = MarcoRerank(
-        reranker=WordOverlapScorer(), activation=activation, top_n=top_n, score_threshold=threshold, text_fields=()
+        reranker=word_overlap(), activation=activation, top_n=top_n, score_threshold=threshold, text_fields=()
     )
     found = rerank.compress_documents(documents_of(texts), "a b c")
-    core = Reranker(WordOverlapScorer(), activation=activation)
+    core = Reranker(word_overlap(), activation=activation)
     expected = core.rank("a b c", texts, top_n=top_n, score_threshold=threshold)
     assert [(document.id, document.metadata["relevance_score"]) for document in found] == [
         (str(result.index), result.score) for result in expected
@@ -55,7 +58,7 @@ def test_inputs_are_never_changed(texts):
     """Documents, their metadata and the list are deep-equal before and after, and the results are new objects."""
     documents = documents_of(texts)
     before = copy.deepcopy(documents)
-    found = MarcoRerank(reranker=WordOverlapScorer(), top_n=None).compress_documents(documents, "a")
+    found = MarcoRerank(reranker=word_overlap(), top_n=None).compress_documents(documents, "a")
     assert documents == before
     assert not {id(document) for document in documents} & {id(document) for document in found}
     assert not {id(document.metadata) for document in documents} & {id(document.metadata) for document in found}
@@ -63,14 +66,14 @@ def test_inputs_are_never_changed(texts):
 
 async def test_async_gives_what_sync_gives():
     """The async method returns the same documents."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), text_fields=["source"], score_threshold=-4)
+    rerank = MarcoRerank(reranker=word_overlap(), text_fields=["source"], score_threshold=-4)
     documents = documents_of(TEXTS)
     assert await rerank.acompress_documents(documents, QUERY) == rerank.compress_documents(documents, QUERY)
 
 
 def test_scores_are_plain_floats_that_go_through_json():
     """The score is a Python float, and the metadata goes through JSON where the user's did."""
-    found = MarcoRerank(reranker=WordOverlapScorer(), top_n=None).compress_documents(documents_of(TEXTS), QUERY)
+    found = MarcoRerank(reranker=word_overlap(), top_n=None).compress_documents(documents_of(TEXTS), QUERY)
     assert {type(document.metadata["relevance_score"]) for document in found} == {float}
     assert json.loads(json.dumps([document.metadata for document in found])) == [
         document.metadata for document in found
@@ -84,7 +87,7 @@ def test_ids_subclasses_and_extra_fields_survive():
         page: int
 
     chunk = Chunk(page_content="red apple", id="7", page=3, metadata={"source": "a.pdf"})
-    (found,) = MarcoRerank(reranker=WordOverlapScorer()).compress_documents([chunk], "red")
+    (found,) = MarcoRerank(reranker=word_overlap()).compress_documents([chunk], "red")
     assert type(found) is Chunk
     assert (found.id, found.page, found.page_content) == ("7", 3, "red apple")
     assert found.metadata == {"source": "a.pdf", "relevance_score": 5.0}
@@ -110,22 +113,22 @@ def test_nothing_is_loaded_before_the_first_use(tmp_path):
 def test_the_threshold_comes_before_top_n():
     """The threshold is on the scale of the activation and applies before top_n; zero is a threshold."""
     documents = documents_of(["red", "red apple", "red apple tart", "pear"])
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), top_n=2, score_threshold=0)
+    rerank = MarcoRerank(reranker=word_overlap(), top_n=2, score_threshold=0)
     assert [document.id for document in rerank.compress_documents(documents, QUERY)] == ["2", "1"]
-    strict = MarcoRerank(reranker=WordOverlapScorer(), activation="sigmoid", top_n=2, score_threshold=0.9)
+    strict = MarcoRerank(reranker=word_overlap(), activation="sigmoid", top_n=2, score_threshold=0.9)
     assert [document.id for document in strict.compress_documents(documents, QUERY)] == ["2"]
 
 
 def test_top_n_is_three_unless_given_and_none_means_all():
     """Without top_n three documents come back; with None all of them."""
     documents = documents_of(TEXTS)
-    assert len(MarcoRerank(reranker=WordOverlapScorer()).compress_documents(documents, QUERY)) == 3
-    assert len(MarcoRerank(reranker=WordOverlapScorer(), top_n=None).compress_documents(documents, QUERY)) == 6
+    assert len(MarcoRerank(reranker=word_overlap()).compress_documents(documents, QUERY)) == 3
+    assert len(MarcoRerank(reranker=word_overlap(), top_n=None).compress_documents(documents, QUERY)) == 6
 
 
 def test_numpy_numbers_are_numbers():
     """Settings that come out of numpy work and become plain."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), top_n=np.int64(2), score_threshold=np.float32(0.5))
+    rerank = MarcoRerank(reranker=word_overlap(), top_n=np.int64(2), score_threshold=np.float32(0.5))
     assert rerank.model_dump(include={"top_n", "score_threshold"}) == {"top_n": 2, "score_threshold": 0.5}
     assert type(rerank.top_n) is int
 
@@ -195,13 +198,13 @@ def test_an_unknown_model_is_an_error_at_once():
 def test_what_is_no_document_is_named_by_its_place(documents, message):
     """None or a text among the documents is an error that names its index and type."""
     with pytest.raises(InvalidInputError, match=message):
-        MarcoRerank(reranker=WordOverlapScorer()).compress_documents(documents, QUERY)
+        MarcoRerank(reranker=word_overlap()).compress_documents(documents, QUERY)
 
 
 @pytest.mark.parametrize(("query", "message"), [("  ", "`query` is blank"), (None, "`query` is None; expected a str")])
 async def test_a_query_has_to_say_something(query, message):
     """A blank query or None is a clear error, sync and async."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer())
+    rerank = MarcoRerank(reranker=word_overlap())
     with pytest.raises(InvalidInputError, match=message):
         rerank.compress_documents(documents_of(TEXTS), query)
     with pytest.raises(InvalidInputError, match=message):
@@ -221,7 +224,7 @@ def test_a_score_that_is_no_number_is_an_error():
 
 def test_documents_may_come_from_any_iterable():
     """A generator or a tuple of documents is as good as a list."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer())
+    rerank = MarcoRerank(reranker=word_overlap())
     expected = rerank.compress_documents(documents_of(TEXTS), QUERY)
     assert rerank.compress_documents(tuple(documents_of(TEXTS)), QUERY) == expected
     assert rerank.compress_documents(iter(documents_of(TEXTS)), QUERY) == expected
@@ -268,7 +271,7 @@ def test_settings_round_trip_through_dict_json_and_pickle(settings):
 
 def test_a_pickle_works_after_the_model_was_used():
     """An adapter that has loaded its model still pickles by its settings, and the copy ranks the same."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), top_n=2)
+    rerank = MarcoRerank(reranker=word_overlap(), top_n=2)
     expected = rerank.compress_documents(documents_of(TEXTS), QUERY)
     copied = pickle.loads(pickle.dumps(rerank))  # noqa: S301
     assert copied.compress_documents(documents_of(TEXTS), QUERY) == expected
@@ -372,7 +375,7 @@ def test_a_change_of_settings_reaches_the_core():
     assert rerank.model_copy(update={"max_length": 64}).core.to_dict()["max_length"] == 64
     rerank.max_length = 32
     assert rerank.core.to_dict()["max_length"] == 32
-    scored = MarcoCrossEncoder(reranker=WordOverlapScorer())
+    scored = MarcoCrossEncoder(reranker=word_overlap())
     scored.activation = "sigmoid"
     assert scored.score([("a", "a")]) == pytest.approx([0.99331], abs=1e-5)
     with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
@@ -382,7 +385,7 @@ def test_a_change_of_settings_reaches_the_core():
 def test_a_fitted_map_is_an_activation():
     """A Logistic or its dict is kept as one, shown, dumped plainly, and part of the JSON schema; scores are floats."""
     fitted = Logistic(0.5, -1.0)
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), activation={"a": 0.5, "b": -1.0}, top_n=1)
+    rerank = MarcoRerank(reranker=word_overlap(), activation={"a": 0.5, "b": -1.0}, top_n=1)
     assert rerank.activation == rerank.core.activation == fitted
     assert "activation=Logistic(a=0.5, b=-1.0)" in repr(rerank)
     assert rerank.model_dump()["activation"] == {"a": 0.5, "b": -1.0}
@@ -442,7 +445,7 @@ def test_text_fields_come_before_the_text():
 def test_the_first_stage_score_is_kept(before, kept):
     """A score of an earlier stage becomes retrieval_score, as a plain float; the new score replaces a stale one."""
     document = Document(page_content="red", metadata={**before, "source": "a"})
-    (found,) = MarcoRerank(reranker=WordOverlapScorer()).compress_documents([document], "red")
+    (found,) = MarcoRerank(reranker=word_overlap()).compress_documents([document], "red")
     assert found.metadata == {
         **before,
         "source": "a",
@@ -454,7 +457,7 @@ def test_the_first_stage_score_is_kept(before, kept):
 
 def test_a_second_pass_gives_the_same_scores():
     """Reranking what was reranked gives the same order and scores, and keeps the score of the first stage."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), top_n=None)
+    rerank = MarcoRerank(reranker=word_overlap(), top_n=None)
     documents = [Document(page_content=text, metadata={"score": 0.5}) for text in TEXTS]
     once = rerank.compress_documents(documents, QUERY)
     assert rerank.compress_documents(once, QUERY) == once
@@ -462,7 +465,7 @@ def test_a_second_pass_gives_the_same_scores():
 
 def test_rerank_returns_positions_and_plain_scores():
     """`rerank` takes texts, documents and dicts, and returns index and relevance_score, best first."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), text_fields=["title"], top_n=2)
+    rerank = MarcoRerank(reranker=word_overlap(), text_fields=["title"], top_n=2)
     documents = [
         "pear",
         Document(page_content="apple tart", metadata={"title": "red"}),
@@ -480,7 +483,7 @@ def test_rerank_returns_positions_and_plain_scores():
 
 def test_rerank_arguments_count_before_the_fields():
     """None in a call means all and no threshold, whatever the fields say."""
-    rerank = MarcoRerank(reranker=WordOverlapScorer(), top_n=1, score_threshold=4.0)
+    rerank = MarcoRerank(reranker=word_overlap(), top_n=1, score_threshold=4.0)
     assert len(rerank.rerank(TEXTS, QUERY)) == 1
     assert len(rerank.rerank(TEXTS, QUERY, top_n=None, score_threshold=None)) == 6
     assert len(rerank.compress_documents(documents_of(TEXTS), QUERY, top_n=None, score_threshold=None)) == 6
@@ -495,14 +498,14 @@ def test_rerank_names_what_has_no_text(document):
     """What holds no text is an error that names its index and type."""
     kind = type(document).__name__
     with pytest.raises(InvalidInputError, match=rf"`documents\[1\]` is a {kind}; expected a str, a LangChain Document"):
-        MarcoRerank(reranker=WordOverlapScorer()).rerank(["a", document], QUERY)
+        MarcoRerank(reranker=word_overlap()).rerank(["a", document], QUERY)
 
 
 @given(pairs=st.lists(st.tuples(st.sampled_from(["a", "a b", "c"]), st.text("abc ", max_size=5)), max_size=12))
 def test_the_cross_encoder_scores_pairs_in_input_order(pairs):
     """Mixed queries give one plain float a pair, each as if it were alone, in one call of the core."""
-    scores = MarcoCrossEncoder(reranker=WordOverlapScorer()).score(pairs)
-    alone = Reranker(WordOverlapScorer())
+    scores = MarcoCrossEncoder(reranker=word_overlap()).score(pairs)
+    alone = Reranker(word_overlap())
     assert scores == [float(alone.score(query, [passage])[0]) for query, passage in pairs]
     assert all(type(score) is float for score in scores)
 
@@ -516,7 +519,7 @@ def test_the_cross_encoder_scores_each_query_once():
 
 def test_the_cross_encoder_honours_the_activation():
     """With a sigmoid the scores run from 0 to 1."""
-    scores = MarcoCrossEncoder(reranker=WordOverlapScorer(), activation="sigmoid").score([("a", "a"), ("a", "b")])
+    scores = MarcoCrossEncoder(reranker=word_overlap(), activation="sigmoid").score([("a", "a"), ("a", "b")])
     assert scores == pytest.approx([0.99331, 0.00669], abs=1e-5)
 
 
@@ -524,7 +527,7 @@ def test_the_cross_encoder_honours_the_activation():
 def test_the_cross_encoder_takes_pairs_of_texts(pair):
     """What is no pair of texts is named by its place; a text of two characters is none."""
     with pytest.raises(InvalidInputError, match=r"`text_pairs\[1\]` is .*; expected a pair of str: query, passage"):
-        MarcoCrossEncoder(reranker=WordOverlapScorer()).score([("a", "b"), pair])
+        MarcoCrossEncoder(reranker=word_overlap()).score([("a", "b"), pair])
 
 
 def test_the_other_frameworks_name_of_the_model_is_explained():

@@ -31,9 +31,12 @@ from llama_index.core.schema import (
 )
 from pydantic import SecretStr, ValidationError
 
+from engines import word_overlap
 from marcorank import InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
+
+pytestmark = pytest.mark.usefixtures("engine")
 
 QUERY = "red apple"
 TEXTS = ["green pear", "red apple", "red cherry", "", "red apple", "apple"]
@@ -53,7 +56,7 @@ class Recorder:
 
     def score(self, query, passages):
         self.asked.append(list(passages))
-        return WordOverlapScorer().score(query, passages)
+        return word_overlap().score(query, passages)
 
 
 def nodes_of(texts) -> list[NodeWithScore]:
@@ -64,7 +67,7 @@ def nodes_of(texts) -> list[NodeWithScore]:
 
 
 def rerank_with(**settings) -> MarcoRerank:
-    return MarcoRerank(reranker=WordOverlapScorer(), **settings)
+    return MarcoRerank(reranker=word_overlap(), **settings)
 
 
 def ids_and_scores(nodes) -> list[tuple[str, float]]:
@@ -81,7 +84,7 @@ def test_order_and_scores_are_those_of_the_core(texts, activation, score_thresho
     """The adapter ranks nothing by itself: same passages, same order, same scores."""
     cut = {"score_threshold": score_threshold, "top_n": top_n}
     found = rerank_with(activation=activation, **cut).postprocess_nodes(nodes_of(texts), query_str="red a")
-    ranking = Reranker(WordOverlapScorer(), activation=activation).rank("red a", texts, **cut)
+    ranking = Reranker(word_overlap(), activation=activation).rank("red a", texts, **cut)
     assert ids_and_scores(found) == [(f"node-{result.index}", result.score) for result in ranking]
 
 
@@ -251,7 +254,7 @@ def test_a_bad_assignment_is_an_error():
         rerank.top_n = 0
     assert rerank.top_n == 3
     with pytest.raises(ValidationError, match="Field is frozen"):
-        rerank.reranker = WordOverlapScorer()
+        rerank.reranker = word_overlap()
 
 
 def test_an_unknown_model_is_an_error_at_once():

@@ -1,16 +1,20 @@
-"""One suite of promises that every scorer passes: fakes and local models on each backend."""
+"""One suite of promises that every scorer passes: fakes, local models on each backend, and servers."""
 
 from __future__ import annotations
 
 import shutil
 import threading
+from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import pytest
 
 from marcorank import Reranker, Scorer
+from marcorank.remote import DIALECTS, RemoteScorer
 from marcorank.testing import WordOverlapScorer
 from random_models import QUERY, passages
+from remote_server import remote_server
 
 PASSAGES = passages(12, seed=3)
 
@@ -26,6 +30,11 @@ def dynamic_int8(small_bert, tmp_path_factory):
     return folder
 
 
+def behind(dialect, folders) -> Reranker:
+    """A real model behind a server of each kind."""
+    return Reranker(f"{folders['servers'][dialect].url}#served", token="of-nobody")
+
+
 MAKERS = {
     "fake": lambda folders: Reranker(WordOverlapScorer()),
     "bundled": lambda folders: Reranker("bundled"),
@@ -39,15 +48,24 @@ MAKERS = {
     "torch-fp32": lambda folders: Reranker(folders["bert"], backend="torch", precision="fp32"),
     "torch-bf16": lambda folders: Reranker(folders["bert"], backend="torch", precision="bf16"),
     "torch-fp16": lambda folders: Reranker(folders["bert"], backend="torch", precision="fp16"),
+    **{f"remote-{dialect}": partial(behind, dialect) for dialect in DIALECTS},
 }
 # How far a logit may move with its batch: torch pads, and in half precision rounding depends on the product's shape.
 # Every other engine computes each pair alone.
 TOLERANCES = {"torch-fp32": 3e-4, "torch-bf16": 0.5, "torch-fp16": 0.05}
 
 
+@pytest.fixture(scope="module")
+def servers(small_bert):
+    """One of each kind, with the same local model behind it."""
+    scorer = Reranker(small_bert, backend="onnx")
+    with ExitStack() as stack:
+        yield {dialect: stack.enter_context(remote_server(dialect, scorer)) for dialect in DIALECTS}
+
+
 @pytest.fixture(scope="module", params=MAKERS)
-def reranker(request, small_bert, small_roberta, dynamic_int8) -> Reranker:
-    folders = {"bert": small_bert, "roberta": small_roberta, "dynamic-int8": dynamic_int8}
+def reranker(request, small_bert, small_roberta, dynamic_int8, servers) -> Reranker:
+    folders = {"bert": small_bert, "roberta": small_roberta, "dynamic-int8": dynamic_int8, "servers": servers}
     return MAKERS[request.param](folders)
 
 
@@ -105,10 +123,11 @@ def test_requests_share_batches_without_mixing(reranker, tolerance):
     """Several queries at once score as each alone."""
     requests = [(QUERY, PASSAGES[:5]), ("museum of history", PASSAGES[3:9]), ("river", [])]
     for ranking, (query, texts) in zip(reranker.rank_many(requests), requests, strict=True):
-        by_index = np.array([result.logit for result in sorted(ranking, key=lambda result: result.index)])
+        by_index = np.array([result.score for result in sorted(ranking, key=lambda result: result.index)])
         np.testing.assert_allclose(by_index, reranker.score(query, texts), atol=tolerance, rtol=0)
 
 
 def test_scorers_follow_the_protocol():
     """What the package ships as a scorer is one by its own definition."""
     assert isinstance(WordOverlapScorer(), Scorer)
+    assert isinstance(RemoteScorer("tei+http://127.0.0.1:1"), Scorer)
