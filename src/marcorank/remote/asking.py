@@ -217,7 +217,7 @@ def _seconds(retry_after: str | None) -> float:
 
 def _backoff(attempt: int) -> float:
     """Return a random wait, so that many callers do not come back at once."""
-    return random.uniform(0, min(_FIRST_WAIT_S * 2 ** (attempt - 1), _LONGEST_WAIT_S))  # noqa: S311
+    return random.uniform(0, min(_FIRST_WAIT_S * 2 ** min(attempt - 1, 10), _LONGEST_WAIT_S))  # noqa: S311
 
 
 def _bracketed(host: str) -> str:

@@ -129,7 +129,7 @@ class _Running:
         task = asyncio.current_task()
         if task is not None:
             self._calls.add(task)
-            task.add_done_callback(self._calls.discard)
+            task.add_done_callback(self._ended)
         try:
             return await call(self._pool)
         except asyncio.CancelledError:
@@ -139,6 +139,12 @@ class _Running:
         finally:
             # A traceback keeps this frame, which is not to keep the scorer.
             del user
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        # Of a call that was cancelled nobody else looks at the error, which asyncio would complain about.
+        if not task.cancelled():
+            task.exception()
 
     def _run(self) -> None:
         try:

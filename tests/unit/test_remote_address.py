@@ -1,0 +1,206 @@
+"""Names of servers and the keys that belong to them."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from marcorank.errors import InvalidInputError
+from marcorank.remote import DIALECTS, is_remote
+from marcorank.remote.address import parse_address
+from marcorank.remote.keys import Key, given_key, key_for
+
+SECRET = "sk-very-secret-123"
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "dialect", "endpoint", "model"),
+    [
+        ("tei+http://host:8080", {}, "tei", "http://host:8080/rerank", None),
+        ("http://host:8080", {"dialect": "tei"}, "tei", "http://host:8080/rerank", None),
+        ("tei+http://host:8080/", {"dialect": "tei"}, "tei", "http://host:8080/rerank", None),
+        ("tei+http://host/prefix", {}, "tei", "http://host/prefix/rerank", None),
+        ("TEI+HTTPS://Host.Example:8443/Pre/", {}, "tei", "https://host.example:8443/Pre/rerank", None),
+        ("infinity+http://h#cross-encoder/ms-marco", {}, "infinity", "http://h/rerank", "cross-encoder/ms-marco"),
+        ("cohere+https://api.cohere.com#rerank-v3.5", {}, "cohere", "https://api.cohere.com/v2/rerank", "rerank-v3.5"),
+        ("voyage+https://h", {"model": "rerank-2.5"}, "voyage", "https://h/v1/rerank", "rerank-2.5"),
+        ("jina+https://api.jina.ai/v1", {"model": "m"}, "jina", "https://api.jina.ai/v1/rerank", "m"),
+        ("vllm+http://h:8000/v1#m", {"model": "m"}, "vllm", "http://h:8000/v1/rerank", "m"),
+        ("tei+http://[::1]:8080", {}, "tei", "http://[::1]:8080/rerank", None),
+    ],
+)
+def test_a_url_names_server_kind_and_model(url, more, dialect, endpoint, model):
+    """Kind and model come from the URL or from arguments, and a base path is kept."""
+    address = parse_address(url, **more)
+    assert (address.dialect.name, address.endpoint, address.model) == (dialect, endpoint, model)
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "message"),
+    [
+        (
+            "http://host:8080",
+            {},
+            "does not say what kind.* tei, vllm, infinity, cohere, jina, voyage .*tei.http://host",
+        ),
+        ("tie+http://host", {}, "`dialect` is 'tie'; expected one of tei, vllm"),
+        ("http://host", {"dialect": "tie"}, "`dialect` is 'tie'; expected one of tei"),
+        ("http://host", {"dialect": ""}, "`dialect` is ''; expected one of tei"),
+        ("http://host", {"dialect": 3}, "`dialect` is 3; expected one of tei"),
+        ("tei+http://host", {"dialect": "vllm"}, "begins with 'tei' and `dialect` is 'vllm'"),
+        ("tei+ftp://host", {}, "the scheme 'ftp'; expected http or https"),
+        ("file:///etc/passwd", {"dialect": "tei"}, "the scheme 'file'; expected http or https"),
+        ("host:8080", {"dialect": "tei"}, "has no scheme"),
+        (b"http://host", {}, "is of type bytes"),
+        ("tei+http://", {}, "no usable host"),
+        ("tei+http://:80", {}, "no usable host"),
+        ("tei+http://host:99999", {}, "no usable host and port"),
+        ("tei+http://host:0", {}, "no usable host and port"),
+        ("tei+http://host:x", {}, "no usable host and port"),
+        ("tei+http://a..b", {}, "no usable host"),
+        ("tei+http://" + "a" * 64, {}, "no usable host"),
+        ("tei+http://[::1", {}, "no usable host"),
+        ("tei+http://hos t", {}, "a space, a backslash or a control character"),
+        ("tei+http://host\n", {}, "a space, a backslash or a control character"),
+        ("tei+http://host\\@other", {}, "a space, a backslash or a control character"),
+        ("tei+http://host#a", {"model": "b"}, "names the model 'a' and `model` is 'b'"),
+        ("cohere+https://api.cohere.com", {}, "`model` is None; a cohere server has to be told"),
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(url, more, message):
+    """The message says what was found and what is expected."""
+    with pytest.raises(InvalidInputError, match=message):
+        parse_address(url, **more)
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        (f"tei+http://user:{SECRET}@host", "user name or password; leave them out and pass `api_key`"),
+        (f"tei+http://{SECRET}@host:x", "user name or password|no usable host"),
+        (f"tei+http://host?key={SECRET}", "query string; leave it out"),
+        (f"tei+http://user:{SECRET}@host\n", "control character"),
+        (f"ftp://user:{SECRET}@host", "the scheme 'ftp'"),
+        (f"http://user:{SECRET}@host", "user name or password"),
+    ],
+)
+def test_a_secret_in_a_url_is_refused_and_not_repeated(url, message):
+    """Neither the message nor what caused it holds a password."""
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        parse_address(url)
+    assert SECRET not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("tei+http://host", True),
+        ("COHERE+https://host#m", True),
+        ("http://host", True),
+        ("https://host", True),
+        ("tie+http://host", True),
+        ("tei+ftp://host", True),
+        ("cross-encoder/ms-marco-MiniLM-L6-v2", False),
+        ("bundled", False),
+        ("./tei+http", False),
+        ("C:\\models\\tei", False),
+        ("s3://bucket/model", False),
+        ("", False),
+    ],
+)
+def test_urls_are_told_from_names_and_folders(name, expected):
+    """What is meant as a server is one, even where it is misspelled."""
+    assert is_remote(name) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("tei+http://localhost:1", True),
+        ("tei+http://tei.localhost", True),
+        ("tei+http://127.0.0.2", True),
+        ("tei+http://[::1]", True),
+        ("tei+http://localhost.example.com", False),
+        ("tei+http://10.0.0.1", False),
+    ],
+)
+def test_this_machine_is_recognised(url, expected):
+    """Its servers are reached without a proxy."""
+    assert parse_address(url).is_loopback is expected
+
+
+def header_of(key: Key | None) -> str | None:
+    headers: dict[str, str] = {}
+    if key is not None:
+        key.sign(headers)
+    return headers.get("Authorization")
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("cohere+https://api.cohere.com#m", "Bearer of-cohere"),
+        ("jina+https://api.jina.ai#m", "Bearer of-jina"),
+        ("voyage+https://api.voyageai.com#m", "Bearer of-voyage"),
+        # The vendor's key is not for others: another host, another vendor, a host that only begins alike, no TLS.
+        ("cohere+https://cohere.example.com#m", "Bearer of-all"),
+        ("jina+https://api.cohere.com#m", "Bearer of-all"),
+        ("cohere+https://api.cohere.com.example.com#m", "Bearer of-all"),
+        ("cohere+http://api.cohere.com#m", "Bearer of-all"),
+        ("tei+http://host", "Bearer of-all"),
+    ],
+)
+def test_a_key_of_the_environment_goes_to_its_owner_only(url, expected, monkeypatch):
+    """A vendor's variable is read for the vendor's own host, ours for whatever server was named."""
+    for name in ("COHERE", "JINA", "VOYAGE"):
+        monkeypatch.setenv(f"{name}_API_KEY", f"of-{name.lower()}")
+    monkeypatch.setenv("MARCORANK_API_KEY", "of-all")
+    assert header_of(key_for(parse_address(url))) == expected
+
+
+def test_the_second_name_of_a_key_counts_where_the_first_is_not_set(monkeypatch):
+    """Cohere's clients read either; an empty variable is none; without any, no key is sent."""
+    address = parse_address("cohere+https://api.cohere.com#m")
+    for name in ("COHERE_API_KEY", "CO_API_KEY", "MARCORANK_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    assert key_for(address) is None
+    monkeypatch.setenv("COHERE_API_KEY", "")
+    monkeypatch.setenv("CO_API_KEY", "second")
+    assert header_of(key_for(address)) == "Bearer second"
+
+
+@pytest.mark.parametrize("bad", ["", "  ", f"{SECRET}\n", f"Bearer {SECRET}", f"{SECRET}\u20ac", f"\t{SECRET}", 7])
+def test_a_key_that_http_cannot_carry_is_refused_and_not_repeated(bad, monkeypatch):
+    """As an argument and in the environment alike."""
+    with pytest.raises(InvalidInputError, match=r"`api_key` (is blank|holds a space|is of type int)") as caught:
+        given_key(bad)
+    assert SECRET not in str(caught.value)
+    if isinstance(bad, str) and bad:
+        monkeypatch.setenv("MARCORANK_API_KEY", bad)
+        with pytest.raises(InvalidInputError, match="variable MARCORANK_API_KEY of the environment") as caught:
+            key_for(parse_address("tei+http://host"))
+        assert SECRET not in str(caught.value)
+
+
+def test_a_key_shows_itself_to_nobody():
+    """Neither in its repr nor in a pickle, and it finds itself in what others say."""
+    key = Key('sk-"1&2/3')
+    assert "sk-" not in f"{key} {key!r} {[key]}"
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(key)
+    said = 'no sk-"1&2/3, sk-&quot;1&amp;2/3, sk-%221%262%2F3, sk-\\"1&2/3'
+    assert key.hide(said) == "no [key], [key], [key], [key]"
+
+
+def test_each_kind_of_server_says_what_its_scores_are():
+    """Logits are asked for where a server has them; the vendors have probabilities only."""
+    kinds = {name: dialect.score_kind for name, dialect in DIALECTS.items()}
+    assert kinds == {
+        "tei": "logit",
+        "vllm": "logit",
+        "infinity": "logit",
+        "cohere": "probability",
+        "jina": "probability",
+        "voyage": "probability",
+    }

@@ -1,0 +1,134 @@
+"""What servers answer, read or refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from email.utils import formatdate
+
+import numpy as np
+import pytest
+
+from marcorank.errors import RemoteProtocolError
+from marcorank.remote.asking import _backoff, _seconds
+from marcorank.remote.replies import excerpt, read_scores, server_message
+
+GOOD = [{"index": 1, "score": 0.25}, {"index": 0, "score": -3}]
+
+
+def read(answer: object, count: int = 2):
+    content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+    return read_scores(content, count=count, where="http://host/rerank")
+
+
+@pytest.mark.parametrize("wrap", [lambda found: found, lambda found: {"results": found}, lambda found: {"data": found}])
+@pytest.mark.parametrize("name", ["score", "relevance_score"])
+def test_scores_are_joined_by_index_in_whatever_envelope(wrap, name):
+    """The order of an answer means nothing, and servers of one kind differ in how they wrap it."""
+    results = [{"index": result["index"], name: result["score"], "document": {"text": "x"}} for result in GOOD]
+    found = read(wrap(results))
+    assert found.logits.dtype == np.float32
+    assert found.logits.tolist() == [-3.0, 0.25]
+    assert found.truncated is None
+
+
+def test_what_was_cut_is_known_if_every_result_says_it():
+    """A server that tells it of some passages only has told nothing of the others."""
+    told = [{**result, "truncated": result["index"] == 1} for result in GOOD]
+    assert read(told).truncated.tolist() == [False, True]
+    assert read([told[0], GOOD[1]]).truncated is None
+    assert read([told[0], {**GOOD[1], "truncated": "no"}]).truncated is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (b"<html><body>Welcome</body></html>", "sent no JSON but '<html><body>Welcome"),
+        (b"", "sent no JSON but ''"),
+        (b'[{"index": 0', "sent no JSON but"),
+        (b"\xff\xfe\x00\xd8", "sent no JSON but"),
+        (b"[" * 100_000, "sent no JSON but '.*…'"),
+        (b'[{"index": 0, "score": ' + b"9" * 5000 + b"}]", "sent no JSON but"),
+        ({"scores": [1, 2]}, "expected a list of results"),
+        ("fine", "expected a list of results"),
+        ({"results": {"0": 1}}, "expected a list of results"),
+        ([0.1, 0.2], "sent the result '0.1'; expected an `index`"),
+        ([{"score": 1}, GOOD[0]], "expected an `index`"),
+        ([{"index": True, "score": 1}, GOOD[0]], "expected an `index`"),
+        ([{"index": "0", "score": 1}, GOOD[0]], "expected an `index`"),
+        ([{"index": 1.0, "score": 1}, GOOD[0]], "expected an `index`"),
+        ([GOOD[0]], "sent 1 scores for 2 passages"),
+        ([], "sent 0 scores for 2 passages"),
+        ([*GOOD, {"index": 2, "score": 1}], "a score for passage 2 of 2; there is none"),
+        ([GOOD[0], {"index": -1, "score": 1}], "a score for passage -1 of 2"),
+        ([GOOD[0], GOOD[0]], "two scores for passage 1 of 2"),
+        ([*GOOD, GOOD[0]], "two scores for passage 1 of 2"),
+        ([GOOD[0], {"index": 0}], "expected a score that is a number"),
+        ([GOOD[0], {"index": 0, "score": "0.5"}], "expected a score that is a number"),
+        ([GOOD[0], {"index": 0, "score": True}], "expected a score that is a number"),
+        ([GOOD[0], {"index": 0, "score": [1]}], "expected a score that is a number"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else str(value)[:40],
+)
+def test_an_answer_that_is_none_is_refused(answer, message):
+    """One result a passage with an index and a number, or an error that names the server."""
+    with pytest.raises(RemoteProtocolError, match=message) as caught:
+        read(answer)
+    assert str(caught.value).startswith("http://host/rerank sent ")
+
+
+def test_scores_that_are_no_finite_number_stay_to_be_found():
+    """Null, NaN, infinity and what is too large for float32 end as not finite, at their passages."""
+    values = b"[null, NaN, -Infinity, 1e300, 1" + b"0" * 400 + b", 1]"
+    names = json.loads(values)
+    found = read([{"index": index, "score": value} for index, value in enumerate(names)], count=6)
+    assert np.isfinite(found.logits).tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b'{"error": "batch size 40 > maximum", "error_type": "Validation"}', "batch size 40 > maximum"),
+        (b'{"error": {"message": "no such model", "code": 404}}', "no such model"),
+        (b'{"message": "invalid api token"}', "invalid api token"),
+        (b'{"detail": [{"loc": ["body"], "msg": "too long", "input": "the text"}]}', "too long"),
+        (b'{"code": 7}', '{"code": 7}'),
+        (b"<h1>Bad Gateway</h1>", "<h1>Bad Gateway</h1>"),
+        (b"", ""),
+    ],
+)
+def test_the_message_of_a_server_is_found(content, said):
+    """Errors come nested in several ways, or as plain text."""
+    assert server_message(content) == said
+
+
+def test_a_foreign_text_is_quoted_in_one_short_line():
+    """Line breaks, control characters and length of a server's text do not get into a message."""
+    assert excerpt("a\r\n\x1b[31mb\u2028c") == "a [31mb c"
+    assert len(excerpt("x" * 1000)) == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [
+        (None, 0, 0),
+        ("", 0, 0),
+        ("7", 7, 7),
+        (" 7 ", 7, 7),
+        ("-7", 0, 0),
+        ("soon", 0, 0),
+        (formatdate(time.time() + 600, usegmt=True), 500, 601),
+        (formatdate(time.time() - 600, usegmt=True), 0, 0),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date(header, least, most):
+    """What it cannot mean is no wait."""
+    assert least <= _seconds(header) <= most
+
+
+def test_waits_grow_and_differ():
+    """Each wait is drawn from a range that doubles up to a limit."""
+    for attempt, most in [(1, 0.1), (3, 0.4), (50, 4.0), (5000, 4.0)]:
+        waits = [_backoff(attempt) for _ in range(200)]
+        assert most / 2 < max(waits) <= most
+        assert min(waits) < most / 4
