@@ -258,6 +258,7 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSe
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
     workers = Workers.of(settings.threads)
+    choice = _confirmed(choice, settings)
     # Weights may lie beside the graph. Batches mix the pairs of all who share a model, so they share its tokenizer too.
     read = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
     backend = _loaded.shared(
@@ -274,6 +275,18 @@ def _open_graph(file: Path, choice: Choice, workers: Workers) -> Backend:
     from marcorank.backends.openvino import OpenvinoBackend
 
     return OpenvinoBackend(file, device=choice.device, precision=choice.precision, workers=workers)
+
+
+def _confirmed(choice: Choice, settings: ModelSettings) -> Choice:
+    """Return what openvino can do where the system says more of the processor than openvino finds.
+
+    So it is in some virtual machines. What was asked for by name is left for the backend to refuse.
+    """
+    if choice.backend != "openvino" or settings.precision != "auto" or choice.precision == "fp32":
+        return choice
+    from marcorank.backends.openvino import computes
+
+    return choice if computes(choice.precision) else replace(choice, precision="fp32")
 
 
 def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> RequestScorer:

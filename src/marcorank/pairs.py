@@ -16,7 +16,7 @@ import numpy as np
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
@@ -42,6 +42,12 @@ class TokenBatch:
     input_ids: NDArray[np.int64]
     attention_mask: NDArray[np.int64]
     token_type_ids: NDArray[np.int64]
+
+    def rows(self) -> Iterator[TokenBatch]:
+        """Yield each sequence as a batch of its own, without padding."""
+        for row, tokens in enumerate(self.attention_mask.sum(axis=1).tolist()):
+            part = (slice(row, row + 1), slice(tokens))
+            yield TokenBatch(self.input_ids[part], self.attention_mask[part], self.token_type_ids[part])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import pytest
 from openvino import opset13 as ops
 
 from marcorank import InvalidInputError, ModelLoadError, Reranker
+from marcorank.backends import openvino as openvino_backend
 from marcorank.backends.openvino import shared_core
 from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
 from marcorank.choosing import ModelSettings
@@ -179,6 +180,16 @@ def test_auto_is_bf16_where_the_processor_has_it(l6):
     found = Reranker(l6, backend="openvino").score(QUERY, PASSAGES)
     assert 0 < np.abs(found - expected).max() < 0.5
     assert np.array_equal(found, Reranker(l6, backend="openvino", precision="bf16").score(QUERY, PASSAGES))
+
+
+def test_auto_is_fp32_where_only_the_system_speaks_of_bf16(small_bert, monkeypatch):
+    """Flags of the processor that openvino does not confirm are no error, unless bf16 was asked for."""
+    monkeypatch.setattr("marcorank.choosing.cpu_features", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setitem(openvino_backend._PRECISIONS, "bf16", ("bf16", "NOT HERE"))
+    reranker = Reranker(small_bert, backend="openvino", threads=1).warm_up()
+    assert reranker._loaded_scorer().scheduler.backend.precision == "fp32"
+    with pytest.raises(InvalidInputError, match="this processor can compute in"):
+        Reranker(small_bert, backend="openvino", precision="bf16", threads=1).warm_up()
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,6 +53,7 @@ class OpenvinoBackend:
         from openvino import properties
 
         from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
+        from marcorank.backends.openvino_mask import drop_mask
 
         if device != "cpu":
             raise InvalidInputError(f"`device` is {device!r}; the openvino backend runs on 'cpu' alone.")
@@ -76,6 +77,7 @@ class OpenvinoBackend:
                     "axes, as `marcorank models export` makes them."
                 )
         keep_first_token(model)
+        self._reads_mask = not drop_mask(model, partial(core.compile_model, device_name="CPU"))
         options: dict[str, Any] = {
             properties.hint.inference_precision: hint,
             properties.inference_num_threads: workers.threads,
@@ -99,6 +101,8 @@ class OpenvinoBackend:
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit a row. Shape: (batch,), float32."""
+        if not self._reads_mask and not batch.attention_mask.all():
+            return np.concatenate([self.logits(row) for row in batch.rows()])
         feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         try:
             request = self._idle.pop()
@@ -130,11 +134,24 @@ def shared_core() -> Any:
     return openvino.Core()
 
 
+def computes(precision: str) -> bool:
+    """Whether this processor can compute in a precision, as OpenVINO finds.
+
+    Raises:
+        MissingExtraError: openvino is not installed.
+    """
+    return _PRECISIONS[precision][1] in _able(shared_core())
+
+
+def _able(core: Any) -> set[str]:
+    return set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 def _precision(core: Any, precision: str) -> Any:
     """Return the type to compute in, if this processor has it."""
     from openvino import Type
 
-    able = set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    able = _able(core)
     usable = [name for name, (_, capability) in _PRECISIONS.items() if capability in able]
     if precision not in usable:
         raise InvalidInputError(

@@ -1,0 +1,107 @@
+"""The openvino backend without the attention mask: exact where nothing is padded, and left alone where it matters."""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino
+import pytest
+from openvino import opset13 as ops
+
+from marcorank.backends.openvino import OpenvinoBackend, shared_core
+from marcorank.backends.openvino_mask import drop_mask
+from marcorank.cpu import Workers
+from marcorank.pairs import TokenBatch
+
+
+def compiled(model):
+    return shared_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def drop(model) -> bool:
+    return drop_mask(model, lambda part: shared_core().compile_model(part, "CPU"))
+
+
+def batch(lengths, *, seed=0) -> TokenBatch:
+    rng = np.random.default_rng(seed)
+    shape = (len(lengths), max(lengths))
+    mask = (np.arange(shape[1]) < np.array(lengths)[:, None]).astype(np.int64)
+    segments = np.broadcast_to(np.arange(shape[1]) > 4, shape).astype(np.int64)
+    return TokenBatch(rng.integers(5, 50, shape), mask, segments)
+
+
+def logits(model, tokens: TokenBatch):
+    names = {node.any_name for node in model.inputs}
+    return compiled(model)({name: getattr(tokens, name) for name in names})[0].copy()
+
+
+@pytest.mark.parametrize("name", ["small_bert", "small_roberta"])
+@pytest.mark.parametrize("length", [1, 9, 48])
+def test_without_padding_no_logit_changes(request, name, length):
+    """To the last bit, at every length."""
+    file = request.getfixturevalue(name) / "onnx/model.onnx"
+    model = shared_core().read_model(file)
+    before = logits(model, batch([length] * 3))
+    assert drop(model) is True
+    assert np.array_equal(logits(model, batch([length] * 3)), before)
+    # That the mask is gone, and not only small.
+    padded = batch([length + 5, length])
+    whole = TokenBatch(padded.input_ids, np.ones_like(padded.attention_mask), padded.token_type_ids)
+    assert np.array_equal(logits(model, padded), logits(model, whole))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_padded_batches_are_still_right(small_bert, precision):
+    """The scheduler never pads here; whoever does gets what each row gives alone."""
+    backend = OpenvinoBackend(
+        small_bert / "onnx/model.onnx", device="cpu", precision=precision, workers=Workers.of(None)
+    )
+    padded = batch([30, 7, 19, 1])
+    alone = [backend.logits(row)[0] for row in padded.rows()]
+    assert np.array_equal(backend.logits(padded), alone)
+    expected = logits(shared_core().read_model(small_bert / "onnx/model.onnx"), padded)[:, 0]
+    np.testing.assert_allclose(backend.logits(padded), expected, atol=1e-4 if precision == "fp32" else 0.5)
+
+
+def test_a_mask_that_is_read_elsewhere_stays(small_interaction):
+    """Such as the bundled model's, which knows by it which words there are."""
+    model = shared_core().read_model(small_interaction / "onnx/model.onnx")
+    before = logits(model, batch([9, 4]))
+    assert drop(model) is False
+    assert np.array_equal(logits(model, batch([9, 4])), before)
+
+
+def with_mask(make):
+    """A model that adds to its scores what `make` makes of the mask."""
+    ids = ops.parameter([-1, -1], np.int64, name="input_ids")
+    mask = ops.parameter([-1, -1], np.int64, name="attention_mask")
+    for node in (ids, mask):
+        node.output(0).set_names({node.get_friendly_name()})
+    scores = ops.unsqueeze(ops.convert(ids, np.float32), [2])
+    sums = ops.add(scores, ops.unsqueeze(make(ops.convert(mask, np.float32)), [2]))
+    return openvino.Model([ops.reduce_sum(sums, [1])], [ids, mask], "masked")
+
+
+@pytest.mark.parametrize(
+    ("make", "dropped"),
+    [
+        (lambda mask: ops.multiply(ops.subtract(mask, np.float32(1)), np.float32(1e4)), True),
+        (lambda mask: ops.multiply(mask, np.float32(0.5)), False),
+        # 0 for a mask of ones at the shortest length only.
+        (lambda mask: ops.subtract(ops.reduce_sum(mask, [1], keep_dims=True), np.float32(1)), False),
+    ],
+    ids=["nothing", "something", "nothing for one token"],
+)
+def test_only_what_adds_nothing_is_left_out(make, dropped):
+    """It is evaluated, not guessed."""
+    model = with_mask(make)
+    before = logits(model, batch([6, 6]))
+    assert drop(model) is dropped
+    assert np.array_equal(logits(model, batch([6, 6])), before)
+
+
+def test_a_graph_without_a_mask_is_left_alone():
+    """There is nothing to leave out."""
+    ids = ops.parameter([-1, -1], np.int64, name="input_ids")
+    ids.output(0).set_names({"input_ids"})
+    model = openvino.Model([ops.reduce_sum(ops.convert(ids, np.float32), [1], keep_dims=True)], [ids], "bare")
+    assert drop(model) is False
