@@ -89,7 +89,7 @@ class Endpoints:
             return Answer(200)
         except RequestError as error:
             return answer_to(error)
-        except Exception:
+        except Exception:  # noqa: BLE001 -- whatever the model raises
             _log.exception("A request to %s failed.", path)
             return answer_to(RequestError(424, "Backend", "The model failed; the log of the server says why."))
 

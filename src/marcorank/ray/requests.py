@@ -152,11 +152,13 @@ def _passages(name: str, value: object, *, max_batch: int) -> list[str]:
         raise RequestError(400, "Empty", f"`{name}` cannot be empty")
     if len(value) > max_batch:
         raise RequestError(413, "Validation", f"batch size {len(value)} > maximum allowed batch size {max_batch}")
-    passages = [one.get("text") if name == "documents" and isinstance(one, dict) else one for one in value]
-    for index, passage in enumerate(passages):
+    passages = []
+    for index, one in enumerate(value):
+        passage = one.get("text") if name == "documents" and isinstance(one, dict) else one
         if not isinstance(passage, str):
             expected = "a text, or an object with a `text`" if name == "documents" else "a text"
-            raise _wrong(f"`{name}[{index}]`", value[index], expected)
+            raise _wrong(f"`{name}[{index}]`", one, expected)
+        passages.append(passage)
     return passages
 
 

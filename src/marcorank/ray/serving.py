@@ -61,7 +61,6 @@ def build_app(args: dict[str, Any]) -> Application:
     """
     settings = ServeSettings.of(args)
     deployment = serve.deployment(
-        Replica,  # type: ignore[arg-type]
         name="marcorank",
         ray_actor_options={"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus},
         max_ongoing_requests=settings.max_ongoing,
@@ -75,7 +74,7 @@ def build_app(args: dict[str, Any]) -> Application:
             "look_back_period_s": 15,
             "downscale_delay_s": 300,
         },
-    )
+    )(Replica)
     return deployment.bind(settings)
 
 

@@ -131,7 +131,7 @@ def _amount(name: str, value: object, *, above_zero: bool = False) -> float:
     if not is_number or number < 0 or (above_zero and number == 0):
         expected = "a number above 0" if above_zero else "a number of at least 0"
         raise InvalidInputError(f"`{name}` is {value!r}; expected {expected}.")
-    return number
+    return float(number)
 
 
 def _as(kind: Callable[[str], Any], value: object) -> Any:
@@ -176,6 +176,6 @@ _READERS: dict[str, Callable[[str, object], Any]] = {
     "max_replicas": partial(_whole, least=1),
     "target_ongoing": partial(_amount, above_zero=True),
     "max_ongoing": partial(_whole, least=1),
-    "max_queued": partial(_whole, least=0),
+    "max_queued": partial(_whole, least=1),
     "api_key_sha256": _digest,
 }
