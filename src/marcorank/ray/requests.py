@@ -135,7 +135,8 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
     return RerankRequest(
         query=query,
         passages=passages,
-        raw_scores=_flag(fields, "raw_scores"),
+        # infinity calls it the one, vLLM the other.
+        raw_scores=_flag(fields, "raw_scores") or not _flag(fields, "use_activation", default=True),
         return_texts=_flag(fields, "return_documents"),
         top_n=_count(fields, "top_n"),
         truncate=True,
@@ -162,11 +163,11 @@ def _passages(name: str, value: object, *, max_batch: int) -> list[str]:
     return passages
 
 
-def _flag(fields: dict[str, Any], name: str) -> bool:
+def _flag(fields: dict[str, Any], name: str, *, default: bool = False) -> bool:
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
         raise _wrong(f"`{name}`", value, "true or false")
-    return bool(value)
+    return default if value is None else value
 
 
 def _count(fields: dict[str, Any], name: str) -> int | None:

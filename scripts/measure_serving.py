@@ -1,0 +1,101 @@
+"""Measure what Ray Serve costs: the throughput of one replica against the same reranker in this process.
+
+    python scripts/measure_serving.py [MODEL] --cpus 2
+
+The requests have 20 passages of 95 to 414 tokens, as those of `marcorank bench`, and 16 are under way at once. Both
+sides take turns, so that a machine that is slow for a minute is slow for both; the client's work and Serve's proxy
+are on the same cores as the replica. Needs `pip install 'marcorank[ray]'`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import socket
+import time
+from statistics import median
+
+import httpx
+import ray
+from ray import serve
+
+from marcorank import Reranker
+from marcorank.bench.records import Settings
+from marcorank.bench.workload import Workload, pair_lengths
+from marcorank.ray import build_app
+
+CANDIDATES = 20
+AT_ONCE = 16
+
+
+def main() -> None:
+    """Start a server, measure, and print one line a round and the medians."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="bundled")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--cpus", type=int, default=2, help="threads of the reranker, and CPUs of the replica")
+    parser.add_argument("--requests", type=int, default=48, help="in a turn")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    settings = {"model": options.model, "backend": options.backend, "precision": options.precision}
+    url = start(settings | {"num_cpus": options.cpus, "max_replicas": 1})
+    try:
+        asyncio.run(measure(url, settings | {"threads": options.cpus}, options.requests, options.rounds))
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+def start(settings: dict[str, object]) -> str:
+    """Start Ray and the server on a free port, and return its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    logging.disable(logging.INFO)
+    ray.init("local", include_dashboard=False, log_to_driver=False)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    serve.run(build_app(settings))
+    return f"http://127.0.0.1:{port}"
+
+
+async def measure(url: str, settings: dict[str, object], count: int, rounds: int) -> None:
+    """Let both sides take turns."""
+    workload = Workload(Settings(models=(str(settings["model"]),)), str(settings["model"]))
+    requests = [workload.passages(pair_lengths(CANDIDATES, 95, 414)) for _ in range(count)]
+    limits = httpx.Limits(max_connections=AT_ONCE)
+    with Reranker(**settings).warm_up() as reranker:  # type: ignore[arg-type]
+        async with httpx.AsyncClient(base_url=url, limits=limits, timeout=None) as client:  # noqa: S113
+            turn = asyncio.Semaphore(AT_ONCE)
+
+            async def here(passages: list[str]) -> dict[int, float]:
+                async with turn:
+                    ranking = await reranker.arank(workload.query, passages)
+                return {one.index: one.logit for one in ranking}
+
+            async def there(passages: list[str]) -> dict[int, float]:
+                body = {"query": workload.query, "texts": passages, "raw_scores": True, "truncate": True}
+                async with turn:
+                    response = await client.post("/rerank", json=body)
+                return {one["index"]: one["score"] for one in response.raise_for_status().json()}
+
+            rates: dict[str, list[float]] = {"in process": [], "Ray Serve": []}
+            off_by = 0.0
+            for number in range(rounds + 1):
+                answers = []
+                for name, side in zip(rates, (here, there), strict=True):
+                    begin = time.perf_counter()
+                    answers.append(await asyncio.gather(*map(side, requests)))
+                    if number:  # the first round warms up
+                        rates[name].append(count * CANDIDATES / (time.perf_counter() - begin))
+                for one, other in zip(*answers, strict=True):
+                    off_by = max(off_by, *(abs(one[index] - other[index]) for index in one))
+                if number:
+                    print(f"round {number}: " + ", ".join(f"{name} {rate[-1]:.1f}" for name, rate in rates.items()))
+    own, served = (median(rate) for rate in rates.values())
+    print(f"medians, passages/s: in process {own:.1f}, Ray Serve {served:.1f}: {served / own:.0%}; off by {off_by:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The server while parts of the cluster die: no answer is lost, and none is wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import httpx
+import pytest
+from ray_server import cluster_server
+
+from marcorank import Reranker
+
+# Importing ray.serve 2.60 with pydantic 2.14.
+pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
+
+QUERIES = [f"what is known of topic {number}?" for number in range(12)]
+PASSAGES = [f"passage {number} tells of topic {number % 12}, at some length, " * 3 for number in range(20)]
+CLIENTS = 6
+PATIENCE_S = 60
+
+
+class Load:
+    """Clients that ask without end, again where the status or the connection says that it may help."""
+
+    def __init__(self, url: str) -> None:
+        self.answers: list[tuple[str, list[float]]] = []
+        self.refused: list[str] = []
+        self.repeated = 0
+        self._url = url
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def wait_for_more(self, count: int) -> None:
+        """Wait until so many more answers have come."""
+        wanted, deadline = len(self.answers) + count, time.monotonic() + PATIENCE_S
+        while len(self.answers) < wanted:
+            assert not self.refused
+            assert time.monotonic() < deadline, "no more answers came"
+            time.sleep(0.02)
+
+    def _ask(self, number: int) -> None:
+        with httpx.Client(timeout=PATIENCE_S) as client:
+            while not self._stop.is_set():
+                query = QUERIES[number % len(QUERIES)]
+                number += 1
+                body = {"query": query, "texts": PASSAGES, "raw_scores": True}
+                for _ in range(10):
+                    try:
+                        response = client.post(f"{self._url}/rerank", json=body)
+                    except httpx.TransportError:
+                        response = None
+                    if response is not None and response.status_code not in {502, 503, 504}:
+                        break
+                    self.repeated += 1
+                    time.sleep(0.2)
+                if response is None or response.status_code != 200:
+                    self.refused.append("no connection" if response is None else response.text)
+                    return
+                scores = {one["index"]: one["score"] for one in response.json()}
+                self.answers.append((query, [scores[index] for index in range(len(PASSAGES))]))
+
+
+def test_replicas_and_nodes_die_under_load():
+    """A replica and then a worker node are killed; each request gets its answer, which equals the serial one."""
+    with Reranker("bundled", threads=1) as reranker:
+        expected = {query: reranker.score(query, PASSAGES).tolist() for query in QUERIES}
+    with cluster_server(2, num_cpus=1, min_replicas=2, max_replicas=2) as (url, cluster, nodes), Load(url) as load:
+        import ray
+
+        load.wait_for_more(CLIENTS)
+        replica, *_ = (one for one in ray.util.list_named_actors(all_namespaces=True) if "marcorank" in one["name"])
+        ray.kill(ray.get_actor(replica["name"], namespace=replica["namespace"]))
+        load.wait_for_more(2 * CLIENTS)
+        cluster.remove_node(nodes[0], allow_graceful=False)
+        load.wait_for_more(3 * CLIENTS)
+    assert load.refused == []
+    assert load.repeated > 0, "nothing died in the middle of a request"
+    for query, scores in load.answers:
+        assert scores == pytest.approx(expected[query], abs=1e-4)
