@@ -7,9 +7,9 @@ import math
 
 import httpx
 import pytest
-from ray_server import local_server
 
 from marcorank import Reranker
+from ray_server import local_server
 
 # Importing ray.serve 2.60 with pydantic 2.14.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")

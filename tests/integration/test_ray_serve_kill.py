@@ -7,9 +7,9 @@ import time
 
 import httpx
 import pytest
-from ray_server import cluster_server
 
 from marcorank import Reranker
+from ray_server import cluster_server
 
 # Importing ray.serve 2.60 with pydantic 2.14.
 pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on
 QUERIES = [f"what is known of topic {number}?" for number in range(12)]
 PASSAGES = [f"passage {number} tells of topic {number % 12}, at some length, " * 3 for number in range(20)]
 CLIENTS = 6
-PATIENCE_S = 60
+PATIENCE_S = 90
+# As that of RemoteScorer. A request whose node dies can be left without any word.
+TIMEOUT_S = 10
 
 
 class Load:
@@ -31,7 +33,7 @@ class Load:
         self._stop = threading.Event()
         self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
 
-    def __enter__(self) -> Load:
+    def __enter__(self):
         for thread in self._threads:
             thread.start()
         return self
@@ -50,7 +52,7 @@ class Load:
             time.sleep(0.02)
 
     def _ask(self, number: int) -> None:
-        with httpx.Client(timeout=PATIENCE_S) as client:
+        with httpx.Client(timeout=TIMEOUT_S) as client:
             while not self._stop.is_set():
                 query = QUERIES[number % len(QUERIES)]
                 number += 1

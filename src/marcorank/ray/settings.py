@@ -70,7 +70,7 @@ class ServeSettings:
     num_gpus: float = 0
     min_replicas: int = 1
     max_replicas: int = 4
-    target_ongoing: float = 4
+    target_ongoing: float = 2
     max_ongoing: int = 32
     max_queued: int = 128
     api_key_sha256: str | None = field(default=None, repr=False)
