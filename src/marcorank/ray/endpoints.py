@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 from marcorank import __version__, models
 from marcorank.errors import InvalidInputError
 from marcorank.ray.requests import RequestError, read_request, too_long
-from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from marcorank.ray.settings import ServeSettings
+    from marcorank.reranker import Reranker
 
 _log = logging.getLogger(__name__)
 
@@ -48,26 +48,12 @@ class Endpoints:
         max_body_bytes: Most bytes of a body that are worth reading.
     """
 
-    def __init__(self, settings: ServeSettings) -> None:
-        """Load the model and run it once.
-
-        Raises:
-            MarcoRankError: The model cannot be loaded; see `errors`.
-        """
+    def __init__(self, settings: ServeSettings, reranker: Reranker) -> None:
+        """Take the settings and the reranker, whose scores have to be sigmoids."""
         self._settings = settings
         self.max_body_bytes = settings.max_body_bytes
-        self._reranker = Reranker(
-            settings.model,
-            backend=settings.backend,
-            device=settings.device,
-            precision=settings.precision,
-            threads=settings.threads or max(1, int(settings.num_cpus)),
-            activation="sigmoid",
-            max_length=settings.max_length,
-            long_passages=settings.long_passages,
-            cache_size=settings.cache_size,
-        ).warm_up()
-        self._name = settings.served_name or self._reranker.name
+        self._reranker = reranker
+        self._name = settings.served_name or reranker.name
         self._names = {self._name, settings.model}
 
     async def answer(self, method: str, path: str, authorization: str | None, body: bytes) -> Answer:
@@ -91,7 +77,8 @@ class Endpoints:
             return answer_to(error)
         except Exception:  # noqa: BLE001 -- whatever the model raises
             _log.exception("A request to %s failed.", path)
-            return answer_to(RequestError(424, "Backend", "The model failed; the log of the server says why."))
+            status, kind = (503, "Unhealthy") if path in _OPEN else (424, "Backend")
+            return answer_to(RequestError(status, kind, "The model failed; the log of the server says why."))
 
     def check(self, method: str, path: str, authorization: str | None, body_bytes: int) -> None:
         """Check what can be checked before the body is read.

@@ -26,7 +26,7 @@ class Replica:
     """One replica: it is ready once the model is loaded and has run."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        self._endpoints = Endpoints(settings)
+        self._endpoints = Endpoints(settings, settings.reranker())
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request. Those that come meanwhile share the batches of the model."""

@@ -14,6 +14,7 @@ from marcorank.arguments import one_of, text_or_none, whole_number
 from marcorank.choosing import BACKENDS, PRECISIONS, BackendName, Precision
 from marcorank.errors import InvalidInputError
 from marcorank.pairs import LONG_PASSAGES, LongPassages
+from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -112,6 +113,25 @@ class ServeSettings:
                 "expected at least as many."
             )
         return made
+
+    def reranker(self) -> Reranker:
+        """Return a new reranker with these settings, loaded and warmed up; its scores are sigmoids.
+
+        Raises:
+            MarcoRankError: The model cannot be loaded; see `errors`.
+        """
+        return Reranker(
+            self.model,
+            backend=self.backend,
+            device=self.device,
+            precision=self.precision,
+            # Ray sets aside CPUs, but a process still sees all of the node's.
+            threads=self.threads or max(1, int(self.num_cpus)),
+            activation="sigmoid",
+            max_length=self.max_length,
+            long_passages=self.long_passages,
+            cache_size=self.cache_size,
+        ).warm_up()
 
 
 def _text(name: str, value: object) -> str:

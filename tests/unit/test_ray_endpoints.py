@@ -1,0 +1,58 @@
+"""What the server answers when its model fails, and that it says so to Ray."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from marcorank import Reranker
+from marcorank.ray import ServeSettings
+from marcorank.ray.endpoints import Endpoints
+
+
+class Failing:
+    """A scorer whose engine is out of order."""
+
+    name = "failing"
+
+    def score(self, query, passages):
+        raise RuntimeError("out of memory at 0x7f")
+
+
+class Overflowing:
+    """A scorer that gives no numbers."""
+
+    name = "overflowing"
+
+    def score(self, query, passages):
+        return [float("nan")] * len(passages)
+
+
+@pytest.mark.parametrize("scorer", [Failing(), Overflowing()])
+async def test_a_model_that_fails_is_the_servers_fault(scorer, caplog):
+    """Callers get 424, as from TEI, without a word of the inside; the log has the error; /health says 503."""
+    endpoints = Endpoints(ServeSettings(), Reranker(scorer, activation="sigmoid"))
+    body = json.dumps({"query": "q", "texts": ["a"]}).encode()
+    with caplog.at_level(logging.ERROR):
+        answer = await endpoints.answer("POST", "/rerank", None, body)
+    assert answer.status == 424
+    assert json.loads(answer.body)["error_type"] == "Backend"
+    assert b"0x7f" not in answer.body
+    assert "Traceback" in caplog.text
+    assert (await endpoints.answer("GET", "/health", None, b"")).status == 503
+
+
+async def test_ray_hears_of_a_model_that_fails():
+    """The health check that Ray makes raises, so that the replica is replaced."""
+    endpoints = Endpoints(ServeSettings(), Reranker(Failing(), activation="sigmoid"))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        await endpoints.check_health()
+
+
+def test_a_replica_has_as_many_threads_as_cpus():
+    """Replicas on one node do not compete, unless they are told to."""
+    assert ServeSettings(num_cpus=3).reranker().to_dict()["threads"] == 3
+    assert ServeSettings(num_cpus=0.5).reranker().to_dict()["threads"] == 1
+    assert ServeSettings(num_cpus=3, threads=2).reranker().to_dict()["threads"] == 2
