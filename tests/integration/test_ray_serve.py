@@ -12,7 +12,6 @@ from marcorank import Reranker
 from ray_server import local_server
 
 # Importing ray.serve 2.60 with pydantic 2.14.
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
 
 QUERY = "how do I open a file?"
 PASSAGES = [

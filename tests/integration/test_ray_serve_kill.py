@@ -12,7 +12,6 @@ from marcorank import Reranker
 from ray_server import cluster_server
 
 # Importing ray.serve 2.60 with pydantic 2.14.
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field` is deprecated")
 
 QUERIES = [f"what is known of topic {number}?" for number in range(12)]
 PASSAGES = [f"passage {number} tells of topic {number % 12}, at some length, " * 3 for number in range(20)]
