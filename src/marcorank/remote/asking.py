@@ -37,7 +37,6 @@ LONGEST_RETRY_AFTER_S = 30.0
 # Some servers send the passages back, with every character escaped.
 _REPLY_BYTES = 1 << 20
 _REPLY_BYTES_A_REQUEST_BYTE = 8
-_ERROR_BYTES = 1 << 14
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -130,17 +129,17 @@ async def _exchange(client: httpx.AsyncClient, server: Server, key: Key | None, 
 
 
 async def _content(response: httpx.Response, server: Server, asked_bytes: int) -> bytes:
-    """Read an answer up to its limit; of an error the beginning is enough."""
+    """Read an answer up to its limit; of an error what fits is enough."""
     is_error = response.status_code != httpx.codes.OK
-    limit = _ERROR_BYTES if is_error else _REPLY_BYTES + _REPLY_BYTES_A_REQUEST_BYTE * asked_bytes
-    promised = response.headers.get("Content-Length", "")
     if response.headers.get("Content-Encoding", "identity").lower() != "identity":
         if is_error:
             return b""
         raise RemoteProtocolError(f"{server.address.endpoint} sent a compressed answer, which was not asked for.")
-    content = bytearray()
+    limit = _REPLY_BYTES + _REPLY_BYTES_A_REQUEST_BYTE * asked_bytes
+    promised = response.headers.get("Content-Length", "")
     too_much = promised.isdecimal() and int(promised) > limit
-    if not too_much or is_error:
+    content = bytearray()
+    if not too_much:
         async for piece in response.aiter_raw():
             content += piece
             if len(content) > limit:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     # Makes the body of a request of a query, its passages, and the name of the model.
     _Ask: TypeAlias = Callable[[str, Sequence[str], str | None], dict[str, Any]]
 
+_INFINITY_CHARS = 122_880
+
 ScoreKind = Literal["logit", "probability"]
 
 
@@ -82,9 +84,13 @@ DIALECTS = {
         Dialect(
             name="infinity",
             path="/rerank",
-            # It always truncates.
+            # It always truncates, but refuses characters beyond these, which no model of it reads.
             ask=lambda query, passages, model: _documents(
-                query, passages, model, raw_scores=True, return_documents=False
+                query[:_INFINITY_CHARS],
+                [passage[:_INFINITY_CHARS] for passage in passages],
+                model,
+                raw_scores=True,
+                return_documents=False,
             ),
             score_kind="logit",
             max_passages=256,
