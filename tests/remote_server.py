@@ -133,13 +133,13 @@ class RemoteServer(ThreadingHTTPServer):
         texts = body.get("texts" if self.dialect == "tei" else "documents")
         if self.key is not None and authorization != f"Bearer {self.key}":
             return 401, {"message": f"invalid api token {authorization}"}
-        if not texts:
-            return 400, {"error": "`texts` cannot be empty", "error_type": "Empty"}
         if self.dialect == "tei" and len(texts) > self.max_batch:
             said = f"batch size {len(texts)} > maximum allowed batch size {self.max_batch}"
             return 413, {"error": said, "error_type": "Validation"}
         if self.dialect in {"cohere", "jina", "voyage"} and "model" not in body:
             return 400, {"message": "model is required"}
+        if self.dialect == "infinity" and (wrong := _too_long_for_infinity([body["query"], *texts])):
+            return 422, {"detail": [{"loc": ["body"], "msg": wrong, "input": body}]}
         cuts = {"tei": body.get("truncate"), "vllm": body.get("truncate_prompt_tokens") == -1}.get(self.dialect, True)
         if not cuts and any(len(text.split()) > LONGEST for text in texts):
             return 413, {"error": "`inputs` must have less than 512 tokens", "error_type": "Validation"}
@@ -209,6 +209,12 @@ class Handler(BaseHTTPRequestHandler):
             with suppress(TimeoutError):
                 if not self.connection.recv(1):
                     raise ConnectionAbortedError
+
+
+def _too_long_for_infinity(texts: list[str]) -> str:
+    if len(texts) > 2049:
+        return "List should have at most 2048 items"
+    return "String should have at most 122880 characters" if max(map(len, texts)) > 122_880 else ""
 
 
 @contextmanager

@@ -214,7 +214,18 @@ def test_what_was_cut_is_told_where_the_server_tells_it(tei, scorer):
 def test_truncation_is_asked_for(dialect):
     """A passage that is too long is scored, where the server would refuse it otherwise."""
     with remote_server(dialect) as server, RemoteScorer(server.url, model="m") as scorer:
-        assert np.isfinite(scorer.score(QUERY, ["file " * (LONGEST + 1)])).all()
+        assert np.isfinite(scorer.score(QUERY, ["file " * (LONGEST + 1), "file " * 30_000])).all()
+
+
+def test_an_error_that_repeats_the_request_is_understood():
+    """Some servers send all of it back; the message has what they say, not that."""
+    with remote_server("infinity") as server:
+        with RemoteScorer(server.url, max_passages_per_request=3000) as scorer:
+            message = r"status 422 \(1 attempt\): List should have at most 2048 items\.$"
+            fails_soon(scorer, RemoteStatusError, message, ["a"] * 2049)
+        server.fault = says(422, {"detail": [{"msg": "too long", "input": "x" * 100_000}]})
+        with RemoteScorer(server.url) as scorer:
+            fails_soon(scorer, RemoteStatusError, r"status 422 \(1 attempt\): too long\.$")
 
 
 def test_odd_texts_arrive_as_they_are(tei, scorer):
