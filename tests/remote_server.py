@@ -252,6 +252,16 @@ def sends(content: bytes, kind: str = "application/json") -> Fault:
     return fault
 
 
+def promises(length: int) -> Fault:
+    """Announce an answer of this length and send none of it."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        handler.send(200, b"", promised=length)
+        return never_answers(handler, results)
+
+    return fault
+
+
 def changes(change: Callable[[Results], Any]) -> Fault:
     """Answer with other results."""
 

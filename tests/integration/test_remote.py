@@ -45,6 +45,7 @@ from remote_server import (
     hangs_up,
     late,
     never_answers,
+    promises,
     remote_server,
     says,
     sends,
@@ -208,6 +209,8 @@ def test_what_was_cut_is_told_where_the_server_tells_it(tei, scorer):
     assert scorer.score_requests([(QUERY, passages)])[0].truncated is None
     tei.tells_truncated = True
     assert scorer.score_requests([(QUERY, passages)])[0].truncated.tolist() == [False, True] * 20
+    tei.faults.append(changes(lambda found: [{"index": one["index"], "score": one["score"]} for one in found]))
+    assert scorer.score_requests([(QUERY, passages)])[0].truncated is None
 
 
 @pytest.mark.parametrize("dialect", PATHS)
@@ -328,6 +331,7 @@ def test_a_late_answer_is_asked_for_again(tei):
         (changes(lambda found: [*found[:-1], found[0]]), "two scores for passage"),
         (floods, r"sent more than 1,0\d\d,\d\d\d bytes"),
         (compresses, "sent a compressed answer, which was not asked for"),
+        (promises(1 << 40), r"sent more than 1,0\d\d,\d\d\d bytes"),
         (sends(b" " * (2 << 20)), r"sent more than 1,0\d\d,\d\d\d bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -360,12 +364,13 @@ def test_a_request_that_is_too_long_tells_what_to_do(tei):
         assert scorer.score(QUERY, ["a"] * 9).shape == (9,)
 
 
-def test_the_first_failure_ends_the_call(tei, scorer):
+def test_the_first_failure_ends_the_call(tei):
     """The other parts are not waited for: their requests are dropped."""
     tei.faults.extend([never_answers, late(0.2), never_answers, never_answers])
     tei.faults[1] = lambda handler, results: late(0.2)(handler, results) or says(400)(handler, results)
-    fails_soon(scorer, RemoteStatusError, "status 400", ["a"] * 100)
-    assert tei.gone.wait(SOON_S)
+    with RemoteScorer(tei.url, timeout_s=600) as scorer:
+        fails_soon(scorer, RemoteStatusError, "status 400", ["a"] * 100)
+        assert tei.gone.wait(SOON_S)
 
 
 def test_a_thousand_requests_to_a_failing_server():
@@ -614,6 +619,19 @@ def test_close_ends_the_thread_and_what_waits(tei):
     with pytest.raises(ClosedError, match="The scorer was closed; make a new RemoteScorer"):
         scorer.score(QUERY, PASSAGES)
     scorer.close()
+
+
+def test_a_call_that_was_given_up_leaves_no_complaint(tei, caplog):
+    """Nothing is logged because nobody looked at the error of a call that was cancelled and then closed over."""
+    tei.fault = never_answers
+    for _ in range(20):
+        with RemoteScorer(tei.url) as scorer:
+            future = scorer.begin([(QUERY, PASSAGES)])
+            time.sleep(0.01)
+            future.cancel()
+        del future
+    gc.collect()
+    assert not caplog.records
 
 
 def test_calls_that_race_with_close_end(tei):

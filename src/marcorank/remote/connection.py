@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 # How long the connections may take to say goodbye.
 _FAREWELL_S = 1.0
+# The thread may need a lock, such as one of logging, whose holder was interrupted by a finalizer that waits for it.
+_LONGEST_STOP_S = 5.0
 
 
 class Pool:
@@ -123,7 +125,7 @@ class _Running:
         self._loop.call_soon_threadsafe(self._ending.set)
         # The last user may be let go of in the thread itself.
         if threading.current_thread() is not self._thread:
-            self._thread.join()
+            self._thread.join(_LONGEST_STOP_S)
 
     async def _perform(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> T:
         task = asyncio.current_task()
