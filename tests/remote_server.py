@@ -242,11 +242,11 @@ def says(status: int, answer: Any = None, **headers: str) -> Fault:
     return fault
 
 
-def sends(content: bytes, kind: str = "application/json") -> Fault:
+def sends(content: bytes, kind: str = "application/json", *, status: int = 200) -> Fault:
     """Answer with these bytes."""
 
     def fault(handler: Handler, results: Results) -> bool:
-        handler.send(200, content, {"Content-Type": kind})
+        handler.send(status, content, {"Content-Type": kind})
         return True
 
     return fault

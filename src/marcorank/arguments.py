@@ -70,6 +70,12 @@ def finite_number(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
+def positive_number(value: object) -> float | None:
+    """Return a finite number above 0 as a float, else None."""
+    number = finite_number(value)
+    return number if number is not None and number > 0 else None
+
+
 def text_or_none(name: str, value: object) -> str | None:
     """Return None or a text that is not empty. The message holds no value: it may be a token.
 

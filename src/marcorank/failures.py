@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from marcorank.arguments import finite_number
+from marcorank.arguments import positive_number
 from marcorank.errors import (
     ClosedError,
     InvalidInputError,
@@ -77,8 +77,8 @@ def timeout_or_none(value: object) -> float | None:
     """
     if value is None:
         return None
-    seconds = finite_number(value)
-    if seconds is None or seconds <= 0:
+    seconds = positive_number(value)
+    if seconds is None:
         raise InvalidInputError(f"`timeout_s` is {value!r}; expected None or a number of seconds above 0.")
     return seconds
 

@@ -86,7 +86,7 @@ class RerankRequest:
             "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
         }
 
-    def _score(self, one: RankedPassage) -> float:
+    def _score(self, one: RankedPassage) -> float | None:
         return one.logit if self.raw_scores else one.score
 
 

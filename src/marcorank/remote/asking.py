@@ -101,7 +101,7 @@ async def ask(pool: Pool, server: Server, key: Key | None, query: str, passages:
                 return read_scores(reply.content, count=len(passages), where=server.address.endpoint)
             wanted_s = _seconds(reply.retry_after)
             error = _refusal(reply, server, key, attempt, wanted_s)
-            if reply.status not in _PASSING or wanted_s > LONGEST_RETRY_AFTER_S:
+            if not _passes(reply) or wanted_s > LONGEST_RETRY_AFTER_S:
                 raise error
         if attempt >= server.max_attempts:
             raise error from cause
@@ -172,6 +172,16 @@ def _redirected(response: httpx.Response, server: Server) -> httpx.URL:
     return there
 
 
+def _passes(reply: _Reply) -> bool:
+    """Whether a server that refused may answer the next time.
+
+    These servers tell of their own errors in JSON. A bare 500 is of what stands before one that has just died, as
+    Ray's proxies answer.
+    """
+    bare_500 = reply.status == httpx.codes.INTERNAL_SERVER_ERROR and not reply.content.lstrip().startswith((b"{", b"["))
+    return reply.status in _PASSING or bare_500
+
+
 def _refusal(reply: _Reply, server: Server, key: Key | None, attempt: int, wanted_s: float) -> RemoteStatusError:
     said = server_message(reply.content)
     # Hidden before it is cut, else the beginning of a key could be left.
@@ -191,7 +201,8 @@ def _hint(status: int, said: str, server: Server, key: Key | None) -> str:
         return "Lower `max_passages_per_request`."
     if status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         names = server.address.dialect.key_names if server.address.is_of_vendor else (KEY_VARIABLE,)
-        return f"{'No key was sent' if key is None else 'A key was sent'}; pass `api_key` or set {names[0]}."
+        sent = "No key was sent" if key is None else "A key was sent"
+        return f"{sent}; pass `api_key` (`token` of a reranker) or set {names[0]}."
     if status == httpx.codes.NOT_FOUND:
         return f"{server.address.url} has to be the base of a server of the kind {server.address.dialect.name!r}."
     return ""

@@ -6,18 +6,18 @@ They differ in where and how they are asked. What they answer is alike enough fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import TypeAlias
 
+    from marcorank.ranking import ScoreKind
+
     # Makes the body of a request of a query, its passages, and the name of the model.
     _Ask: TypeAlias = Callable[[str, Sequence[str], str | None], dict[str, Any]]
 
 _INFINITY_CHARS = 122_880
-
-ScoreKind = Literal["logit", "probability"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import weakref
 from concurrent.futures import Future
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from marcorank.arguments import request_pair, text_or_none, whole_number
+from marcorank.arguments import positive_number, request_pair, text_or_none, whole_number
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.ranking import check_finite
 from marcorank.remote.address import Server, parse_address
@@ -25,12 +22,13 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import httpx
+    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from marcorank.ranking import ScoreKind
     from marcorank.remote.address import Address
     from marcorank.remote.connection import Pool
-    from marcorank.remote.dialects import ScoreKind
     from marcorank.remote.keys import Key
     from marcorank.scorer import Request
 
@@ -85,9 +83,7 @@ class RemoteScorer:
         """
         self._address = parse_address(url, dialect=dialect, model=text_or_none("model", model))
         self._api_key = given_key(api_key)
-        self._server = Server(
-            self._address, _seconds("timeout_s", timeout_s), whole_number("max_attempts", max_attempts, 1)
-        )
+        self._server = Server(self._address, _seconds(timeout_s), whole_number("max_attempts", max_attempts, 1))
         self._max_passages_per_request = (
             None
             if max_passages_per_request is None
@@ -242,9 +238,8 @@ def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
     return make_client(address, parallel)
 
 
-def _seconds(name: str, value: object) -> float:
-    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    seconds = float(value) if is_number else math.nan  # type: ignore[arg-type]
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise InvalidInputError(f"`{name}` is {value!r}; expected a finite number of seconds above 0.")
+def _seconds(timeout_s: object) -> float:
+    seconds = positive_number(timeout_s)
+    if seconds is None:
+        raise InvalidInputError(f"`timeout_s` is {timeout_s!r}; expected a finite number of seconds above 0.")
     return seconds
