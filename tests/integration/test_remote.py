@@ -496,7 +496,11 @@ def test_the_environment_is_read_at_use(tei, monkeypatch):
     tei.key = SECRET
     monkeypatch.delenv("MARCORANK_API_KEY", raising=False)
     with pickle.loads(pickle.dumps(RemoteScorer(tei.url, api_key=SECRET))) as scorer:  # noqa: S301
-        fails_soon(scorer, RemoteStatusError, r"status 401 .* No key was sent; pass `api_key` \(`token` of a reranker\) or set MARCORANK_API_KEY")
+        fails_soon(
+            scorer,
+            RemoteStatusError,
+            r"status 401 .* No key was sent; pass `api_key` \(`token` of a reranker\) or set MARCORANK_API_KEY",
+        )
         monkeypatch.setenv("MARCORANK_API_KEY", "wrong")
         fails_soon(scorer, RemoteStatusError, r"invalid api token Bearer \[key\]\. A key was sent; pass")
         monkeypatch.setenv("MARCORANK_API_KEY", SECRET)

@@ -17,6 +17,7 @@ from marcorank.choosing import choose
 from marcorank.errors import InvalidInputError
 from marcorank.loading import LocalFolder, graph_file, load_scorer, locate
 from marcorank.models import PICKLED_WEIGHTS
+from marcorank.remote import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -37,7 +38,7 @@ _TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", PICKLED_WEIGHTS)
 def scoring_settings(reranker: Reranker) -> dict[str, Any]:
     """Return all that decides which logits a reranker gives, ready for JSON; files by their content.
 
-    A scorer of the caller's own is known by its name and its class only.
+    A scorer of the caller's own is known by its name and its class only, a server by its address.
 
     Raises:
         MarcoRankError: The settings contradict each other, or the files of the model cannot be had.
@@ -45,6 +46,8 @@ def scoring_settings(reranker: Reranker) -> dict[str, Any]:
     if not isinstance(reranker.model, str):
         kind = type(reranker.model)
         return {"model": reranker.name, "scorer": f"{kind.__module__}.{kind.__qualname__}", "marcorank": __version__}
+    if is_remote(reranker.model):
+        return {"model": reranker.name, "scorer": "server", "marcorank": __version__}
     settings = reranker._settings  # noqa: SLF001 -- the token is needed to find the files, and no dict has it
     files = locate(settings)
     choice = choose(settings)
