@@ -19,24 +19,31 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 
-def numbered_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers from 1, without their ends; a file named .gz is unpacked.
+def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield the lines of a file with their numbers, without their ends; a file named .gz is unpacked.
+
+    Args:
+        path: Of the file.
+        offset: Byte at which the first line begins, of the unpacked file.
+        first: Number of that line.
 
     Raises:
         InvalidInputError: The file cannot be read, is damaged or not UTF-8.
     """
     shown = repr(str(path))
-    with errors_named(shown), _opened(Path(path)) as file:
-        yield from decoded_lines(file, shown)
+    with errors_named(shown), opened_bytes(path) as file:
+        if offset:
+            file.seek(offset)
+        yield from decoded_lines(file, shown, first=first)
 
 
-def decoded_lines(file: Iterable[bytes], shown: str) -> Iterator[tuple[int, str]]:
-    """Yield lines with their numbers from 1, without their ends.
+def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield lines with their numbers from `first`, without their ends.
 
     Raises:
         InvalidInputError: A line is not UTF-8.
     """
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(file, first):
         try:
             # Windows programs put a byte order mark in front of the first line.
             text = line.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -46,6 +53,11 @@ def decoded_lines(file: Iterable[bytes], shown: str) -> Iterator[tuple[int, str]
                 "save the file as UTF-8."
             ) from error
         yield number, text.rstrip("\r\n")
+
+
+def opened_bytes(path: str | os.PathLike[str]) -> gzip.GzipFile | BinaryIO:
+    """Open a file to read; one named .gz is unpacked."""
+    return gzip.open(path) if Path(path).suffix == ".gz" else Path(path).open("rb")
 
 
 @contextmanager
@@ -83,9 +95,19 @@ def json_object(line: str, place: str, *, expected: str) -> dict[str, Any]:
     return row
 
 
+def json_line(row: dict[str, Any]) -> str:
+    """Return a row as a line of JSON that every UTF-8 file can hold; what JSON lacks, such as dates, becomes text."""
+    line = json.dumps(row, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
+        line = json.dumps(row, default=str)
+    return f"{line}\n"
+
+
 def brief(value: object) -> str:
     """Return a value of JSON as it is written there, cut where it is long."""
-    shown = json.dumps(value, ensure_ascii=False)
+    shown = json.dumps(value, ensure_ascii=False, default=str)
     return shown if len(shown) <= 60 else f"{shown[:59]}…"
 
 
@@ -120,10 +142,6 @@ def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
-
-
-def _opened(path: Path) -> gzip.GzipFile | BinaryIO:
-    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import threading
 
 import pytest
 
-from marcorank.cli.writing import json_line, opened
+from marcorank.cli.writing import opened
 from marcorank.errors import InvalidInputError
+from marcorank.files import json_line
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from marcorank.arguments import whole_number
 from marcorank.choosing import BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
@@ -81,3 +82,15 @@ def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
         "precision": args.precision,
         "threads": args.threads,
     }
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Return what makes a whole number of an option's text, and complains of one below `least`."""
+
+    def parse(text: str) -> int:
+        try:
+            return whole_number("option", int(text), least)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number of at least {least}") from error
+
+    return parse

@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from marcorank.cli.reading import Request
     from marcorank.evaluation.records import Collection
     from marcorank.pairs import PairEncoder, TokenBatch
+    from marcorank.shards.requests import Request
 
     Requests = Sequence[tuple[str, Sequence[str]]]
 

@@ -8,31 +8,16 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import InvalidInputError
-from marcorank.files import brief, decoded_lines, errors_named, json_object, numbered_lines
+from marcorank.files import decoded_lines, errors_named, json_object, numbered_lines
+from marcorank.shards.requests import Passage, passage_of, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from marcorank.shards.requests import Request
+
 STANDARD_INPUT = "-"
-TEXT_FIELDS = ("text", "passage", "page_content", "content")
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """A passage and the fields that came with it, its text among them."""
-
-    text: str
-    fields: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A query with its passages, and the other fields of its row."""
-
-    query: str
-    passages: list[Passage]
-    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +48,7 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
     lines = list(_lines(source))
     filled = [(number, line) for number, line in lines if line.strip()]
     if _is_jsonl(source, input_format, filled):
-        return PassageList([_passage(_row(source, *line), _place(source, line[0]), text_field) for line in filled], 0)
+        return PassageList([passage_of(_row(source, *line), _place(source, line[0]), text_field) for line in filled], 0)
     return PassageList([Passage(line, {"text": line}) for _, line in filled], len(lines) - len(filled))
 
 
@@ -79,7 +64,7 @@ def read_requests(source: str, *, text_field: str | None) -> Iterator[Request]:
     """
     for number, line in _lines(source):
         if line.strip():
-            yield _request(_row(source, number, line), _place(source, number), text_field)
+            yield request_of(_row(source, number, line), _place(source, number), text_field)
 
 
 def _place(source: str, number: int) -> str:
@@ -115,49 +100,3 @@ def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> 
 
 def _row(source: str, number: int, line: str) -> dict[str, Any]:
     return json_object(line, _place(source, number), expected="an object with a text field")
-
-
-def _passage(row: dict[str, Any], place: str, text_field: str | None) -> Passage:
-    names = TEXT_FIELDS if text_field is None else (text_field,)
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        hint = "; a file of queries with their passages is read with --requests" if "passages" in row else ""
-        found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-        raise InvalidInputError(
-            f"{place} has {found}; expected {' or '.join(map(repr, names))}. Name the field that holds the text with "
-            f"--text-field{hint}."
-        )
-    text = row[name]
-    if not isinstance(text, str):
-        raise InvalidInputError(f"{place}: {name!r} is {brief(text)}; expected a text.")
-    return Passage(text, row)
-
-
-def _request(row: dict[str, Any], place: str, text_field: str | None) -> Request:
-    missing = [name for name in ("query", "passages") if name not in row]
-    if missing:
-        raise InvalidInputError(
-            f"{place} has no field {' and no field '.join(map(repr, missing))}; expected a row such as "
-            '{"query": "...", "passages": ["...", "..."]}.'
-        )
-    query, passages = row["query"], row["passages"]
-    if not isinstance(query, str) or not query.strip():
-        raise InvalidInputError(f"{place}: 'query' is {brief(query)}; expected a text that is not blank.")
-    if not isinstance(passages, list):
-        raise InvalidInputError(f"{place}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
-    return Request(
-        query,
-        [
-            _passage_of_request(passage, f"{place}: passage {index}", text_field)
-            for index, passage in enumerate(passages)
-        ],
-        {name: value for name, value in row.items() if name != "passages"},
-    )
-
-
-def _passage_of_request(passage: object, place: str, text_field: str | None) -> Passage:
-    if isinstance(passage, str):
-        return Passage(passage, {"text": passage})
-    if isinstance(passage, dict):
-        return _passage(passage, place, text_field)
-    raise InvalidInputError(f"{place} is {brief(passage)}; expected a text or an object with a text field.")

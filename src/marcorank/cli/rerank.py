@@ -7,42 +7,55 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from marcorank.arguments import score_threshold_or_none, whole_number
-from marcorank.cli.options import add_engine_options, add_file_options, engine_settings, file_settings, new_parser
+from marcorank.arguments import score_threshold_or_none
+from marcorank.cli import rerank_files
+from marcorank.cli.options import (
+    add_engine_options,
+    add_file_options,
+    at_least,
+    engine_settings,
+    file_settings,
+    new_parser,
+)
 from marcorank.cli.progress import Progress
-from marcorank.cli.reading import STANDARD_INPUT, Request, read_passages, read_requests
+from marcorank.cli.reading import STANDARD_INPUT, read_passages, read_requests
 from marcorank.cli.table import one_line, table
-from marcorank.cli.writing import json_line, opened
+from marcorank.cli.writing import opened
+from marcorank.files import json_line
 from marcorank.models import BUNDLED
 from marcorank.pairs import LONG_PASSAGES
 from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation
 from marcorank.reranker import Reranker
+from marcorank.shards.requests import Request, answer_row, result_row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
-    from marcorank.cli.reading import Passage
-    from marcorank.ranking import Activation, RankedPassage, Ranking
+    from marcorank.ranking import Activation, Ranking
 
 # Enough to fill batches, few enough that results come while the input is still being read.
 _PASSAGES_AT_ONCE = 512
 _REQUESTS_AT_ONCE = 32
 
 _USAGE = """marcorank rerank [options] QUERY [FILE]
-       marcorank rerank [options] --requests FILE"""
+       marcorank rerank [options] --requests FILE
+       marcorank rerank [options] --input FILES --output FOLDER"""
 _EXAMPLES = """\
 Passages are lines of text, or JSONL: an object a line, with its text in a
 field `text`, `passage`, `page_content` or `content`. Results of JSONL keep all
 fields of their passage and add index (place in the input, from 0), rank, score
 and logit; a field of the input that has such a name becomes `input_score` and
 so on. With --requests each line holds a query and its passages, and each line
-of output its `results`.
+of output its `results`. With --input such rows come from any number of files,
+also Parquet, and go to a folder, a shard at a time: the same command again goes
+on where it was stopped.
 
 examples:
   marcorank rerank "how to open a file" passages.txt
   marcorank rerank "how to open a file" hits.jsonl --top-n 5 --output best.jsonl
   grep -rh file docs | marcorank rerank "how to open a file"
   marcorank rerank --requests queries.jsonl --activation sigmoid
+  marcorank rerank --input 'candidates/*.parquet' --output ranked --engine ray
 """
 
 
@@ -62,7 +75,7 @@ def add_command(commands: Any) -> None:
     source.add_argument("--text-field", metavar="NAME", help="field of a JSONL row that holds the text")
 
     result = parser.add_argument_group("output")
-    result.add_argument("--top-n", type=_whole_number(1), metavar="N", help="most results of a query (default: all)")
+    result.add_argument("--top-n", type=at_least(1), metavar="N", help="most results of a query (default: all)")
     result.add_argument("--score-threshold", type=_number, metavar="X", help="least score of a result")
     result.add_argument(
         "--activation",
@@ -75,17 +88,16 @@ def add_command(commands: Any) -> None:
         "--format", choices=("table", "jsonl"), help="default: table on a terminal, jsonl in a pipe or a file"
     )
     result.add_argument("--output", metavar="FILE", help="write here instead of to standard output")
+    rerank_files.add_options(parser)
 
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", default=BUNDLED, metavar="NAME", help="bundled, a hub name or a model's folder (default: bundled)"
     )
     add_engine_options(model)
+    model.add_argument("--max-length", type=at_least(16), default=512, metavar="TOKENS", help="of query and passage")
     model.add_argument(
-        "--max-length", type=_whole_number(16), default=512, metavar="TOKENS", help="of query and passage"
-    )
-    model.add_argument(
-        "--max-query-tokens", type=_whole_number(1), metavar="TOKENS", help="of the query (default: half of what fits)"
+        "--max-query-tokens", type=at_least(1), metavar="TOKENS", help="of the query (default: half of what fits)"
     )
     model.add_argument(
         "--long-passages",
@@ -99,28 +111,25 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Rank and write."""
+    if rerank_files.is_wanted(args):
+        return rerank_files.run(args, _settings(args))
     if (args.query is None) == (args.requests is None):
-        args.usage_error("give either QUERY, or --requests with a file of queries and their passages")
+        args.usage_error(
+            "give either QUERY, or --requests with a file of queries and their passages, or --input with any number "
+            "of such files"
+        )
     if args.requests is not None and args.input_format == "lines":
         args.usage_error("--requests reads JSONL; --input-format lines is for passages")
     on_terminal = args.output is None and sys.stdout.isatty()
     show = _table if (args.format or ("table" if on_terminal else "jsonl")) == "table" else _json
-    reranker = Reranker(
-        args.model,
-        activation=args.activation,
-        max_length=args.max_length,
-        max_query_tokens=args.max_query_tokens,
-        long_passages=args.long_passages,
-        **engine_settings(args),
-        **file_settings(args),
-    )
+    reranker = Reranker(args.model, **_settings(args))
     done = 0
     with reranker, opened(args.output) as out, Progress() as progress:
         for chunk in _chunks(_requests(args)):
             passages = sum(len(request.passages) for request in chunk)
             progress.text = f"Ranking {passages} passages with {reranker.name}" + (f" ({done} done)" if done else "")
             rankings = reranker.rank_many(
-                [(request.query, [passage.text for passage in request.passages]) for request in chunk],
+                [request.texts for request in chunk],
                 top_n=args.top_n,
                 score_threshold=args.score_threshold,
             )
@@ -132,6 +141,17 @@ def run(args: argparse.Namespace) -> int:
             # What comes next may be typed on the same terminal.
             progress.text = ""
     return 0
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "activation": args.activation,
+        "max_length": args.max_length,
+        "max_query_tokens": args.max_query_tokens,
+        "long_passages": args.long_passages,
+        **engine_settings(args),
+        **file_settings(args),
+    }
 
 
 def _requests(args: argparse.Namespace) -> Iterator[Request]:
@@ -171,29 +191,11 @@ def _chunks(requests: Iterable[Request]) -> Iterator[list[Request]]:
 
 
 def _json(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
-    rows = [_result_row(request.passages[result.index], result) for result in ranking]
     if args.requests is None:
-        yield from map(json_line, rows)
+        for result in ranking:
+            yield json_line(result_row(request.passages[result.index], result))
     else:
-        added = {"model": ranking.model, "query_truncated": ranking.query_truncated, "results": rows}
-        yield json_line(_extended(request.fields, added))
-
-
-def _result_row(passage: Passage, result: RankedPassage) -> dict[str, Any]:
-    found = result.to_dict()
-    del found["text"]
-    return _extended(passage.fields, {name: value for name, value in found.items() if value is not None})
-
-
-def _extended(fields: dict[str, Any], added: dict[str, Any]) -> dict[str, Any]:
-    """Add to the fields of the input; those that have the name of an added one are kept under another."""
-    kept: dict[str, Any] = {}
-    for name, value in fields.items():
-        free = name
-        while free in added or (free != name and free in fields):
-            free = f"input_{free}"
-        kept[free] = value
-    return {**kept, **added}
+        yield json_line(answer_row(request, ranking))
 
 
 def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
@@ -218,16 +220,6 @@ def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iter
             yield f"{line}\n"
     if args.requests is not None:
         yield "\n"
-
-
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            return whole_number("option", int(text), least)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number of at least {least}") from error
-
-    return parse
 
 
 def _number(text: str) -> float | None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-import json
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from marcorank.files import written
 
@@ -31,13 +30,3 @@ def opened(path: str | None) -> Iterator[TextIO]:
         return
     with written(path) as file:
         yield file
-
-
-def json_line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON that every UTF-8 file can hold."""
-    line = json.dumps(row, ensure_ascii=False)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
-        line = json.dumps(row)
-    return f"{line}\n"

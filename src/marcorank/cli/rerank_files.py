@@ -1,0 +1,143 @@
+"""`marcorank rerank --input ... --output FOLDER`: any number of files, a shard at a time."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from marcorank.cli.options import at_least
+from marcorank.cli.progress import Progress
+from marcorank.reranker import Reranker
+from marcorank.shards.jobs import FORMATS, SHARD_SIZE, plan
+from marcorank.shards.joining import RunFiles
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+
+    from marcorank.shards.jobs import ShardRun
+
+ENGINES = ("local", "ray")
+
+
+def add_options(parser: Any) -> None:
+    """Add the options that go with files."""
+    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder then")
+    group.add_argument(
+        "--input", nargs="+", metavar="FILES", help="files, folders or patterns of JSONL or Parquet: {query, passages}"
+    )
+    group.add_argument("--run", dest="run_file", metavar="FILE", help="a TREC run, instead of --input")
+    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run, as JSONL or .tsv")
+    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run, as JSONL or .tsv")
+    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: an actor a core")
+    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows of a shard (default: {SHARD_SIZE})")
+    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if all of the input is, else jsonl")
+    group.add_argument("--overwrite", action="store_true", help="start anew: remove what an earlier run wrote")
+    group.add_argument("--workers", type=at_least(1), metavar="N", help="actors of ray (default: one a core)")
+    group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster; auto for the one on this machine")
+
+
+def is_wanted(args: argparse.Namespace) -> bool:
+    """Say whether files are to be ranked; an option that needs them and stands alone is wrong usage."""
+    if args.input is not None or args.run_file is not None:
+        return True
+    for name in ("queries", "corpus", "engine", "shard_size", "output_format", "overwrite", "workers", "ray_address"):
+        if getattr(args, name) not in {None, False}:
+            args.usage_error(f"--{name.replace('_', '-')} goes with --input or --run")
+    return False
+
+
+def run(args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    """Rank the files and write the folder.
+
+    Args:
+        args: Of the command line.
+        settings: Of the reranker, but the model.
+    """
+    _check_usage(args)
+    engine = _with_ray if args.engine == "ray" else _in_this_process
+    with Progress("Reading the input") as progress:
+        done = engine(args, settings, lambda so_far: setattr(progress, "text", _so_far(so_far)))
+    print(f"marcorank: {_summary(done)}", file=sys.stderr)
+    return 0
+
+
+def _check_usage(args: argparse.Namespace) -> None:
+    if args.query is not None or args.requests is not None or (args.input is not None and args.run_file is not None):
+        args.usage_error("give one of QUERY, --requests, --input and --run")
+    if args.output is None:
+        args.usage_error("--input and --run need --output with a folder")
+    if (args.run_file is None) != (args.queries is None) or (args.run_file is None) != (args.corpus is None):
+        args.usage_error("--run, --queries and --corpus go together")
+    if args.format is not None or args.input_format != "auto":
+        args.usage_error("--format and --input-format are for one query; files have --output-format")
+    if args.engine != "ray" and (args.workers is not None or args.ray_address is not None):
+        args.usage_error("--workers and --ray-address go with --engine ray; --threads is for one process")
+
+
+def _source(args: argparse.Namespace) -> Sequence[str] | RunFiles:
+    return args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "top_n": args.top_n,
+        "score_threshold": args.score_threshold,
+        "text_field": args.text_field,
+        "shard_size": args.shard_size or SHARD_SIZE,
+        "output_format": args.output_format,
+        "overwrite": args.overwrite,
+    }
+
+
+def _in_this_process(
+    args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]
+) -> ShardRun:
+    with Reranker(args.model, **settings) as reranker:
+        planned = plan(_source(args), args.output, reranker, **_options(args))
+        return planned.follow(planned.rank_here(reranker), progress)
+
+
+def _with_ray(args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]) -> ShardRun:
+    if not args.debug:
+        # Ray's own processes write to this terminal what belongs into a log.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    from marcorank.ray.datasets import rerank_dataset
+
+    return rerank_dataset(
+        _source(args),
+        args.output,
+        model=args.model,
+        num_actors=args.workers,
+        threads=args.threads or 1,
+        address=args.ray_address,
+        progress=progress,
+        **_options(args),
+        **{name: value for name, value in settings.items() if name != "threads"},
+    )
+
+
+def _so_far(run: ShardRun) -> str:
+    done = run.skipped + run.ranked
+    left = run.seconds_left
+    if left is None:
+        return f"Ranking: {done} of {run.shards} shards"
+    return f"Ranking: {done} of {run.shards} shards, {run.pairs_per_second:,.0f} pairs a second, {_time(left)} left"
+
+
+def _summary(run: ShardRun) -> str:
+    parts = []
+    if run.ranked or not run.skipped:
+        speed = f" in {_time(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
+        parts.append(f"ranked {run.ranked} shards ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
+    if run.skipped:
+        parts.append(f"skipped {run.skipped} shards that were finished")
+    return f"{', '.join(parts)}; {run.output!r} holds all {run.shards}"
+
+
+def _time(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

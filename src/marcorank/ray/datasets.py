@@ -1,0 +1,190 @@
+"""Many queries with candidates through Ray Data: a pool of actors, each with a reranker of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from marcorank.arguments import text_or_none, whole_number
+from marcorank.cpu import usable_cores
+from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
+from marcorank.reranker import Reranker
+from marcorank.shards.inputs import Shard
+from marcorank.shards.jobs import SHARD_SIZE, Done, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from marcorank.scorer import Scorer
+    from marcorank.shards.folder import OutputFormat
+    from marcorank.shards.inputs import Paths
+    from marcorank.shards.jobs import Job, Plan, ShardRun
+    from marcorank.shards.joining import RunFiles
+
+
+def rerank_dataset(
+    input: Paths | RunFiles,  # noqa: A002 -- what people look for beside `output`
+    output: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | Scorer = "bundled",
+    top_n: int | None = None,
+    score_threshold: float | None = None,
+    text_field: str | None = None,
+    shard_size: int = SHARD_SIZE,
+    output_format: OutputFormat | None = None,
+    overwrite: bool = False,
+    num_actors: int | None = None,
+    threads: int = 1,
+    num_gpus: float = 0,
+    address: str | None = None,
+    progress: Callable[[ShardRun], None] | None = None,
+    **settings: Any,
+) -> ShardRun:
+    """Rerank files of queries with candidates on Ray; a run that was stopped goes on where it was.
+
+    Rows and scores are those of `marcorank rerank --requests`. Input is cut into shards, and each is written to
+    `output` as `part-00017.jsonl` or `.parquet` when all of it is ranked. What is there is not ranked again. A Ray
+    that this process is connected to is used, else the one of `address` or `RAY_ADDRESS`, else one is started on this
+    machine and ended again. Every machine has to see input and output, and the model, under the same paths.
+
+    Args:
+        input: Paths of files and folders, or patterns, of JSONL or Parquet with a `query` and `passages` a row;
+            or the `RunFiles` of a first stage.
+        output: Folder to write to.
+        model: As for `Reranker`.
+        top_n: Most results of a query; None for all.
+        score_threshold: Least score of a result, on the scale of the activation.
+        text_field: Field of a passage that holds its text; None for the first of `text`, `passage`, `page_content`
+            and `content`.
+        shard_size: Rows of a shard.
+        output_format: `"jsonl"` or `"parquet"`; None for that of the input.
+        overwrite: Whether to remove what an earlier run wrote and to start anew.
+        num_actors: Actors that rank; None for as many as the cluster has cores for.
+        threads: Cores of an actor. One each is fastest on CPUs.
+        num_gpus: GPUs of an actor.
+        address: Of a Ray cluster, as `ray.init` takes it.
+        progress: Called at the start and after each shard.
+        **settings: Further settings of `Reranker`, but `token`: workers take that from `HF_TOKEN`.
+
+    Raises:
+        InvalidInputError: An argument is not allowed, the input cannot be read, or the folder was begun with other
+            input or settings.
+        MissingExtraError: Ray or pyarrow is not installed.
+        MarcoRankError: The model cannot be loaded or fails, see `errors`.
+    """
+    ray = _ray()
+    if settings.get("token") is not None:
+        raise InvalidInputError(
+            "`token` does not go to other machines; set HF_TOKEN on each, or download the model there first."
+        )
+    actors = None if num_actors is None else whole_number("num_actors", num_actors, 1)
+    cores = whole_number("threads", threads, 1)
+    reranker = Reranker(_absolute(model), threads=cores, **settings)
+    planned = plan(
+        input,
+        output,
+        reranker,
+        top_n=top_n,
+        score_threshold=score_threshold,
+        text_field=text_field,
+        shard_size=shard_size,
+        output_format=output_format,
+        overwrite=overwrite,
+    )
+    if not planned.shards:
+        return planned.follow((), progress)
+    with _connected(ray, text_or_none("address", address)):
+        room = _room(ray, cores, num_gpus)
+        pool = min(actors or room, len(planned.shards))
+        return planned.follow(
+            _ranked(ray, planned, reranker, pool, {"num_cpus": cores, "num_gpus": num_gpus or None}), progress
+        )
+
+
+class RankShard:
+    """Ranks a shard a call; an actor of the pool is one of these."""
+
+    def __init__(self, job: Job, reranker: Reranker) -> None:
+        self._job = job
+        self._reranker = reranker
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Rank the shard of a row; return what came of it, or the error, pickled."""
+        try:
+            done = self._job.rank(self._reranker, Shard.from_dict(row))
+        except (MarcoRankError, OSError) as error:
+            return {"requests": 0, "pairs": 0, "error": pickle.dumps(error)}
+        return {"requests": done.requests, "pairs": done.pairs, "error": b""}
+
+
+def _ranked(
+    ray: ModuleType, planned: Plan, reranker: Reranker, pool: int, of_an_actor: dict[str, Any]
+) -> Iterator[Done]:
+    shards = [shard.to_dict() for shard in planned.shards]
+    dataset = ray.data.from_items(shards, override_num_blocks=len(shards))
+    dataset.context.enable_progress_bars = False
+    # With fewer actors than at first the run goes on where a machine is lost.
+    ranked = dataset.map(
+        RankShard,
+        fn_constructor_args=(planned.job, reranker),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
+        **of_an_actor,
+    )
+    for row in ranked.iter_rows():
+        if row["error"]:
+            raise pickle.loads(row["error"])  # noqa: S301 -- of our own actors
+        yield Done(int(row["requests"]), int(row["pairs"]))
+
+
+def _room(ray: ModuleType, cores: int, num_gpus: float) -> int:
+    found = ray.cluster_resources()
+    room = int(found.get("CPU", 0)) // cores
+    if num_gpus:
+        room = min(room, int(found.get("GPU", 0) / num_gpus))
+    if room < 1:
+        raise InvalidInputError(
+            f"The cluster has {found.get('CPU', 0):g} cores and {found.get('GPU', 0):g} GPUs; an actor with "
+            f"`threads={cores}` and `num_gpus={num_gpus:g}` does not fit."
+        )
+    return room
+
+
+@contextmanager
+def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    if address is not None or os.environ.get("RAY_ADDRESS"):
+        options: dict[str, Any] = {"address": address}
+    else:
+        options = {"address": "local", "num_cpus": usable_cores(), "include_dashboard": False}
+    ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+    log = logging.getLogger("ray.data")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        ray.shutdown()
+
+
+def _absolute(model: str | os.PathLike[str] | Scorer) -> str | os.PathLike[str] | Scorer:
+    """Return a model's folder as workers find it, which run in folders of their own."""
+    if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
+        return Path(model).expanduser().resolve()
+    return model
+
+
+def _ray() -> ModuleType:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise MissingExtraError("Ray is needed here: pip install 'marcorank[ray]'") from error
+    return ray
