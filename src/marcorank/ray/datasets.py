@@ -128,11 +128,11 @@ def _ranked(
     shards = [shard.to_dict() for shard in planned.shards]
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards))
     dataset.context.enable_progress_bars = False
-    # With fewer actors than at first the run goes on where a machine is lost.
+    # Ray starts the actors that find room, and goes on with those that are left where a machine is lost.
     ranked = dataset.map(
         RankShard,
         fn_constructor_args=(planned.job, reranker),
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=pool, initial_size=pool),
+        compute=ray.data.ActorPoolStrategy(size=pool),
         **of_an_actor,
     )
     for row in ranked.iter_rows():

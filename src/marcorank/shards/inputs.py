@@ -76,8 +76,8 @@ class Shard:
 def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
     """Return the files that paths, folders and patterns name: absolute, each once, ordered by path.
 
-    Of a folder these are the files in it whose names end as JSONL or Parquet and do not begin with a dot or an
-    underscore.
+    Of a folder and of a pattern these are the files whose names end as JSONL or Parquet and do not begin with a dot or
+    an underscore.
 
     Args:
         paths: One or more; `*`, `?`, `[` and `**` are those of shells.
@@ -164,20 +164,15 @@ _MORE_THAN_ANY = 1 << 62
 
 
 def _named(path: str) -> list[Path]:
-    if Path(path).is_dir():
-        return [
-            file
-            for file in Path(path).iterdir()
-            if file.is_file() and file.name.lower().endswith(_ENDINGS) and not file.name.startswith((".", "_"))
-        ]
     if Path(path).is_file():
         if not path.lower().endswith(_ENDINGS):
             raise InvalidInputError(f"{path!r} is no input; expected a file that ends in {', '.join(_ENDINGS)}.")
         return [Path(path)]
+    found = Path(path).iterdir() if Path(path).is_dir() else map(Path, glob.glob(path, recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute patterns
     return [
-        Path(file)
-        for file in glob.glob(path, recursive=True)  # noqa: PTH207 -- Path.glob takes no absolute patterns
-        if Path(file).is_file() and file.lower().endswith(_ENDINGS)
+        file
+        for file in found
+        if file.name.lower().endswith(_ENDINGS) and not file.name.startswith((".", "_")) and file.is_file()
     ]
 
 

@@ -193,7 +193,8 @@ def plan(
     one_of("output_format", output_format, (None, *FORMATS))
     out = Path(output).expanduser().absolute()
     found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
-    files, sources, joined = _find(source, out)
+    files = list(source.paths) if isinstance(source, RunFiles) else inputs.find_files(source, outside=out)
+    sources = [_source(file) for file in files]
     if output_format is None:
         output_format = "parquet" if all(file.suffix == inputs.PARQUET for file in files) else "jsonl"
     manifest: dict[str, Any] = {
@@ -210,6 +211,9 @@ def plan(
     }
     if found is not None:
         folder.check_same(out, found, manifest)
+    _make(out)
+    joined = _joined(source, sources, out) if isinstance(source, RunFiles) else None
+    files = files if joined is None else [joined]
     shards = inputs.cut(files, size)
     if found is None:
         columns = _check_rows(files, text_field, as_parquet=output_format == "parquet")
@@ -234,19 +238,13 @@ def plan(
     )
 
 
-def _find(source: Paths | RunFiles, out: Path) -> tuple[list[Path], list[dict[str, Any]], Path | None]:
-    """Return the files of rows, what the manifest says of the sources, and the file that they were joined to."""
-    if not isinstance(source, RunFiles):
-        files = inputs.find_files(source, outside=out)
-        _make(out)
-        return files, [_source(file) for file in files], None
-    sources = [_source(path) for path in source.paths]
+def _joined(source: RunFiles, sources: Sequence[dict[str, Any]], out: Path) -> Path:
+    """Return the file of rows that the files of a run were joined to; another run has another name for it."""
     identity = hashlib.sha256("".join(file["sha256"] for file in sources).encode()).hexdigest()[:16]
-    _make(out)
     joined = out / f"_candidates-{identity}.jsonl"
     if not joined.exists():
         join(source, joined)
-    return [joined], sources, joined
+    return joined
 
 
 def _make(out: Path) -> None:

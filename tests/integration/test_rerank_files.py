@@ -1,0 +1,366 @@
+"""`marcorank rerank --input`: the rows of `--requests`, whatever happens on the way."""
+
+# ruff: noqa: S603 -- what runs here is this project's own program
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+import pytest
+
+from marcorank import InvalidInputError, Reranker
+from marcorank.cli import main
+from marcorank.shards.jobs import plan
+from marcorank.testing import WordOverlapScorer
+
+WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]
+COMMAND = [sys.executable, "-m", "marcorank", "rerank"]
+# More than any of these commands takes; it turns a hang into a failure.
+PATIENCE_S = 120
+
+
+def make_rows(count, *, seed=1):
+    chance = random.Random(seed)  # noqa: S311
+    return [
+        {
+            "id": number,
+            "query": " ".join(chance.sample(WORDS, 3)),
+            "passages": [
+                {"text": " ".join(chance.choices(WORDS, k=8)), "doc": f"d{chance.randrange(99)}"}
+                for _ in range(chance.randrange(7))
+            ],
+        }
+        for number in range(count)
+    ]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def shards_of(folder):
+    return sorted(path for path in folder.iterdir() if path.name.startswith("part-"))
+
+
+def jsonl_of(folder):
+    return "".join(path.read_text(encoding="utf-8") for path in shards_of(folder))
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """A folder of 60 requests in three files."""
+    folder = tmp_path / "candidates"
+    folder.mkdir()
+    rows = make_rows(60)
+    for place, start in enumerate((0, 23, 40)):
+        write_jsonl(folder / f"in-{place}.jsonl", rows[start : (23, 40, 60)[place]])
+    return folder
+
+
+@pytest.fixture
+def expected(candidates, tmp_path):
+    """The rows that `--requests` makes of them."""
+    write_jsonl(tmp_path / "all.jsonl", make_rows(60))
+    assert main(["rerank", "--requests", str(tmp_path / "all.jsonl"), "--output", str(tmp_path / "one.jsonl")]) == 0
+    return (tmp_path / "one.jsonl").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def run(capsys):
+    """Run `marcorank rerank` in this process; returns exit status and standard error."""
+
+    def run_command(*arguments):
+        try:
+            status = main(["rerank", *map(str, arguments)])
+        except SystemExit as stop:
+            status = stop.code
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        return status, printed.err
+
+    return run_command
+
+
+def test_the_rows_are_those_of_one_process(candidates, expected, tmp_path, run):
+    """Byte by byte the same as `--requests` writes, in shards; a second start has nothing left to do."""
+    command = ("--input", candidates, "--output", tmp_path / "out", "--shard-size", 8)
+    status, told = run(*command)
+    pairs = sum(len(row["passages"]) for row in make_rows(60))
+    assert status == 0
+    assert re.fullmatch(
+        rf"marcorank: ranked 8 shards \(60 queries, {pairs} pairs in \d+ s, [\d,]+ a second\); '.*out' holds all 8\n",
+        told,
+    )
+    assert jsonl_of(tmp_path / "out") == expected
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    status, told = run(*command)
+    assert (status, told) == (
+        0,
+        f"marcorank: skipped 8 shards that were finished; {str(tmp_path / 'out')!r} holds all 8\n",
+    )
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_parquet_and_jsonl_go_both_ways(candidates, expected, tmp_path, run):
+    """Input and output of either kind hold the same rows and scores."""
+    table = pa.Table.from_pylist(make_rows(60))
+    pq.write_table(table, tmp_path / "all.parquet", row_group_size=7)
+    wanted = [json.loads(line) for line in expected.splitlines()]
+    options = ("--shard-size", 25, "--input")
+    assert run("--output", tmp_path / "p-p", *options, tmp_path / "all.parquet")[0] == 0
+    assert run("--output", tmp_path / "p-j", "--output-format", "jsonl", *options, tmp_path / "all.parquet")[0] == 0
+    assert run("--output", tmp_path / "j-p", "--output-format", "parquet", *options, candidates)[0] == 0
+    assert [json.loads(line) for line in jsonl_of(tmp_path / "p-j").splitlines()] == wanted
+    for row in wanted:
+        for result in row["results"]:
+            result.setdefault("span", None)
+    for name in ("p-p", "j-p"):
+        assert [path.suffix for path in shards_of(tmp_path / name)] == [".parquet"] * 3
+        found = pyarrow.dataset.dataset([str(path) for path in shards_of(tmp_path / name)]).to_table()
+        assert found.to_pylist() == wanted
+        assert found.schema.field("id").type == pa.int64()
+
+
+def test_what_json_lacks_becomes_text(tmp_path, run):
+    """A date of Parquet can stand in JSONL."""
+    rows = pa.table({"query": ["lake"], "passages": [["a lake"]], "day": pa.array([19782], pa.date32())})
+    pq.write_table(rows, tmp_path / "in.parquet")
+    assert run("--input", tmp_path / "in.parquet", "--output", tmp_path / "out", "--output-format", "jsonl")[0] == 0
+    assert json.loads(jsonl_of(tmp_path / "out"))["day"] == "2024-02-29"
+
+
+def test_a_run_with_its_queries_and_corpus(tmp_path, run):
+    """Candidates are those of the run, in its order, with ids and first-stage scores; a second start ranks nothing."""
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": f"q{n}", "text": WORDS[n]} for n in range(5)])
+    write_jsonl(
+        tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "title": "On", "text": word} for n, word in enumerate(WORDS)]
+    )
+    (tmp_path / "run.trec").write_text(
+        "".join(f"q{query} Q0 d{query + rank} {rank + 1} {9 - rank}.5 tag\n" for query in (3, 1) for rank in range(4))
+    )
+    command = ["--run", tmp_path / "run.trec", "--queries", tmp_path / "queries.jsonl", "--corpus"]
+    command += [tmp_path / "corpus.jsonl", "--output", tmp_path / "out", "--shard-size", 1]
+    assert run(*command)[0] == 0
+    rows = [json.loads(line) for line in jsonl_of(tmp_path / "out").splitlines()]
+    assert [(row["query_id"], row["query"]) for row in rows] == [("q3", WORDS[3]), ("q1", WORDS[1])]
+    with Reranker("bundled") as reranker:
+        for row, first in zip(rows, (3, 1), strict=True):
+            texts = [f"On {WORDS[first + rank]}" for rank in range(4)]
+            wanted = [
+                {"id": f"d{first + one.index}", "retrieval_score": 9.5 - one.index, **one.to_dict()}
+                for one in reranker.rank(row["query"], texts)
+            ]
+            assert [result | {"span": None} for result in row["results"]] == wanted
+    status, told = run(*command)
+    assert status == 0
+    assert "skipped 2 shards" in told
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": word} for n, word in enumerate(WORDS)])
+    status, told = run(*command)
+    assert status == 1
+    assert "the input 'corpus.jsonl' (file 3) has another content" in told
+    assert len([*(tmp_path / "out").glob("_candidates-*")]) == 1
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "d1", "text": "x"}])
+    status, told = run(*command, "--overwrite")
+    assert status == 1
+    assert re.search(r"corpus\.jsonl' holds no text of 5 of 6 passages of the run \('d3', 'd4', 'd5', …\)", told)
+    assert [json.loads(line) for line in jsonl_of(tmp_path / "out").splitlines()] == rows
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--top-n", "3"], "top_n was null and is 3"),
+        (["--score-threshold", "0"], "score_threshold was null and is 0.0"),
+        (["--shard-size", "9"], "shard_size was 8 and is 9"),
+        (
+            ["--precision", "int8", "--max-length", "64"],
+            'precision was "auto" and is "int8"; max_length was 512 and is 64',
+        ),
+        (["--output-format", "parquet"], 'output_format was "jsonl" and is "parquet"'),
+    ],
+)
+def test_other_settings_are_refused(candidates, tmp_path, run, options, message):
+    """Rows of two kinds never come into one folder; `--overwrite` starts anew."""
+    command = ["--input", candidates, "--output", tmp_path / "out"]
+    assert run(*command, "--shard-size", "8")[0] == 0
+    before = jsonl_of(tmp_path / "out")
+    again = [*command, *options] if "--shard-size" in options else [*command, "--shard-size", "8", *options]
+    status, told = run(*again)
+    assert status == 1
+    assert f"out' was begun with something else: {message}. Write to another folder" in told
+    assert jsonl_of(tmp_path / "out") == before
+    assert run(*again, "--overwrite")[0] == 0
+    assert len({path.suffix for path in shards_of(tmp_path / "out")}) == 1
+    assert run(*again)[1].startswith("marcorank: skipped")
+
+
+def test_another_input_is_refused(candidates, tmp_path, run):
+    """A changed row, a new file and a missing one are noticed; threads and a touched file are no other run."""
+    command = ["--input", f"{candidates}/*.jsonl", "--output", tmp_path / "out", "--shard-size", 8]
+    assert run(*command)[0] == 0
+    (candidates / "in-0.jsonl").touch()
+    assert run(*command, "--threads", 1)[0] == 0
+    text = (candidates / "in-1.jsonl").read_text()
+    (candidates / "in-1.jsonl").write_text(text.replace("berlin", "BERLIN", 1))
+    assert "the input 'in-1.jsonl' (file 2) has another content" in run(*command)[1]
+    (candidates / "in-1.jsonl").write_text(text)
+    write_jsonl(candidates / "in-3.jsonl", make_rows(1))
+    assert "the input 'in-3.jsonl' (file 4) is new" in run(*command)[1]
+    (candidates / "in-3.jsonl").unlink()
+    (candidates / "in-2.jsonl").unlink()
+    assert "the input 'in-2.jsonl' (file 3) is gone" in run(*command)[1]
+
+
+def test_a_bad_row_is_found_before_anything_is_ranked(candidates, tmp_path, run):
+    """The error names file and line; when the row is mended, the same command does all of it."""
+    good = (candidates / "in-2.jsonl").read_text()
+    (candidates / "in-2.jsonl").write_text(good + '{"query": "no passages"}\n')
+    command = ["--input", candidates, "--output", tmp_path / "out", "--shard-size", 8]
+    status, told = run(*command)
+    assert status == 1
+    assert re.search(r"in-2\.jsonl', line 21 has no field 'passages'", told)
+    assert not [*(tmp_path / "out").iterdir()]
+    (candidates / "in-2.jsonl").write_text(good)
+    assert run(*command)[0] == 0
+
+
+def test_a_damaged_shard_is_ranked_again(candidates, expected, tmp_path, run):
+    """A shard that lost its end, and one that is empty, do not count as finished."""
+    command = ["--input", candidates, "--output", tmp_path / "out", "--shard-size", 8]
+    assert run(*command)[0] == 0
+    cut = tmp_path / "out" / "part-00002.jsonl"
+    cut.write_bytes(cut.read_bytes()[:-40])
+    (tmp_path / "out" / "part-00005.jsonl").write_bytes(b"")
+    assert run(*command)[1].startswith("marcorank: ranked 2 shards (16 queries")
+    assert jsonl_of(tmp_path / "out") == expected
+
+
+def test_an_input_without_rows_is_no_error(tmp_path, run):
+    """A day without candidates gives a folder without shards."""
+    write_jsonl(tmp_path / "in.jsonl", [])
+    status, told = run("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    assert (status, shards_of(tmp_path / "out")) == (0, [])
+    assert "ranked 0 shards (0 queries, 0 pairs)" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--input", "x"], "--input and --run need --output with a folder"),
+        (["query", "--input", "x", "--output", "o"], "give one of QUERY, --requests, --input and --run"),
+        (["--input", "x", "--run", "r", "--output", "o"], "give one of QUERY, --requests, --input and --run"),
+        (["--run", "r", "--queries", "q", "--output", "o"], "--run, --queries and --corpus go together"),
+        (["--input", "x", "--corpus", "c", "--output", "o"], "--run, --queries and --corpus go together"),
+        (["--input", "x", "--format", "table", "--output", "o"], "--format and --input-format are for one query"),
+        (["--input", "x", "--output", "o", "--workers", "2"], "--workers and --ray-address go with --engine ray"),
+        (["query", "--overwrite"], "--overwrite goes with --input or --run"),
+        (["query", "--shard-size", "5"], "--shard-size goes with --input or --run"),
+        (["--input", "x", "--output", "o", "--shard-size", "0"], "found '0'; expected a whole number of at least 1"),
+    ],
+)
+def test_options_that_do_not_go_together(run, arguments, message):
+    """Wrong usage ends with status 2 and a reason."""
+    status, told = run(*arguments)
+    assert status == 2
+    assert message in told
+
+
+def test_a_scorer_of_ones_own_is_known_by_its_kind(candidates, tmp_path):
+    """A folder that one scorer began is refused to another."""
+    with Reranker(WordOverlapScorer()) as reranker:
+        planned = plan(candidates, tmp_path / "out", reranker, shard_size=50)
+        assert planned.follow(planned.rank_here(reranker), None).ranked == 2
+    with (
+        Reranker("bundled") as other,
+        pytest.raises(InvalidInputError, match='model was "word-overlap" and is "bundled"'),
+    ):
+        plan(candidates, tmp_path / "out", other, shard_size=50)
+
+
+def test_a_run_that_is_killed_again_and_again_ends_the_same(candidates, expected, tmp_path):
+    """After SIGKILL at random moments no row is missing, doubled or different, and nothing unfinished stays."""
+    out = tmp_path / "out"
+    command = [*COMMAND, "--input", str(candidates), "--output", str(out), "--shard-size", "1"]
+    chance = random.Random(7)  # noqa: S311
+    kills = 0
+    for _ in range(5):
+        finished = len(shards_of(out)) if out.is_dir() else 0
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + PATIENCE_S
+        while process.poll() is None and time.monotonic() < end:
+            if out.is_dir() and len(shards_of(out)) > finished:
+                time.sleep(chance.random() * 0.01)
+                process.kill()
+                break
+            time.sleep(0.001)
+        kills += process.wait() == -signal.SIGKILL
+        for path in shards_of(out):
+            assert path.read_text().endswith("}\n")
+    assert kills >= 3
+    left = 60 - len(shards_of(out))
+    # What a machine leaves that fails in the middle of a write.
+    (out / ".part-00059.jsonl.0123456789abcdef0123456789abcdef.tmp").write_text('{"half')
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert f"ranked {left} shards" in done.stderr
+    assert jsonl_of(out) == expected
+    assert sorted(path.name for path in out.iterdir()) == [
+        "_marcorank.json",
+        *(f"part-{n:05d}.jsonl" for n in range(60)),
+    ]
+
+
+def test_two_starts_at_once_end_the_same(candidates, expected, tmp_path):
+    """Both write whole shards of the same rows, and clear nothing that the other needs."""
+    command = [*COMMAND, "--input", str(candidates), "--output", str(tmp_path / "out"), "--shard-size", "1"]
+    both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [(process.communicate(timeout=PATIENCE_S)[1], process.returncode)[1] for process in both] == [0, 0]
+    assert jsonl_of(tmp_path / "out") == expected
+
+
+def test_ctrl_c_leaves_what_is_finished(candidates, tmp_path):
+    """It ends with status 130 and one line, and the same command goes on."""
+    out = tmp_path / "out"
+    command = [*COMMAND, "--input", str(candidates), "--output", str(out), "--shard-size", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (out.is_dir() and shards_of(out)):
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, told) == (130, "marcorank: interrupted\n")
+    assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert re.search(r"skipped \d+ shards that were finished; '.*' holds all 60", done.stderr)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals on Windows")
+def test_a_terminal_sees_how_far_it_is(tmp_path):
+    """Shards done, pairs a second and the time left; the line goes, and the last one stays."""
+    write_jsonl(tmp_path / "in.jsonl", make_rows(700))
+    command = [*COMMAND, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out"), "--shard-size", "5"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*command, "--threads", "1"], stderr=theirs, env=os.environ | {"COLUMNS": "120"})
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(ours, 4096)
+        except OSError:  # the other side is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(ours)
+    assert process.wait(PATIENCE_S) == 0
+    assert re.search(rb"Ranking: \d+ of 140 shards, [\d,]+ pairs a second, \d+ s left \.\.\. \d+ s", shown)
+    assert shown.rstrip().endswith(b"out' holds all 140")

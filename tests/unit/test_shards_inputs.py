@@ -1,0 +1,209 @@
+"""Files of requests: which are found, how they are cut, and what is wrong in them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import sys
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.shards.inputs import Piece, Shard, cut, digest, find_files, read_piece, whole
+
+
+def rows_of(numbers):
+    return [{"query": f"q{number}", "passages": [f"p{number}", "x"]} for number in numbers]
+
+
+def write_jsonl(path, rows, *, blank_after=()):
+    lines = "".join(
+        json.dumps(row) + "\n" + ("\n \n" if place in blank_after else "") for place, row in enumerate(rows)
+    )
+    data = lines.encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def write_parquet(path, rows, *, group_size=1000):
+    schema = pa.schema([("query", pa.string()), ("passages", pa.list_(pa.string()))])
+    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=group_size)
+    return path
+
+
+def read(shards, text_field=None):
+    return [
+        [request.query for piece in shard.pieces for request in read_piece(piece, text_field=text_field)]
+        for shard in shards
+    ]
+
+
+@pytest.mark.parametrize("shard_size", [1, 3, 4, 7, 100])
+def test_every_row_is_in_one_shard(tmp_path, shard_size):
+    """Rows of all kinds of files come once, in the order of the paths, so many a shard, whatever is blank between."""
+    files = [
+        write_jsonl(tmp_path / "a.jsonl", rows_of(range(5)), blank_after=(0, 3, 4)),
+        write_jsonl(tmp_path / "b.jsonl.gz", rows_of(range(5, 11)), blank_after=(2,)),
+        write_jsonl(tmp_path / "c.ndjson", []),
+        write_parquet(tmp_path / "d.parquet", rows_of(range(11, 24)), group_size=4),
+        write_jsonl(tmp_path / "e.jsonl", rows_of(range(24, 26))),
+    ]
+    shards = cut(files, shard_size)
+    wanted = [f"q{number}" for number in range(26)]
+    assert read(shards) == [wanted[start : start + shard_size] for start in range(0, 26, shard_size)]
+    assert [shard.number for shard in shards] == list(range(len(shards)))
+    assert [shard.rows for shard in shards] == [len(wanted[n * shard_size :][:shard_size]) for n in range(len(shards))]
+    assert [Shard.from_dict(json.loads(json.dumps(shard.to_dict()))) for shard in shards] == shards
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lines=st.lists(st.sampled_from(["row", "", " ", "\t\r"]), max_size=25),
+    shard_size=st.integers(1, 6),
+    bom=st.booleans(),
+    last_end=st.booleans(),
+)
+def test_no_row_is_lost_or_read_twice(tmp_path, lines, shard_size, bom, last_end):
+    """Whatever lines a file has, its shards hold each row once."""
+    text = [
+        json.dumps({"query": f"q{place}", "passages": []}) if line == "row" else line
+        for place, line in enumerate(lines)
+    ]
+    data = ("\n".join(text) + ("\n" if last_end else "")).encode("utf-8-sig" if bom else "utf-8")
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(data)
+    found = read(cut([path], shard_size))
+    assert [query for shard in found for query in shard] == [
+        f"q{place}" for place, line in enumerate(lines) if line == "row"
+    ]
+    assert all(len(shard) == shard_size for shard in found[:-1])
+
+
+def test_files_are_found_in_one_order(tmp_path):
+    """Folders, patterns and paths give each file once, ordered by path; hidden files and those of others stay out."""
+    for name in (
+        "b.jsonl",
+        "a.parquet",
+        "c.jsonl.gz",
+        ".d.jsonl",
+        "_e.jsonl",
+        "notes.txt",
+        "sub/f.jsonl",
+        "out/g.jsonl",
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+
+    def names(*paths):
+        found = find_files(paths, outside=tmp_path / "out")
+        return [str(path.relative_to(tmp_path)) for path in found]
+
+    assert names(tmp_path) == ["a.parquet", "b.jsonl", "c.jsonl.gz"]
+    assert names(tmp_path / "c.jsonl.gz", tmp_path / "b.jsonl", str(tmp_path / "*.jsonl")) == ["b.jsonl", "c.jsonl.gz"]
+    assert names(f"{tmp_path}/**/*.jsonl") == ["b.jsonl", "sub/f.jsonl"]
+    assert names(tmp_path / "_e.jsonl") == ["_e.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("none*.jsonl", r"none\*\.jsonl' names no file; expected files that end in \.jsonl"),
+        ("folder", "folder' names no file"),
+        ("notes.txt", r"notes\.txt' is no input; expected a file that ends in \.jsonl"),
+    ],
+)
+def test_a_path_that_finds_nothing_is_an_error(tmp_path, path, message):
+    """A pattern that matches nothing is a slip, and not an empty input."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(InvalidInputError, match=message):
+        find_files(tmp_path / path, outside=tmp_path / "out")
+    with pytest.raises(InvalidInputError, match="`input` is empty; expected paths"):
+        find_files([], outside=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{oops", "is no JSON"),
+        ("[1]", r"is \[1\]; expected an object with a query"),
+        ('{"passages": []}', "has no field 'query'"),
+        ('{"query": " ", "passages": []}', "'query' is \" \"; expected a text that is not blank"),
+        ('{"query": "q", "passages": "p"}', "'passages' is \"p\"; expected a list of texts or objects"),
+        ('{"query": "q", "passages": ["a", null]}', "passage 1 is null; expected a text or an object"),
+        ('{"query": "q", "passages": [{"body": "a"}]}', "passage 0 has the fields 'body'; expected 'text'"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_line(tmp_path, row, message):
+    """The line is that of the file, also in a later shard and behind blank lines."""
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join([json.dumps(rows_of([0])[0]), "", json.dumps(rows_of([1])[0]), row]) + "\n")
+    with pytest.raises(InvalidInputError, match=rf"in\.jsonl', line 4.*{message}"):
+        read(cut([path], 2))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"query": None, "passages": ["a"]}, "'query' is null; expected a text"),
+        ({"query": "q", "passages": None}, "'passages' is null; expected a list"),
+        ({"query": "q", "passages": ["a", None]}, "passage 1 is null"),
+    ],
+)
+def test_a_bad_row_of_parquet_is_named_by_file_and_row(tmp_path, row, message):
+    """Rows count from 1."""
+    path = write_parquet(tmp_path / "in.parquet", [*rows_of(range(4)), row], group_size=2)
+    with pytest.raises(InvalidInputError, match=rf"in\.parquet', row 5.*{message}"):
+        read(cut([path], 3))
+
+
+def test_damaged_files_are_named(tmp_path):
+    """What is no Parquet, no gzip or not there any more is an error with the name of the file."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
+    (tmp_path / "b.jsonl.gz").write_bytes(b"no gzip")
+    for name, message in {
+        "a.parquet": r"a\.parquet' cannot be read as Parquet",
+        "b.jsonl.gz": r"b\.jsonl\.gz' is damaged or no gzip file",
+        "c.jsonl": r"c\.jsonl' cannot be read: No such file",
+    }.items():
+        with pytest.raises(InvalidInputError, match=message):
+            cut([tmp_path / name], 2)
+
+
+def test_a_file_that_shrinks_is_noticed(tmp_path):
+    """Rows that were there when the shards were cut cannot vanish silently."""
+    path = write_jsonl(tmp_path / "in.jsonl", rows_of(range(4)))
+    shards = cut([path], 2)
+    write_jsonl(path, rows_of(range(3)))
+    with pytest.raises(InvalidInputError, match=r"in\.jsonl' lost rows while it was read"):
+        read(shards)
+
+
+def test_a_whole_file_is_one_piece(tmp_path):
+    """All rows of a file, or nothing where it has none."""
+    path = write_jsonl(tmp_path / "in.jsonl", rows_of(range(3)))
+    assert whole(path) == Piece(str(path), 0, 1, 3)
+    assert whole(write_jsonl(tmp_path / "empty.jsonl", [])) is None
+
+
+def test_a_changed_byte_changes_the_digest(tmp_path):
+    """Files of the same size with other content are told apart."""
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"a" * 3_000_000)
+    before = digest(path)
+    path.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
+    assert digest(path) != before
+
+
+def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
+    """The message has the command."""
+    path = write_parquet(tmp_path / "in.parquet", rows_of(range(2)))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=re.escape("Parquet needs pyarrow: pip install 'marcorank[ray]'")):
+        cut([path], 2)
