@@ -1,0 +1,210 @@
+"""Ray Data: the rows of one process, from a pool of actors, whatever dies on the way."""
+
+# ruff: noqa: S603 -- what runs here is this project's own program
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from marcorank import InvalidInputError, Reranker, ScoreError
+from marcorank.errors import MissingExtraError
+from marcorank.ray.datasets import rerank_dataset
+from marcorank.shards.jobs import plan
+from marcorank.testing import WordOverlapScorer
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves files and sockets to the collector
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+]
+
+WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]
+ROWS = 40
+# More than any of these runs takes; it turns a hang into a failure.
+PATIENCE_S = 120
+
+
+@pytest.fixture
+def candidates(tmp_path):
+    """A file of requests."""
+    chance = random.Random(3)  # noqa: S311
+    rows = [
+        {
+            "id": number,
+            "query": " ".join(chance.sample(WORDS, 3)),
+            "passages": [" ".join(chance.choices(WORDS, k=8)) for _ in range(5)],
+        }
+        for number in range(ROWS)
+    ]
+    path = tmp_path / "candidates.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def expected(candidates, tmp_path):
+    """Return the shards that one process makes, by name."""
+
+    def rank_here(model, **settings):
+        with Reranker(model) as reranker:
+            planned = plan(candidates, tmp_path / "here", reranker, **settings)
+            planned.follow(planned.rank_here(reranker), None)
+        return shards_of(tmp_path / "here")
+
+    return rank_here
+
+
+def shards_of(folder):
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name.startswith("part-")}
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    """A Ray of this machine, which the process is connected to."""
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_rows_are_those_of_one_process(candidates, expected, tmp_path):
+    """Byte by byte, in JSONL and Parquet; a second start ranks what is missing and nothing else; Ray stays up."""
+    for output_format in ("jsonl", "parquet"):
+        out, seen = tmp_path / output_format, []
+        wanted = expected("bundled", shard_size=6, output_format=output_format, overwrite=True)
+        done = rerank_dataset(candidates, out, shard_size=6, output_format=output_format, progress=seen.append)
+        assert shards_of(out) == wanted
+        assert (done.shards, done.skipped, done.ranked, done.requests, done.pairs) == (7, 0, 7, ROWS, ROWS * 5)
+        assert [run.ranked for run in seen] == [*range(8)]
+        (out / f"part-00003.{output_format}").unlink()
+        again = rerank_dataset(candidates, out, shard_size=6, output_format=output_format)
+        assert shards_of(out) == wanted
+        assert (again.skipped, again.ranked, again.requests) == (6, 1, 6)
+    assert ray.is_initialized()
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_that_die_cost_no_row(candidates, expected, tmp_path):
+    """An actor that is killed in the middle of a shard is started again, and the shard with it."""
+
+    class Dying(WordOverlapScorer):
+        def __init__(self, folder):
+            super().__init__()
+            self._folder = folder
+
+        def score(self, query, passages):
+            if len([*self._folder.iterdir()]) < 3 and self.calls == 4:
+                (self._folder / str(os.getpid())).touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().score(query, passages)
+
+    deaths = tmp_path / "deaths"
+    deaths.mkdir()
+    options = {"shard_size": 3, "top_n": 2, "score_threshold": -4.0}
+    done = rerank_dataset(candidates, tmp_path / "out", model=Dying(deaths), num_actors=2, **options)
+    assert len([*deaths.iterdir()]) >= 3
+    assert (done.ranked, done.requests) == (14, ROWS)
+    assert shards_of(tmp_path / "out") == expected(WordOverlapScorer(), **options)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_errors_of_actors_are_ours(candidates, tmp_path):
+    """What goes wrong in an actor is raised here, as the error that it is there."""
+
+    class Broken:
+        def score(self, query, passages):
+            return [float("nan")] * len(passages)
+
+    with pytest.raises(ScoreError, match=r"Model `Broken` returned nan for `passages\[0\]`"):
+        rerank_dataset(candidates, tmp_path / "out", model=Broken())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
+    """A token would stay behind; a cluster that is too small would wait for ever."""
+    with pytest.raises(InvalidInputError, match="`token` does not go to other machines; set HF_TOKEN on each"):
+        rerank_dataset(candidates, tmp_path / "out", token="secret")
+    with pytest.raises(InvalidInputError, match="`num_actors` is 0; expected a whole number of at least 1"):
+        rerank_dataset(candidates, tmp_path / "out", num_actors=0)
+    with pytest.raises(InvalidInputError, match="The cluster has 2 cores and 0 GPUs; an actor with `threads=3`"):
+        rerank_dataset(candidates, tmp_path / "out", threads=3)
+    with pytest.raises(
+        InvalidInputError, match="The cluster has 2 cores and 0 GPUs; an actor with `threads=1` and `num_"
+    ):
+        rerank_dataset(candidates, tmp_path / "out", num_gpus=1)
+
+
+def test_without_ray_the_message_says_what_to_install(candidates, tmp_path, monkeypatch):
+    """The message has the command."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtraError, match=re.escape("Ray is needed here: pip install 'marcorank[ray]'")):
+        rerank_dataset(candidates, tmp_path / "out")
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_command_that_is_killed_goes_on(candidates, expected, tmp_path):
+    """After SIGKILL at random moments, with a Ray of its own or a cluster, no row is missing, doubled or different."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "marcorank", "rerank", "--engine", "ray", "--workers", "2", "--shard-size", "1"]
+    command += ["--input", str(candidates), "--output", str(out)]
+    on_cluster = [*command, "--ray-address", ray.get_runtime_context().gcs_address]
+    chance = random.Random(5)  # noqa: S311
+    for killed in (command, on_cluster, on_cluster):
+        finished = len(shards_of(out)) if out.is_dir() else 0
+        process = subprocess.Popen(killed, stderr=subprocess.DEVNULL)
+        end = time.monotonic() + PATIENCE_S
+        while process.poll() is None and time.monotonic() < end:
+            if out.is_dir() and len(shards_of(out)) > finished:
+                time.sleep(chance.random() * 0.03)
+                process.kill()
+            time.sleep(0.001)
+        assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(on_cluster, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
+    assert re.search(r"skipped \d+ shards that were finished; '.*out' holds all 40\n$", done.stderr)
+    assert shards_of(out) == expected("bundled", shard_size=1)
+    assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_machine_that_is_lost_costs_no_row(candidates, expected, tmp_path):
+    """On a cluster of two nodes, one of which dies on the way, the other does what is left."""
+
+    class Slow(WordOverlapScorer):
+        def score(self, query, passages):
+            time.sleep(0.02)
+            return super().score(query, passages)
+
+    if ray.is_initialized():
+        ray.shutdown()
+    noticing = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 300, "health_check_failure_threshold": 2}
+    head = {"num_cpus": 1, "include_dashboard": False, "_system_config": noticing}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        node = cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        nodes = [node]
+
+        def lose_a_node(run):
+            if run.ranked >= 4 and nodes:
+                cluster.remove_node(nodes.pop(), allow_graceful=False)
+
+        done = rerank_dataset(
+            candidates, tmp_path / "out", model=Slow(), shard_size=2, address=cluster.address, progress=lose_a_node
+        )
+        assert not nodes
+        assert (done.ranked, done.requests) == (20, ROWS)
+        assert shards_of(tmp_path / "out") == expected(WordOverlapScorer(), shard_size=2)
+    finally:
+        cluster.shutdown()
+    assert not ray.is_initialized()
