@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import ray
@@ -144,6 +146,18 @@ def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
         InvalidInputError, match="The cluster has 2 cores and 0 GPUs; an actor with `threads=1` and `num_"
     ):
         rerank_dataset(candidates, tmp_path / "out", num_gpus=1)
+
+
+def test_the_reference_holds_every_argument():
+    """Every argument stands there with its default, and nothing else does."""
+    page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+    section = page.partition("### `marcorank.ray.rerank_dataset`")[2].partition("\n#")[0]
+    found = dict(re.findall(r"(?m)^\| `(\w+)` \| (\S+) \|", section))
+    parameters = inspect.signature(rerank_dataset).parameters.values()
+    assert found == {
+        parameter.name: "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+        for parameter in parameters
+    }
 
 
 def test_without_ray_the_message_says_what_to_install(candidates, tmp_path, monkeypatch):

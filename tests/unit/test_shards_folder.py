@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -95,6 +96,13 @@ def test_a_run_whose_unfinished_file_is_cleared_writes_it_again(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["part-00000.jsonl"]
     assert (tmp_path / "part-00000.jsonl").read_bytes() == b"all of it"
     assert len(attempts) == 2
+
+
+def test_a_folder_that_is_removed_is_an_error(begun):
+    """A run that has nowhere to write to says so."""
+    shutil.rmtree(begun.path)
+    with pytest.raises(InvalidInputError, match=r"part-00000\.jsonl' cannot be written: its folder was removed"):
+        begun.write_shard(0, ROWS)
 
 
 def test_a_run_ends_when_another_takes_its_folder(begun):

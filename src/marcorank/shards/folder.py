@@ -213,9 +213,9 @@ def write_whole(
             with _errors_of_writing(path):
                 _take_name(part, path, only_new=only_new)
                 _sync_folder(path.parent)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             if not tries_left or not path.parent.is_dir():
-                raise
+                raise InvalidInputError(f"{str(path)!r} cannot be written: its folder was removed.") from error
         else:
             return
         finally:
