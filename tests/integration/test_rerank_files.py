@@ -132,6 +132,28 @@ def test_parquet_and_jsonl_go_both_ways(candidates, expected, tmp_path, run):
         assert found.schema.field("id").type == pa.int64()
 
 
+def test_options_of_a_ranking_are_those_of_one_process(candidates, tmp_path, run):
+    """`--top-n`, `--score-threshold`, `--activation` and `--text-field` mean what they mean with `--requests`."""
+    options = ["--top-n", "2", "--score-threshold", "0.3", "--activation", "sigmoid", "--text-field", "text"]
+    write_jsonl(tmp_path / "all.jsonl", make_rows(60))
+    assert run("--requests", tmp_path / "all.jsonl", "--output", tmp_path / "one.jsonl", *options) == (0, "")
+    assert run("--input", candidates, "--output", tmp_path / "out", *options)[0] == 0
+    assert jsonl_of(tmp_path / "out") == (tmp_path / "one.jsonl").read_text(encoding="utf-8")
+    found = [json.loads(line)["results"] for line in jsonl_of(tmp_path / "out").splitlines()]
+    assert {len(results) for results in found} == {0, 1, 2}
+
+
+def test_names_that_are_taken_move_aside_in_parquet_too(tmp_path, run):
+    """A field of a passage that is named as a column of results is kept under another name."""
+    passage = {"text": "a lake", "span": "x", "truncated": "y", "score": 7}
+    write_jsonl(tmp_path / "in.jsonl", [{"query": "lake", "passages": [passage]}])
+    assert run("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--output-format", "parquet")[0] == 0
+    (row,) = pq.read_table(tmp_path / "out" / "part-00000.parquet").to_pylist()
+    (result,) = row["results"]
+    assert (result["input_span"], result["input_truncated"], result["input_score"]) == ("x", "y", 7)
+    assert (result["span"], result["truncated"], result["index"]) == (None, False, 0)
+
+
 def test_what_json_lacks_becomes_text(tmp_path, run):
     """A date of Parquet can stand in JSONL."""
     rows = pa.table({"query": ["lake"], "passages": [["a lake"]], "day": pa.array([19782], pa.date32())})
@@ -162,9 +184,12 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
                 for one in reranker.rank(row["query"], texts)
             ]
             assert [result | {"span": None} for result in row["results"]] == wanted
+    (joined,) = (tmp_path / "out").glob("_candidates-*")
+    before = joined.stat().st_mtime_ns
     status, told = run(*command)
     assert status == 0
     assert "skipped 2 shards" in told
+    assert joined.stat().st_mtime_ns == before
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": word} for n, word in enumerate(WORDS)])
     status, told = run(*command)
     assert status == 1

@@ -185,6 +185,12 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
         read(shards)
 
 
+def test_rows_in_the_middle_of_a_large_group_are_found(tmp_path):
+    """Parquet is read some hundred rows at a time, and a shard may begin anywhere."""
+    path = write_parquet(tmp_path / "in.parquet", rows_of(range(1000)))
+    assert read(cut([path], 90)) == [[f"q{n}" for n in range(1000)][start : start + 90] for start in range(0, 1000, 90)]
+
+
 def test_a_whole_file_is_one_piece(tmp_path):
     """All rows of a file, or nothing where it has none."""
     path = write_jsonl(tmp_path / "in.jsonl", rows_of(range(3)))

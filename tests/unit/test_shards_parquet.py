@@ -59,7 +59,12 @@ def test_columns_of_json_hold_all_rows():
         {"query": "b", "passages": ["x"], "n": 1},
         {"query": "c", "passages": [{"text": "y", "meta": {"page": 2}}], "n": 1.5},
     )
-    found = schema_of([parquet.columns_of_requests(rows), parquet.columns_of_requests(requests_of())])
+    more = (
+        requests_of({"query": "d", "passages": [], "n": None, "m": 1}),
+        requests_of({"query": "e", "passages": [], "m": 0.5}),
+    )
+    found = schema_of([parquet.columns_of_requests(some) for some in (rows, *more, requests_of())])
+    assert found.field("m").type == pa.float64()
     assert found.field("n").type == pa.float64()
     of_result = found.field("results").type.value_type
     assert of_result == pa.struct([("text", pa.string()), ("meta", pa.struct([("page", pa.int64())])), *ADDED.items()])

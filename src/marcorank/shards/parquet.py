@@ -66,7 +66,7 @@ def columns_of_file(path: str | os.PathLike[str]) -> pa.Schema:
     """
     pa = _pyarrow()
     with _opened(path) as file:
-        columns = file.schema_arrow.remove_metadata()
+        columns = file.schema_arrow
     place = columns.get_field_index("passages")
     of_passage = getattr(columns.field(place).type, "value_type", None) if place >= 0 else None
     if of_passage is not None and not pa.types.is_struct(of_passage):
