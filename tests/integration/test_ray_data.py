@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -22,7 +23,7 @@ from ray.cluster_utils import Cluster
 
 from marcorank import InvalidInputError, Reranker, ScoreError
 from marcorank.errors import MissingExtraError
-from marcorank.ray.datasets import rerank_dataset
+from marcorank.ray.datasets import _cores_of_an_actor, rerank_dataset
 from marcorank.shards.jobs import plan
 from marcorank.testing import WordOverlapScorer
 
@@ -146,6 +147,29 @@ def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
         InvalidInputError, match="The cluster has 2 cores and 0 GPUs; an actor with `threads=1` and `num_"
     ):
         rerank_dataset(candidates, tmp_path / "out", num_gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("machines", "actors", "cores"),
+    [
+        ([2], 1, 2),
+        ([2], 2, 1),
+        ([8, 8], 1, 8),
+        ([16, 4], 1, 4),
+        ([6], 1, 6),
+        ([0, 3], 1, 3),
+        ([64], 32, 2),
+        ([2], 5, 1),
+        ([10], 1, 5),
+    ],
+)
+def test_cores_are_shared_out_so_that_none_is_left(machines, actors, cores):
+    """An actor has as many cores as leave none over and let so many actors in, and no more than 8."""
+    nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in machines]
+    lost = {"Alive": False, "Resources": {"CPU": 7.0}}
+    cluster = SimpleNamespace(nodes=lambda: [*nodes, lost])
+    assert _cores_of_an_actor(cluster, actors, 0) == cores
+    assert _cores_of_an_actor(cluster, actors, 1) == 1
 
 
 def test_the_reference_holds_every_argument():

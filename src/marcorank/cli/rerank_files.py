@@ -30,11 +30,13 @@ def add_options(parser: Any) -> None:
     group.add_argument("--run", dest="run_file", metavar="FILE", help="a TREC run, instead of --input")
     group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run, as JSONL or .tsv")
     group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run, as JSONL or .tsv")
-    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: an actor a core")
+    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of actors")
     group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows of a shard (default: {SHARD_SIZE})")
     group.add_argument("--output-format", choices=FORMATS, help="default: parquet if all of the input is, else jsonl")
     group.add_argument("--overwrite", action="store_true", help="start anew: remove what an earlier run wrote")
-    group.add_argument("--workers", type=at_least(1), metavar="N", help="actors of ray (default: one a core)")
+    group.add_argument(
+        "--workers", type=at_least(1), metavar="N", help="actors of ray (default: those that fill the cores)"
+    )
     group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster; auto for the one on this machine")
 
 
@@ -110,7 +112,7 @@ def _with_ray(args: argparse.Namespace, settings: dict[str, Any], progress: Call
         args.output,
         model=args.model,
         num_actors=args.workers,
-        threads=args.threads or 1,
+        threads=args.threads,
         address=args.ray_address,
         progress=progress,
         **_options(args),

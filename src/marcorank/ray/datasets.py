@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from marcorank.shards.jobs import Job, Plan, ShardRun
     from marcorank.shards.joining import RunFiles
 
+# Beyond that many, cores share a batch instead of having one each.
+_MOST_CORES = 8
+
 
 def rerank_dataset(
     input: Paths | RunFiles,  # noqa: A002 -- what people look for beside `output`
@@ -39,7 +42,7 @@ def rerank_dataset(
     output_format: OutputFormat | None = None,
     overwrite: bool = False,
     num_actors: int | None = None,
-    threads: int = 1,
+    threads: int | None = None,
     num_gpus: float = 0,
     address: str | None = None,
     progress: Callable[[ShardRun], None] | None = None,
@@ -65,7 +68,8 @@ def rerank_dataset(
         output_format: `"jsonl"` or `"parquet"`; None for that of the input.
         overwrite: Whether to remove what an earlier run wrote and to start anew.
         num_actors: Actors that rank; None for as many as the cluster has cores for.
-        threads: Cores of an actor. One each is fastest on CPUs.
+        threads: Cores of an actor. None for as many as a machine has, up to 8: they share one model, which is faster
+            than a model a core. With GPUs it is 1.
         num_gpus: GPUs of an actor.
         address: Of a Ray cluster, as `ray.init` takes it.
         progress: Called at the start and after each shard.
@@ -83,12 +87,11 @@ def rerank_dataset(
             "`token` does not go to other machines; set HF_TOKEN on each, or download the model there first."
         )
     actors = None if num_actors is None else whole_number("num_actors", num_actors, 1)
-    cores = whole_number("threads", threads, 1)
-    reranker = Reranker(_absolute(model), threads=cores, **settings)
+    cores = None if threads is None else whole_number("threads", threads, 1)
     planned = plan(
         input,
         output,
-        reranker,
+        Reranker(model, **settings),
         top_n=top_n,
         score_threshold=score_threshold,
         text_field=text_field,
@@ -99,8 +102,9 @@ def rerank_dataset(
     if not planned.shards:
         return planned.follow((), progress)
     with _connected(ray, text_or_none("address", address)):
-        room = _room(ray, cores, num_gpus)
-        pool = min(actors or room, len(planned.shards))
+        cores = cores or _cores_of_an_actor(ray, actors or 1, num_gpus)
+        pool = min(actors or _room(ray, cores, num_gpus), len(planned.shards))
+        reranker = Reranker(_absolute(model), threads=cores, **settings)
         return planned.follow(
             _ranked(ray, planned, reranker, pool, {"num_cpus": cores, "num_gpus": num_gpus or None}), progress
         )
@@ -139,6 +143,15 @@ def _ranked(
         if row["error"]:
             raise pickle.loads(row["error"])  # noqa: S301 -- of our own actors
         yield Done(int(row["requests"]), int(row["pairs"]))
+
+
+def _cores_of_an_actor(ray: ModuleType, actors: int, num_gpus: float) -> int:
+    """Return how many cores an actor gets so that the fewest are left over, and so many actors fit; rather more."""
+    if num_gpus:
+        return 1
+    machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    fitting = [cores for cores in range(1, _MOST_CORES + 1) if sum(machine // cores for machine in machines) >= actors]
+    return max(fitting, key=lambda cores: (sum(machine - machine % cores for machine in machines), cores), default=1)
 
 
 def _room(ray: ModuleType, cores: int, num_gpus: float) -> int:
