@@ -6,7 +6,6 @@ import logging
 import math
 import threading
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from marcorank.arguments import positive_number
@@ -21,8 +20,9 @@ from marcorank.errors import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from marcorank.ranking import RerankStatus
+
 OnError = Literal["raise", "passthrough"]
-Outcome = Literal["fallback", "passthrough"]
 
 ON_ERROR: tuple[str, ...] = get_args(OnError)
 
@@ -31,37 +31,6 @@ _log = logging.getLogger(__name__)
 # They say that a program is wrong, which no other model and no other order makes right.
 _PROGRAM_ERRORS = (InvalidInputError, UnknownModelError, MissingExtraError, ClosedError)
 _SECONDS_BETWEEN_MESSAGES = 60.0
-_LONGEST_REASON = 500
-
-
-@dataclass(frozen=True, slots=True)
-class RerankStatus:
-    """Why a ranking is not that of the model that was asked.
-
-    Attributes:
-        outcome: `"fallback"`: another model ranked; `"passthrough"`: nobody did, and the order is that of the input.
-        error: Name of the error's class.
-        reason: Its message.
-    """
-
-    outcome: Outcome
-    error: str
-    reason: str
-
-    @classmethod
-    def of(cls, outcome: Outcome, failure: Exception) -> RerankStatus:
-        """Return the status that an error leads to."""
-        reason = str(failure)
-        if len(reason) > _LONGEST_REASON:
-            reason = f"{reason[: _LONGEST_REASON - 1]}…"
-        return cls(outcome, type(failure).__name__, reason)
-
-    def to_dict(self) -> dict[str, str]:
-        """Return the fields as plain JSON-ready values."""
-        return {"outcome": self.outcome, "error": self.error, "reason": self.reason}
-
-    def __str__(self) -> str:
-        return f"{self.outcome}: {self.error}: {self.reason}"
 
 
 def is_failure(error: Exception) -> bool:

@@ -13,8 +13,7 @@ from typing import Any, ClassVar
 
 from marcorank.arguments import one_of
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
-from marcorank.failures import RerankStatus
-from marcorank.ranking import Ranking
+from marcorank.ranking import Ranking, RerankStatus
 from marcorank.reranker import DEFAULT_MODEL
 
 try:

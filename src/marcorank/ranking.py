@@ -18,13 +18,13 @@ from marcorank.errors import InvalidInputError, ScoreError
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-    from marcorank.failures import RerankStatus
-
 ActivationName = Literal["identity", "sigmoid"]
 ScoreKind = Literal["logit", "probability"]
+Outcome = Literal["fallback", "passthrough"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
+_LONGEST_REASON = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,36 @@ class RankedPassage:
         fields = asdict(self)
         fields["span"] = None if self.span is None else list(self.span)
         return fields
+
+
+@dataclass(frozen=True, slots=True)
+class RerankStatus:
+    """Why a ranking is not that of the model that was asked.
+
+    Attributes:
+        outcome: `"fallback"`: another model ranked; `"passthrough"`: nobody did, and the order is that of the input.
+        error: Name of the error's class.
+        reason: Its message.
+    """
+
+    outcome: Outcome
+    error: str
+    reason: str
+
+    @classmethod
+    def of(cls, outcome: Outcome, failure: Exception) -> RerankStatus:
+        """Return the status that an error leads to."""
+        reason = str(failure)
+        if len(reason) > _LONGEST_REASON:
+            reason = f"{reason[: _LONGEST_REASON - 1]}…"
+        return cls(outcome, type(failure).__name__, reason)
+
+    def to_dict(self) -> dict[str, str]:
+        """Return the fields as plain JSON-ready values."""
+        return {"outcome": self.outcome, "error": self.error, "reason": self.reason}
+
+    def __str__(self) -> str:
+        return f"{self.outcome}: {self.error}: {self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,13 +28,14 @@ from marcorank.cache import ScoreCache
 from marcorank.calls import Call, Wanted, Work, answers, asked_of
 from marcorank.choosing import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.errors import ClosedError, InvalidInputError
-from marcorank.failures import ON_ERROR, Budget, RerankStatus, is_failure, reports, timeout_or_none
+from marcorank.failures import ON_ERROR, Budget, is_failure, reports, timeout_or_none
 from marcorank.loading import kind_of_model, load_scorer
 from marcorank.pairs import LONG_PASSAGES
 from marcorank.ranking import (
     Logistic,
     RankedPassage,
     Ranking,
+    RerankStatus,
     checked_activation,
     order_logits,
     plain_activation,
@@ -51,9 +52,9 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from marcorank.choosing import BackendName, Precision
-    from marcorank.failures import OnError, Outcome
+    from marcorank.failures import OnError
     from marcorank.pairs import LongPassages
-    from marcorank.ranking import Activation, ScoreKind
+    from marcorank.ranking import Activation, Outcome, ScoreKind
     from marcorank.scorer import PassageScores, Request, RequestScorer
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"

@@ -22,7 +22,8 @@ from marcorank import (
     ScoreError,
     UnknownModelError,
 )
-from marcorank.failures import RerankStatus, _Reports, reports
+from marcorank.failures import _Reports, reports
+from marcorank.ranking import RerankStatus
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "open a file"
