@@ -137,7 +137,7 @@ def test_errors_of_actors_are_ours(candidates, tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
     """A token would stay behind; a cluster that is too small would wait for ever."""
-    with pytest.raises(InvalidInputError, match="`token` does not go to other machines; set HF_TOKEN on each"):
+    with pytest.raises(InvalidInputError, match="`token` does not go to other machines; set HF_TOKEN, or"):
         rerank_dataset(candidates, tmp_path / "out", token="secret")
     with pytest.raises(InvalidInputError, match="`num_actors` is 0; expected a whole number of at least 1"):
         rerank_dataset(candidates, tmp_path / "out", num_actors=0)

@@ -313,6 +313,15 @@ def test_a_scorer_of_ones_own_is_known_by_its_kind(candidates, tmp_path):
         plan(candidates, tmp_path / "out", other, shard_size=50)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"on_error": "passthrough"}, {"fallback": "bundled"}], ids=lambda value: next(iter(value))
+)
+def test_rows_are_all_of_one_model(candidates, tmp_path, setting):
+    """What nobody ranked, or somebody else, has no place among them."""
+    with pytest.raises(InvalidInputError, match="a shard that fails is ranked at the next start"):
+        plan(candidates, tmp_path / "ranked", Reranker("bundled", **setting))
+
+
 def test_a_run_that_is_killed_again_and_again_ends_the_same(candidates, expected, tmp_path):
     """After SIGKILL at random moments no row is missing, doubled or different, and nothing unfinished stays."""
     out = tmp_path / "out"

@@ -24,7 +24,7 @@ from marcorank.cli.writing import opened
 from marcorank.files import json_line
 from marcorank.models import BUNDLED
 from marcorank.pairs import LONG_PASSAGES
-from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation
+from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation, shown_number
 from marcorank.reranker import Reranker
 from marcorank.shards.requests import Request, answer_row, result_row
 
@@ -210,8 +210,8 @@ def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iter
             [
                 str(result.rank),
                 str(result.index),
-                f"{result.score:.4f}",
-                *([f"{result.logit:.4f}"] if with_logit else []),
+                shown_number(result.score),
+                *([shown_number(result.logit)] if with_logit else []),
                 one_line(result.text if result.span is None else result.text[slice(*result.span)]),
             ]
             for result in ranking

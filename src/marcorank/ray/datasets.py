@@ -73,7 +73,8 @@ def rerank_dataset(
         num_gpus: GPUs of an actor.
         address: Of a Ray cluster, as `ray.init` takes it.
         progress: Called at the start and after each shard.
-        **settings: Further settings of `Reranker`, but `token`: workers take that from `HF_TOKEN`.
+        **settings: Further settings of `Reranker`, but `token`: workers take that from `HF_TOKEN`, or
+            `MARCORANK_API_KEY` for a server.
 
     Raises:
         InvalidInputError: An argument is not allowed, the input cannot be read, or the folder was begun with other
@@ -84,7 +85,7 @@ def rerank_dataset(
     ray = _ray()
     if settings.get("token") is not None:
         raise InvalidInputError(
-            "`token` does not go to other machines; set HF_TOKEN on each, or download the model there first."
+            "`token` does not go to other machines; set HF_TOKEN, or MARCORANK_API_KEY for a server, on each of them."
         )
     actors = None if num_actors is None else whole_number("num_actors", num_actors, 1)
     cores = None if threads is None else whole_number("threads", threads, 1)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHARD_SIZE = 100
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
 # They change where a score comes from, not which it is.
-_FREE_SETTINGS = ("threads", "cache_folder", "local_files_only", "cache_size")
+_FREE_SETTINGS = ("threads", "cache_folder", "local_files_only", "cache_size", "on_error", "timeout_s", "fallback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +189,11 @@ def plan(
             was begun with other input or settings.
         MissingExtraError: pyarrow is needed and not installed.
     """
+    if reranker.on_error != "raise" or reranker.fallback is not None:
+        raise InvalidInputError(
+            "`on_error` and `fallback` are for answers that cannot wait; here a shard that fails is ranked at the next "
+            "start, and all have scores of one model. Leave them out."
+        )
     size = whole_number("shard_size", shard_size, 1)
     one_of("output_format", output_format, (None, *FORMATS))
     out = Path(output).expanduser().absolute()
