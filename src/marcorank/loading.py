@@ -263,18 +263,25 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSe
     read = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
     backend = _loaded.shared(
         (choice.backend, _identity(read), choice.device, choice.precision, workers),
-        lambda: Scheduler(_open_graph(file, choice, workers)),
+        lambda: Scheduler(_open_graph(file, choice, workers, config)),
     )
     encoder = _encoder(tokenizer, files, config, settings)
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
 
-def _open_graph(file: Path, choice: Choice, workers: Workers) -> Backend:
+def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, Any]) -> Backend:
     if choice.backend == "onnx":
         return OnnxBackend(file, device=choice.device, precision=choice.precision, workers=workers)
     from marcorank.backends.openvino import OpenvinoBackend
 
-    return OpenvinoBackend(file, device=choice.device, precision=choice.precision, workers=workers)
+    positions = config.get("max_position_embeddings")
+    return OpenvinoBackend(
+        file,
+        device=choice.device,
+        precision=choice.precision,
+        workers=workers,
+        longest=positions if isinstance(positions, int) and positions > 0 else None,
+    )
 
 
 def _confirmed(choice: Choice, settings: ModelSettings) -> Choice:

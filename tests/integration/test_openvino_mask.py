@@ -7,18 +7,21 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from marcorank import Reranker
 from marcorank.backends.openvino import OpenvinoBackend, shared_core
 from marcorank.backends.openvino_mask import drop_mask
 from marcorank.cpu import Workers
+from marcorank.export import export_onnx
 from marcorank.pairs import TokenBatch
+from random_models import QUERY, passages, save
 
 
 def compiled(model):
     return shared_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def drop(model) -> bool:
-    return drop_mask(model, lambda part: shared_core().compile_model(part, "CPU"))
+def drop(model, longest=512) -> bool:
+    return drop_mask(model, lambda part: shared_core().compile_model(part, "CPU"), longest=longest)
 
 
 def batch(lengths, *, seed=0) -> TokenBatch:
@@ -53,8 +56,9 @@ def test_without_padding_no_logit_changes(request, name, length):
 def test_padded_batches_are_still_right(small_bert, precision):
     """The scheduler never pads here; whoever does gets what each row gives alone."""
     backend = OpenvinoBackend(
-        small_bert / "onnx/model.onnx", device="cpu", precision=precision, workers=Workers.of(None)
+        small_bert / "onnx/model.onnx", device="cpu", precision=precision, workers=Workers.of(None), longest=512
     )
+    assert backend._reads_mask is False
     padded = batch([30, 7, 19, 1])
     alone = [backend.logits(row)[0] for row in padded.rows()]
     assert np.array_equal(backend.logits(padded), alone)
@@ -97,6 +101,51 @@ def test_only_what_adds_nothing_is_left_out(make, dropped):
     before = logits(model, batch([6, 6]))
     assert drop(model) is dropped
     assert np.array_equal(logits(model, batch([6, 6])), before)
+
+
+def windowed(width):
+    """A mask of ones adds nothing unless there are more tokens than the window is wide."""
+
+    def make(mask):
+        beyond = ops.subtract(ops.reduce_sum(mask, [1], keep_dims=True), np.float32(width))
+        return ops.multiply(ops.maximum(beyond, np.float32(0)), np.float32(-1e4))
+
+    return make
+
+
+@pytest.mark.parametrize(("longest", "dropped"), [(512, False), (128, True), (None, False), (8192, False)])
+def test_a_window_of_attention_counts_at_the_longest_input(longest, dropped):
+    """Nothing is left out that masks something of an input that the model can read."""
+    assert drop(with_mask(windowed(128)), longest) is dropped
+
+
+def test_local_attention_is_kept(tmp_path):
+    """ModernBERT's layers that see 64 tokens to each side: long pairs score as they do in onnxruntime."""
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(2)
+    config = transformers.ModernBertConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=30522,
+        max_position_embeddings=512,
+        num_labels=1,
+        initializer_range=0.5,
+        pad_token_id=0,
+        cls_token_id=101,
+        sep_token_id=102,
+        bos_token_id=101,
+        eos_token_id=102,
+    )
+    save(transformers.ModernBertForSequenceClassification(config), tmp_path)
+    export_onnx(tmp_path, tmp_path)
+    texts = [" ".join(passages(30, seed=8))[: 400 * number] for number in range(1, 6)]
+    found, expected = (
+        Reranker(tmp_path, backend=backend, precision="fp32").score(QUERY, texts) for backend in ("openvino", "onnx")
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_a_graph_without_a_mask_is_left_alone():

@@ -41,8 +41,17 @@ class OpenvinoBackend:
 
     name = "openvino"
 
-    def __init__(self, file: Path, *, device: str, precision: str, workers: Workers) -> None:
+    def __init__(
+        self, file: Path, *, device: str, precision: str, workers: Workers, longest: int | None = None
+    ) -> None:
         """Read and compile a model.
+
+        Args:
+            file: An ONNX file, or an IR with its weights beside it.
+            device: `"cpu"`.
+            precision: To compute in.
+            workers: Threads, and how many pairs run at once.
+            longest: Most tokens that the model can read; None if that is not known.
 
         Raises:
             MissingExtraError: openvino is not installed.
@@ -77,7 +86,7 @@ class OpenvinoBackend:
                     "axes, as `marcorank models export` makes them."
                 )
         keep_first_token(model)
-        self._reads_mask = not drop_mask(model, partial(core.compile_model, device_name="CPU"))
+        self._reads_mask = not drop_mask(model, partial(core.compile_model, device_name="CPU"), longest=longest)
         options: dict[str, Any] = {
             properties.hint.inference_precision: hint,
             properties.inference_num_threads: workers.threads,

@@ -12,21 +12,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MASK = "attention_mask"
-# What a mask adds is evaluated at these numbers of tokens.
+# What a mask adds is evaluated at these numbers of tokens, and at the most that there can be: a window of attention
+# masks nothing of what is shorter.
 _LENGTHS = (1, 7, 64)
+_LONGEST_EVALUATED = 1024
 
 
-def drop_mask(model: Any, compile_model: Any) -> bool:
+def drop_mask(model: Any, compile_model: Any, *, longest: int | None) -> bool:
     """Leave out what the attention mask adds to scores, where that is nothing for sequences without padding.
 
     Args:
         model: An `openvino.Model`; it is changed in place. For a mask of ones its logits stay the same, and any other
             has no effect any more.
         compile_model: Makes a part of it executable.
+        longest: Most tokens that it can read; None if that is not known.
 
     Returns:
         Whether the graph had the form that is known here; else it is left as it was.
     """
+    if longest is None or longest > _LONGEST_EVALUATED:
+        return False
     nodes = model.get_ordered_ops()
     of_mask = _reached(nodes, {_MASK})
     of_others = _reached(nodes, {name for node in model.inputs for name in node.names} - {_MASK})
@@ -46,7 +51,7 @@ def drop_mask(model: Any, compile_model: Any) -> bool:
             return False
         added.append((node, masks[0], scores[0]))
     names = {mask.get_node().get_friendly_name() for _, mask, _ in added}
-    if not names or not _all_zero(model, names, compile_model):
+    if not names or not _all_zero(model, names, compile_model, lengths=(*_LENGTHS, longest)):
         return False
     for node, _, score in added:
         for target in node.output(0).get_target_inputs():
@@ -73,14 +78,14 @@ def _source(target: Any) -> str:
     return str(target.get_source_output().get_node().get_name())
 
 
-def _all_zero(model: Any, names: set[str], compile_model: Any) -> bool:
-    """Whether these nodes are 0 for a mask of ones, at several lengths."""
+def _all_zero(model: Any, names: set[str], compile_model: Any, *, lengths: Iterable[int]) -> bool:
+    """Whether these nodes are 0 for a mask of ones, at each of the lengths."""
     copied = model.clone()
     found = [node for node in copied.get_ordered_ops() if node.get_friendly_name() in names]
     if len(found) != len(names):
         return False
     part = compile_model(Model([ops.result(node.output(0)) for node in found], copied.get_parameters()))
-    for tokens in _LENGTHS:
+    for tokens in lengths:
         ones = np.ones((1, tokens), dtype=np.int64)
         answers = part({node.any_name: ones.astype(node.element_type.to_dtype()) for node in copied.inputs})
         if any(np.any(answer != 0) for answer in answers.values()):
