@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -26,11 +27,11 @@ from marcorank.failures import OnError
 from marcorank.models import BUNDLED
 from marcorank.pairs import LongPassages
 from marcorank.ranking import Activation, checked_activation
-from marcorank.reranker import Reranker
+from marcorank.reranker import Reranker, plain_fallback
 from marcorank.scorer import Scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
     from pydantic import ValidationInfo
     from typing_extensions import Self
@@ -102,8 +103,10 @@ class AdapterSettings(BaseModel):
     @classmethod
     def _check_reranker(cls, value: object) -> object:
         if isinstance(value, cls._no_scorers) or not isinstance(value, (Reranker, Scorer, NoneType)):
+            # A dict may hold a token.
+            shown = "a dict" if isinstance(value, dict) else repr(value)
             raise InvalidInputError(
-                f"`reranker` is {value!r}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
+                f"`reranker` is {shown}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
                 f"The name of a model goes in `{cls._model_field}`."
             )
         return value
@@ -115,10 +118,12 @@ class AdapterSettings(BaseModel):
         name = "model" if field == cls._model_field else field
         if name == "activation":
             value = checked_activation(value)
+        if name == "fallback":
+            value = cls._checked_fallback(value)
         given = info.data.get("reranker")
         if given is not None and (name not in _OF_EVERY_SCORER or isinstance(given, Reranker)):
             own = _settings_of(given if isinstance(given, Reranker) else Reranker(given))[name]
-            if value != own:
+            if not _same(value, own):
                 raise InvalidInputError(
                     f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
                 )
@@ -128,14 +133,27 @@ class AdapterSettings(BaseModel):
                 f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
                 "`score(query, passages)` goes in `reranker`."
             )
+        if name == "fallback":
+            # As it was given: it takes settings from here, which the core knows.
+            return value
         return _settings_of(Reranker(**{"model": BUNDLED, name: value}))[name]  # type: ignore[arg-type]
+
+    @classmethod
+    def _checked_fallback(cls, value: object) -> object:
+        if isinstance(value, cls._no_scorers):
+            raise InvalidInputError(
+                f"`fallback` is {value!r}; expected a model name, a marcorank.Reranker or an object with "
+                "`score(query, passages)`."
+            )
+        Reranker(BUNDLED, fallback=value)  # type: ignore[arg-type]
+        if isinstance(value, Mapping):
+            return dict(value)
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_serializer("fallback")
     def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
         """Return a name or settings; like `reranker`, a scorer object is not part of dumps."""
-        if isinstance(value, Reranker):
-            return value.to_dict() if isinstance(value.model, str) else None
-        return value if isinstance(value, (str, dict)) else None
+        return _dumped(value)
 
     @field_validator("token", mode="before")
     @classmethod
@@ -202,12 +220,31 @@ class AdapterSettings(BaseModel):
         }
 
     def _compared(self) -> dict[Any, Any]:
-        state = self.__getstate__()
-        fallback = state["fallback"]
-        return {**state, "fallback": fallback.__getstate__() if isinstance(fallback, Reranker) else fallback}
+        return {name: _comparable(value) for name, value in self.__getstate__().items()}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def _comparable(value: object) -> object:
+    """Return what a value is equal by; rerankers, which are equal to themselves alone, by their settings."""
+    if not isinstance(value, Reranker):
+        return value
+    return {name: _comparable(own) for name, own in value.__getstate__().items()}
+
+
+def _dumped(fallback: object) -> str | dict[str, Any] | None:
+    try:
+        return plain_fallback(fallback)
+    except InvalidInputError:
+        return None
+
+
+def _same(value: object, own: object) -> bool:
+    """Whether a setting is that of the reranker beside it, also after a dump, in which objects have another form."""
+    if isinstance(own, (Reranker, Scorer)):
+        return value is own or value == _dumped(own)
+    return value == own
 
 
 def _settings_of(reranker: Reranker) -> dict[str, Any]:

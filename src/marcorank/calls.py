@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, InvalidStateError
+import asyncio
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from marcorank.cache import join, split
+from marcorank.errors import ScoreError
 from marcorank.ranking import Ranking, check_finite
 from marcorank.scorer import CrossEncoderScorer, PassageScores, StartingScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from concurrent.futures import ThreadPoolExecutor
 
     from marcorank.cache import ScoreCache
     from marcorank.scorer import Request, RequestScorer, Submission
+    from marcorank.threads import Threads
+
+
+# What no future can hold as an outcome of its own.
+_UNFIT = (StopIteration, CancelledError, asyncio.CancelledError)
 
 
 class Wanted:
@@ -87,10 +94,11 @@ class Call(Future[list[Ranking]]):
         working: Whether a thread is in a step of it.
     """
 
-    def __init__(self, executor: ThreadPoolExecutor, work: Work) -> None:
+    def __init__(self, threads: Threads, work: Work) -> None:
         super().__init__()
         self.working = False
-        self._executor = executor
+        self._threads = threads
+        self._model = work.model
         self._work: Work | None = work
         self._wanted: list[Wanted] = []
         self._submission: Submission | None = None
@@ -111,7 +119,7 @@ class Call(Future[list[Ranking]]):
         if self.done():
             return
         try:
-            self._executor.submit(self._take, step)
+            self._threads.submit(partial(self._take, step))
         except RuntimeError as error:  # the interpreter ends, or the reranker was closed behind a cancelled call
             self._fail(error)
 
@@ -199,6 +207,11 @@ class Call(Future[list[Ranking]]):
 
     def _fail(self, error: BaseException) -> None:
         self._drop()
+        if isinstance(error, _UNFIT):
+            # asyncio would take them for something else, and never wake who waits.
+            told = ScoreError(f"Model `{self._model}` raised {type(error).__name__}: {error}")
+            told.__cause__ = error
+            error = told
         with suppress(InvalidStateError):
             self.set_exception(error)
 

@@ -49,7 +49,8 @@ def timeout_or_none(value: object) -> float | None:
     seconds = positive_number(value)
     if seconds is None:
         raise InvalidInputError(f"`timeout_s` is {value!r}; expected None or a number of seconds above 0.")
-    return seconds
+    # What is beyond that, some centuries, no lock can wait for.
+    return min(seconds, threading.TIMEOUT_MAX)
 
 
 class Budget:

@@ -260,6 +260,14 @@ class MarcoCrossEncoder(_LangChainSettings, BaseCrossEncoder):
             )
         return value
 
+    def model_post_init(self, context: Any, /) -> None:
+        """Check a reranker that was given as the field is checked, and the fallbacks."""
+        super().model_post_init(context)
+        core: Reranker | None = self.core
+        while core is not None:
+            self._check_on_error(core.on_error)
+            core = core.fallback
+
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Return the score of each pair of a query and a passage, in input order.
 

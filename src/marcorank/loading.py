@@ -42,6 +42,8 @@ _LOCAL_SETTINGS = {
     if name not in {"model", "cache_size", "token"}
 }
 
+_OF_A_FALLBACK = ("threads", "cache_folder", "local_files_only")
+
 
 class ModelFiles(Protocol):
     """Where the files of a model come from."""
@@ -100,8 +102,12 @@ class LocalFolder:
         return self.path
 
 
-def kind_of_model(settings: ModelSettings) -> ScoreKind:
+def kind_of_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
     """Check the name of a model, and return what the model gives; nothing is downloaded or asked yet.
+
+    Args:
+        settings: Of the model.
+        has_fallback: Whether some settings may be meant for another model.
 
     Raises:
         UnknownModelError: The name is no model.
@@ -111,13 +117,15 @@ def kind_of_model(settings: ModelSettings) -> ScoreKind:
     if not is_remote(settings.model):
         locate(settings)
         return "logit"
+    # First, so that no message shows an address with a password. Not the shared one: another thread may be loading.
+    server = RemoteScorer(settings.model, api_key=settings.token)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
-        if value != default:
+        if value != default and not (has_fallback and name in _OF_A_FALLBACK):
             raise InvalidInputError(
                 f"`{name}` is {value!r} beside the server {settings.model!r}, where it means nothing; leave it out."
             )
-    return _remote(settings).score_kind
+    return server.score_kind
 
 
 def _remote(settings: ModelSettings) -> RemoteScorer:

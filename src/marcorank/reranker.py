@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, wait
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
@@ -41,11 +41,12 @@ from marcorank.ranking import (
     plain_activation,
     unranked,
 )
-from marcorank.remote import is_remote
+from marcorank.remote import RemoteScorer, is_remote
 from marcorank.scorer import Scorer, as_request_scorer, score_kind, scorer_name
+from marcorank.threads import Threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
@@ -180,14 +181,18 @@ class Reranker:
         )
         self.on_error: OnError = one_of("on_error", on_error, ON_ERROR)
         self.timeout_s = timeout_or_none(timeout_s)
-        self._score_kind = score_kind(self._custom) if self._custom is not None else kind_of_model(self._settings)
+        self._score_kind = (
+            score_kind(self._custom)
+            if self._custom is not None
+            else kind_of_model(self._settings, has_fallback=fallback is not None)
+        )
         if self._score_kind == "probability" and isinstance(self.activation, Logistic):
             raise InvalidInputError(
                 f"`activation` is {self.activation!r}, which is fitted on logits; {self.name} gives probabilities only."
             )
         self.fallback = self._checked_fallback(fallback)
-        # Its settings come from here, so the name is all there is to say of it.
-        self._fallback_name = os.fspath(fallback) if isinstance(fallback, (str, os.PathLike)) else None
+        # Its settings come from here, so what was given is all there is to say of it.
+        self._fallback_given = os.fspath(fallback) if isinstance(fallback, os.PathLike) else fallback
         self._closed = False
         self._start()
         _rerankers.add(self)
@@ -196,7 +201,11 @@ class Reranker:
         if fallback is None or isinstance(fallback, Reranker):
             return fallback
         if isinstance(fallback, Mapping):
-            return Reranker.from_dict(fallback)
+            if "token" in fallback:
+                raise InvalidInputError("`fallback` holds a `token`, which dicts do not keep; pass a Reranker.")
+            if "url" in fallback:
+                return Reranker(RemoteScorer.from_dict(fallback), activation=self.activation)
+            return Reranker.from_dict({"activation": self.activation, **fallback})
         if not isinstance(fallback, (str, os.PathLike)):
             return Reranker(_checked_scorer(fallback, name="fallback"), activation=self.activation)
         settings = self._settings
@@ -210,12 +219,16 @@ class Reranker:
             local_files_only=settings.local_files_only,
         )
 
+    @property
+    def _owns_fallback(self) -> bool:
+        return not isinstance(self._fallback_given, Reranker)
+
     def _start(self) -> None:
         # Loading takes seconds; the event loop, which only hands over work, must not wait for it.
         self._loading = threading.Lock()
         self._scorer: RequestScorer | None = None
         self._handing_over = threading.Lock()
-        self._executor: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._calls: set[Call] = set()
         self._given_up: WeakSet[Call] = WeakSet()
         wanted = self._settings.cache_size if self._custom is None else 0
@@ -333,33 +346,36 @@ class Reranker:
 
         `timeout_s` does not count here. Where calls would be answered all the same, a model that fails is logged.
         """
-        if self.fallback is not None:
-            self.fallback.warm_up()
         self._check_open()
-        try:
-            self._score_requests([("warm", ["up"])])
-        except Exception as error:
-            tolerated = self.fallback is not None or self.on_error == "passthrough"
-            if not tolerated or not is_failure(error):
-                raise
-            outcome: Outcome = "passthrough" if self.fallback is None else "fallback"
-            reports.tell(self.name, RerankStatus.of(outcome, error), "calls take what there is")
+        failures = [_tried(partial(self._score_requests, [("warm", ["up"])]))]
+        if self.fallback is not None:
+            failures.append(_tried(self.fallback.warm_up))
+        last = failures[-1]
+        nobody = all(failure is not None for failure in failures)
+        if self.on_error == "raise" and nobody and last is not None:
+            raise last
+        for name, failure in zip((self.name, getattr(self.fallback, "name", "")), failures, strict=False):
+            if failure is not None:
+                outcome: Outcome = "passthrough" if nobody else "fallback"
+                reports.tell(name, RerankStatus.of(outcome, failure), "calls take what there is")
         return self
 
     def close(self) -> None:
         """Finish what waits, and let go of the model. A closed reranker cannot be used again."""
         with self._handing_over:
             self._closed = True
-            executor, self._executor = self._executor, None
+            threads, self._threads = self._threads, None
             calls = list(self._calls)
         for call in calls:
             with suppress(CancelledError):
                 call.exception()
-        if executor is not None:
+        if threads is not None:
             # Whom we gave up because it hangs we do not wait for.
-            executor.shutdown(wait=not any(call.working for call in self._given_up))
+            threads.shutdown(wait=not any(call.working for call in self._given_up))
         with self._loading:
             self._scorer = None
+        if self._owns_fallback and self.fallback is not None:
+            self.fallback.close()
         if self._cache is not None:
             self._cache = ScoreCache(self._settings.cache_size)
 
@@ -386,8 +402,7 @@ class Reranker:
                 "dict form. Pickle keeps the object."
             )
         settings = self._plain_settings()
-        fallback = settings["fallback"]
-        return {**settings, "fallback": fallback.to_dict() if isinstance(fallback, Reranker) else fallback}
+        return {**settings, "fallback": plain_fallback(settings["fallback"])}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -425,7 +440,7 @@ class Reranker:
             "activation": plain_activation(self.activation),
             "on_error": self.on_error,
             "timeout_s": self.timeout_s,
-            "fallback": self._fallback_name or self.fallback,
+            "fallback": self._fallback_given,
         }
 
     def _check(
@@ -498,7 +513,9 @@ class Reranker:
 
     def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
         status = RerankStatus.of("fallback", failure)
-        reports.tell(self.name, status, f"{self.fallback.name if self.fallback else None} ranked")
+        told = rankings[0] if rankings else None
+        if told is None or told.status is None or told.status.outcome == "fallback":
+            reports.tell(self.name, status, f"{told.model if told else 'nothing to rank,'} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
 
     def _passed_through(self, requests: Sequence[Request], cut: Cut, failure: Exception) -> list[Ranking]:
@@ -583,12 +600,11 @@ class Reranker:
     def _accept(self, requests: Sequence[Request], cut: Cut) -> Call:
         with self._handing_over:
             self._check_open()
-            if self._executor is None:
+            if self._threads is None:
                 # One thread is enough for a model: it tokenises and sorts, and the scores are made elsewhere.
-                count = 1 if self._custom is None else _THREADS_FOR_A_SCORER
-                self._executor = ThreadPoolExecutor(count, thread_name_prefix="marcorank")
+                self._threads = Threads(1 if self._custom is None else _THREADS_FOR_A_SCORER, name="marcorank")
             work = Work(requests, self._cache, self.name, self._loaded_scorer, partial(self._rankings, requests, cut))
-            call = Call(self._executor, work)
+            call = Call(self._threads, work)
             self._calls.add(call)
         call.add_done_callback(self._calls.discard)
         call.begin()
@@ -612,11 +628,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
 
 
+def _tried(step: Callable[[], object]) -> Exception | None:
+    """Take a step and return the error of operation that it ends with."""
+    try:
+        step()
+    except Exception as error:  # noqa: BLE001 -- each engine and server raises its own
+        return _failure(error)
+    return None
+
+
 def _failure(error: Exception, before: Exception | None = None) -> Exception:
     """Return an error that somebody else may make up for; raise any other."""
     if not is_failure(error):
         raise error
-    if before is not None:
+    if before is not None and error is not before and error.__cause__ is None:
         error.__cause__ = before
     return error
 
@@ -628,10 +653,30 @@ def _folder_or_none(name: str, value: object) -> str | None:
     return None if folder is None else os.path.expanduser(folder)  # noqa: PTH111
 
 
+def plain_fallback(fallback: object) -> str | dict[str, Any] | None:
+    """Return the JSON-ready form of a fallback, without tokens.
+
+    Raises:
+        InvalidInputError: It is a scorer object, which has no such form.
+    """
+    if isinstance(fallback, (Reranker, RemoteScorer)):
+        return fallback.to_dict()
+    if isinstance(fallback, Mapping):
+        return dict(fallback)
+    if fallback is None or isinstance(fallback, str):
+        return fallback
+    raise InvalidInputError(
+        f"The fallback is the object {fallback!r}; only a name, a server or a reranker of one has a dict form. Pickle "
+        "keeps the object."
+    )
+
+
 def _checked_scorer(model: object, *, name: str = "model") -> Scorer:
     if isinstance(model, type) or not isinstance(model, Scorer):
+        # A dict may hold a token.
+        shown = "a dict" if isinstance(model, Mapping) else repr(model)
         raise InvalidInputError(
-            f"`{name}` is {model!r}; expected a model name, the path of a model folder, or an object with "
+            f"`{name}` is {shown}; expected a model name, the path of a model folder, or an object with "
             "`score(query, passages)`."
         )
     return model

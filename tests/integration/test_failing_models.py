@@ -178,6 +178,12 @@ def test_a_cross_encoder_passes_nothing_through():
     """It returns scores alone; a fallback and a time limit it can have."""
     with pytest.raises(ValidationError, match="a cross-encoder returns scores alone"):
         MarcoCrossEncoder(on_error="passthrough")
+    for core in (
+        Reranker(Failing(), on_error="passthrough"),
+        Reranker(Failing(), fallback=Reranker(Failing(), on_error="passthrough")),
+    ):
+        with pytest.raises(ValidationError, match="a cross-encoder returns scores alone"):
+            MarcoCrossEncoder(reranker=core)
     with_fallback = MarcoCrossEncoder(reranker=Failing(), fallback=WordOverlapScorer(), timeout_s=10)
     expected = MarcoCrossEncoder(reranker=WordOverlapScorer())
     pairs = [(QUERY, text) for text in TEXTS]
@@ -261,6 +267,41 @@ def test_settings_round_trip_in_both_adapters():
     again = marcorank.llama_index.MarcoRerank.from_dict(json.loads(json.dumps(nested.to_dict())))
     assert again.core.fallback.activation == "sigmoid"
     assert pickle.loads(pickle.dumps(nested)) == nested  # noqa: S301
+
+
+@pytest.mark.parametrize("make", [langchain_rerank, llama_rerank])
+def test_a_fallback_ranks_on_the_scale_of_the_adapter(make):
+    """Also a scorer or the dict of a reranker: thresholds and scores are as the settings say."""
+    for fallback in (WordOverlapScorer(), {"model": "bundled"}, "bundled"):
+        assert make(fallback=fallback, activation="sigmoid").core.fallback.activation == "sigmoid"
+    assert (
+        0
+        < langchain_rerank(fallback=WordOverlapScorer(), activation="sigmoid").rerank(TEXTS, QUERY)[0][
+            "relevance_score"
+        ]
+        < 1
+    )
+
+
+def test_dumps_beside_the_reranker_that_they_are_of():
+    """`MarcoRerank(**settings, reranker=...)` puts it back, whatever its fallback is."""
+    for fallback in ("bundled", {"model": "bundled"}, Reranker("bundled"), WordOverlapScorer()):
+        core = Reranker("bundled", fallback=fallback)
+        made = marcorank.langchain.MarcoRerank(reranker=core)
+        assert marcorank.langchain.MarcoRerank(**made.model_dump(), reranker=core) == made
+    inner = Reranker("bundled", fallback={"model": "bundled"})
+    nested = marcorank.langchain.MarcoRerank(model_name="bundled", fallback=inner)
+    assert pickle.loads(pickle.dumps(nested)) == nested  # noqa: S301
+
+
+def test_what_is_no_scorer_is_no_fallback_either():
+    """It is refused when the adapter is made; and no message shows a token."""
+    with pytest.raises(ValidationError, match="`fallback` is"):
+        marcorank.langchain.MarcoRerank(fallback=MarcoCrossEncoder(model_name="bundled"))
+    for settings in ({"fallback": {"model": "bundled", "token": "s3cret"}}, {"reranker": {"token": "s3cret"}}):
+        with pytest.raises(ValidationError, match=r"`token`|a dict") as refused:
+            marcorank.langchain.MarcoRerank(**settings)
+        assert "s3cret" not in str(refused.value)
 
 
 def test_a_given_reranker_shows_its_own_settings():

@@ -433,7 +433,7 @@ def test_a_redirect_to_another_origin_is_refused(tei, scorer, target):
         (303, {"Location": "/page"}, r"redirects to a page \(status 303\)"),
         (307, {}, r"redirects to nowhere \(status 307\)"),
         (307, {"Location": "http://[::1"}, "Invalid URL in location header"),
-        (307, {"Location": "/rerank"}, "redirects again and again"),
+        (307, {"Location": "/rerank"}, "redirects to itself again and again"),
         (304, {}, "answered with status 304"),
     ],
 )

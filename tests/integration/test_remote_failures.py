@@ -8,12 +8,14 @@ import pickle
 import socket
 import threading
 import time
+import traceback
 
 import pytest
 from langchain_core.documents import Document
 
 import marcorank.langchain
 import marcorank.llama_index
+import marcorank.loading
 from marcorank import InvalidInputError, RemoteError, RemoteProtocolError, Reranker, RerankTimeoutError
 from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
@@ -186,6 +188,33 @@ def test_addresses_that_cannot_be_used(name, message):
     with pytest.raises(InvalidInputError, match=message) as refused:
         Reranker(name)
     assert "hunter2" not in str(refused.value)
+
+
+@pytest.mark.parametrize("settings", [{"threads": 2}, {"device": "cpu"}, {}])
+@pytest.mark.parametrize("name", ["tei+http://user:s3cret@host", "tei+https://host?key=s3cret"])
+def test_no_message_shows_an_address_with_a_secret(name, settings):
+    """Whatever else is wrong."""
+    with pytest.raises(InvalidInputError, match="MARCORANK_API_KEY") as refused:
+        Reranker(name, **settings)
+    assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("answer", ["hello Bearer KEY", '[{"auth": "KEY"}]', '{"results": "KEY"}'])
+def test_an_answer_that_repeats_the_key_does_not_show_it(server, answer):
+    """Neither in the message nor in what the error keeps."""
+    key = "s3cret-" + "key"
+    content = answer.replace("KEY", key).encode()
+    server.fault = lambda handler, results: handler.send(200, content, {}) or True
+    with pytest.raises(RemoteProtocolError, match=r"\[key\]") as refused:
+        Reranker(server.url, token=key).rank(QUERY, PASSAGES)
+    kept = refused.value.__context__ or refused.value
+    assert key not in "".join(traceback.format_exception(refused.value)) + repr(vars(kept))
+
+
+def test_a_model_that_is_loading_keeps_no_server_waiting(server):
+    """Making a reranker never waits for another's weights."""
+    with marcorank.loading._loaded._lock:
+        assert Reranker(server.url).score_kind == "logit"
 
 
 def test_scores_are_cached_for_servers_too(server):

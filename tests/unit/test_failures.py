@@ -7,9 +7,12 @@ import gc
 import json
 import logging
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from marcorank import (
 )
 from marcorank.failures import _Reports, reports
 from marcorank.ranking import RerankStatus
+from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "open a file"
@@ -285,6 +289,106 @@ def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog):
         Reranker(Failing()).warm_up()
 
 
+def test_warm_up_bears_a_dead_fallback_too(caplog):
+    """What answers is enough; where nothing does, `on_error` decides."""
+    Reranker(WordOverlapScorer(), fallback=Failing()).warm_up()
+    assert "Reranking with failing failed" in caplog.text
+    Reranker(Failing(), fallback=Failing(), on_error="passthrough").warm_up()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Reranker(Failing(), fallback=Failing()).warm_up()
+    with pytest.raises(InvalidInputError, match="wrong"):
+        Reranker(WordOverlapScorer(), fallback=Failing(InvalidInputError("wrong"))).warm_up()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [StopIteration(), futures.CancelledError(), asyncio.CancelledError()],
+    ids=["StopIteration", "cancelled future", "cancelled task"],
+)
+def test_errors_that_no_future_can_hold_do_not_hang_or_cancel(error):
+    """Asyncio would never wake who waits, or take it for a cancellation that nobody asked for."""
+
+    async def ask(reranker):
+        return await asyncio.wait_for(reranker.arank(QUERY, PASSAGES), 20)
+
+    with pytest.raises(ScoreError, match=f"Model `failing` raised {type(error).__name__}"):
+        asyncio.run(ask(Reranker(Failing(error))))
+    assert asyncio.run(ask(Reranker(Failing(error), on_error="passthrough"))).status.error == "ScoreError"
+
+
+def test_a_program_ends_although_a_scorer_hangs():
+    """Nothing waits for a thread that was given up, not even the interpreter."""
+    code = """
+import threading
+from marcorank import Reranker
+class Hanging:
+    def score(self, query, passages):
+        threading.Event().wait()
+reranker = Reranker(Hanging(), timeout_s=0.1, on_error="passthrough")
+print(reranker.rank("a", ["b"]).status.error)
+reranker.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)  # noqa: S603
+    assert done.stdout == "RerankTimeoutError\n"
+
+
+def test_what_a_fallback_takes_from_the_settings():
+    """Its scale is that of the model, however it was given, unless it says another."""
+    down = RemoteScorer("tei+http://127.0.0.1:9", max_attempts=1)
+    for fallback in ("bundled", WordOverlapScorer(), {"model": "bundled"}):
+        assert Reranker(down, activation="sigmoid", fallback=fallback).fallback.activation == "sigmoid"
+    own = {"model": "bundled", "activation": "identity"}
+    assert Reranker(down, activation="sigmoid", fallback=own).fallback.activation == "identity"
+    behind = Reranker("tei+http://127.0.0.1:9", threads=1, local_files_only=True, fallback="bundled")
+    assert (behind.fallback.to_dict()["threads"], behind.fallback.to_dict()["local_files_only"]) == (1, True)
+
+
+def test_a_server_as_fallback_goes_through_dicts():
+    """With its settings, and without the key."""
+    server = RemoteScorer("tei+http://127.0.0.1:9", api_key="s3cret", timeout_s=2, max_attempts=1)
+    plain = json.loads(json.dumps(Reranker("bundled", fallback=server).to_dict()))
+    assert Reranker.from_dict(plain).fallback.model == server
+    assert "s3cret" not in str(plain)
+
+
+def test_dicts_hold_no_tokens():
+    """They would be shown and dumped; no message repeats them."""
+    with pytest.raises(InvalidInputError, match="`fallback` holds a `token`") as refused:
+        Reranker("bundled", fallback={"model": "bundled", "token": "s3cret"})
+    assert "s3cret" not in str(refused.value)
+    with pytest.raises(InvalidInputError, match="`model` is a dict") as refused:
+        Reranker({"model": "bundled", "token": "s3cret"})
+    assert "s3cret" not in str(refused.value)
+
+
+def test_closing_closes_the_fallback_that_was_made_here():
+    """And leaves one that somebody else may use."""
+    shared = Reranker(WordOverlapScorer())
+    for fallback, closed in ((shared, False), (WordOverlapScorer(), True), ({"model": "bundled"}, True)):
+        with Reranker(WordOverlapScorer(), fallback=fallback) as reranker:
+            made = reranker.fallback
+        assert made._closed is closed
+
+
+def test_the_log_names_who_ranked(caplog):
+    """At the end of a chain, or nobody."""
+    Reranker(Failing(), fallback=Reranker(Failing(), fallback=WordOverlapScorer())).rank(QUERY, PASSAGES)
+    assert [record.getMessage().partition(" failed, ")[2][:20] for record in caplog.records] == [
+        "word-overlap ranked ",
+        "word-overlap ranked ",
+    ][: len(caplog.records)]
+    reports._said.clear()
+    caplog.clear()
+    Reranker(Failing(), fallback=Reranker(Failing(), on_error="passthrough")).rank(QUERY, PASSAGES)
+    (record,) = caplog.records
+    assert "the order of the input was kept instead" in record.getMessage()
+
+
+def test_a_time_limit_of_centuries_is_no_failure(rank):
+    """What no lock can wait for is as long as it can."""
+    assert rank(Reranker(WordOverlapScorer(), timeout_s=1e300), QUERY, PASSAGES).status is None
+
+
 def test_settings_round_trip():
     """to_dict, JSON and pickle carry them; a fallback that was named stays a name."""
     reranker = Reranker("bundled", on_error="passthrough", timeout_s=0.5, fallback="bundled")
@@ -296,7 +400,7 @@ def test_settings_round_trip():
     assert Reranker.from_dict(json.loads(json.dumps(nested.to_dict()))).fallback.activation == "sigmoid"
     with_object = Reranker("bundled", fallback=WordOverlapScorer())
     assert pickle.loads(pickle.dumps(with_object)).fallback.name == "word-overlap"  # noqa: S301
-    with pytest.raises(InvalidInputError, match="only a reranker with a model name"):
+    with pytest.raises(InvalidInputError, match="The fallback is the object"):
         with_object.to_dict()
     assert repr(reranker) == "Reranker('bundled', on_error='passthrough', timeout_s=0.5, fallback='bundled')"
 

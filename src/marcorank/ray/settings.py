@@ -14,6 +14,7 @@ from marcorank.arguments import one_of, text_or_none, whole_number
 from marcorank.choosing import BACKENDS, PRECISIONS, BackendName, Precision
 from marcorank.errors import InvalidInputError
 from marcorank.pairs import LONG_PASSAGES, LongPassages
+from marcorank.remote import is_remote
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ class ServeSettings:
             backend=self.backend,
             device=self.device,
             precision=self.precision,
-            # Ray sets aside CPUs, but a process still sees all of the node's.
-            threads=self.threads or max(1, int(self.num_cpus)),
+            # Ray sets aside CPUs, but a process still sees all of the node's. A server has its own.
+            threads=None if is_remote(self.model) else self.threads or max(1, int(self.num_cpus)),
             activation="sigmoid",
             max_length=self.max_length,
             long_passages=self.long_passages,

@@ -98,7 +98,9 @@ async def ask(pool: Pool, server: Server, key: Key | None, query: str, passages:
             error = RemoteError(f"{server.address.endpoint} could not be asked ({_times(attempt)}): {said}")
         else:
             if reply.status == httpx.codes.OK:
-                return read_scores(reply.content, count=len(passages), where=server.address.endpoint)
+                # Whatever a server sends, it may be what it was sent.
+                content = reply.content if key is None else key.hide(reply.content.decode("utf-8", "replace")).encode()
+                return read_scores(content, count=len(passages), where=server.address.endpoint)
             wanted_s = _seconds(reply.retry_after)
             error = _refusal(reply, server, key, attempt, wanted_s)
             if not _passes(reply) or wanted_s > LONGEST_RETRY_AFTER_S:
@@ -125,7 +127,7 @@ async def _exchange(client: httpx.AsyncClient, server: Server, key: Key | None, 
             url = _redirected(response, server)
         finally:
             await response.aclose()
-    raise RemoteProtocolError(f"{server.address.endpoint} redirects again and again, at last to {url}.")
+    raise RemoteProtocolError(f"{server.address.endpoint} redirects to itself again and again.")
 
 
 async def _content(response: httpx.Response, server: Server, asked_bytes: int) -> bytes:

@@ -75,11 +75,12 @@ def excerpt(text: str) -> str:
 def _results(content: bytes, where: str) -> list[Any]:
     try:
         answer = json.loads(content)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError):
         begins = excerpt(content[: 8 * _EXCERPT_CHARS].decode("utf-8", "replace"))
+        # The error itself keeps all that was sent.
         raise RemoteProtocolError(
             f"{where} sent no JSON but {begins!r}; is it the server that `dialect` says?"
-        ) from error
+        ) from None
     if isinstance(answer, dict):
         answer = next((answer[name] for name in _ENVELOPES if name in answer), None)
     if not isinstance(answer, list):

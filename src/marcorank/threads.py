@@ -1,0 +1,71 @@
+"""Threads that take steps of calls. Unlike those of `concurrent.futures` they do not keep a program from ending."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Step = Callable[[], None]
+
+
+class Threads:
+    """Up to so many threads, begun as they are needed; they end with `shutdown` or with this object.
+
+    Args:
+        most: How many there are at most.
+        name: Of each thread.
+    """
+
+    def __init__(self, most: int, *, name: str) -> None:
+        self._most = most
+        self._name = name
+        self._lock = threading.Lock()
+        self._closed = False
+        # They know the queue only, else they would keep this object alive.
+        self._steps: SimpleQueue[Step | None] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._threads: list[threading.Thread] = []
+        weakref.finalize(self, _end, self._steps, self._threads)
+
+    def submit(self, step: Step) -> None:
+        """Let a thread take a step, which must not raise.
+
+        Raises:
+            RuntimeError: This was shut down, or the interpreter ends.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("The threads were shut down.")
+            self._steps.put(step)
+            if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
+                thread = threading.Thread(target=_work, args=(self._steps, self._idle), name=self._name, daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    def shutdown(self, *, wait: bool) -> None:
+        """End the threads when all steps are taken."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                _end(self._steps, self._threads)
+        if wait:
+            for thread in self._threads:
+                thread.join()
+
+
+def _work(steps: SimpleQueue[Step | None], idle: threading.Semaphore) -> None:
+    while (step := steps.get()) is not None:
+        step()
+        # What a step holds is not to live until the next one comes.
+        del step
+        idle.release()
+
+
+def _end(steps: SimpleQueue[Step | None], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        steps.put(None)
