@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 
@@ -10,6 +11,7 @@ import pytest
 from marcorank import Reranker
 from marcorank.ray import ServeSettings
 from marcorank.ray.endpoints import Endpoints
+from remote_server import remote_server
 
 
 class Failing:
@@ -56,3 +58,39 @@ def test_a_replica_has_as_many_threads_as_cpus():
     assert ServeSettings(num_cpus=3).reranker().to_dict()["threads"] == 3
     assert ServeSettings(num_cpus=0.5).reranker().to_dict()["threads"] == 1
     assert ServeSettings(num_cpus=3, threads=2).reranker().to_dict()["threads"] == 2
+
+
+async def test_health_is_never_remembered():
+    """A model that fails after it worked is noticed, whatever the cache holds."""
+
+    class Breaks:
+        broken = False
+        asked: tuple[str, ...] = ()
+
+        def score(self, query, passages):
+            if self.broken:
+                raise RuntimeError("out of memory")
+            self.asked += tuple(passages)
+            return [0.0] * len(passages)
+
+    scorer = Breaks()
+    endpoints = Endpoints(ServeSettings(cache_size=100), Reranker(scorer, activation="sigmoid"))
+    for _ in range(2):
+        assert (await endpoints.answer("GET", "/health", None, b"")).status == 200
+    assert len(set(scorer.asked)) == 2
+    scorer.broken = True
+    assert (await endpoints.answer("GET", "/health", None, b"")).status == 503
+
+
+async def test_the_scheme_of_a_key_is_read_in_any_case():
+    """As HTTP has it; what is no bearer token is refused, and so is one that cannot be text."""
+    digest = hashlib.sha256(b"K").hexdigest()
+    endpoints = Endpoints(ServeSettings(api_key_sha256=digest), Reranker(Failing(), activation="sigmoid"))
+    for header, status in (("bearer K", 200), ("Bearer K", 200), ("Basic K", 401), ("K", 401), ("Bearer \ud83d", 401)):
+        assert (await endpoints.answer("GET", "/info", header, b"")).status == status
+
+
+def test_a_replica_may_pass_requests_on():
+    """A server as its model has threads of its own."""
+    with remote_server() as server:
+        assert ServeSettings(model=server.url).reranker().score("a b", ["a"]).tolist() == [0.0]

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from marcorank.ray.proxies import proxy_middlewares
     from marcorank.ray.serving import app, build_app
     from marcorank.ray.settings import ServeSettings
+    from marcorank.shards.jobs import ShardRun
+    from marcorank.shards.joining import RunFiles
 
 if importlib.util.find_spec("ray") is None:
     raise MissingExtraError("`marcorank.ray` needs Ray: pip install 'marcorank[ray]'")
@@ -29,9 +31,11 @@ _HOME = {
     "proxy_middlewares": "marcorank.ray.proxies",
     "ServeSettings": "marcorank.ray.settings",
     "rerank_dataset": "marcorank.ray.datasets",
+    "RunFiles": "marcorank.shards.joining",
+    "ShardRun": "marcorank.shards.jobs",
 }
 
-__all__ = ["app", "build_app", "proxy_middlewares", "ServeSettings", "rerank_dataset"]
+__all__ = ["app", "build_app", "proxy_middlewares", "ServeSettings", "rerank_dataset", "RunFiles", "ShardRun"]
 
 
 def __getattr__(name: str) -> object:
