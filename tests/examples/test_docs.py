@@ -20,6 +20,8 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 
 import marcorank
 from marcorank import cli, errors, langchain, llama_index, testing
+from marcorank.ray import rerank_dataset
+from marcorank.remote import RemoteScorer
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -176,10 +178,19 @@ def field_defaults(kind: Any, framework: Any) -> dict[str, str]:
     }
 
 
-def test_the_reference_holds_every_argument_of_the_reranker():
-    """Every argument of `Reranker` stands there with its default, and nothing else does."""
-    parameters = list(inspect.signature(marcorank.Reranker.__init__).parameters.values())[1:]
-    assert rows("Arguments of `Reranker`") == {parameter.name: shown(parameter.default) for parameter in parameters}
+@pytest.mark.parametrize(
+    ("kind", "title"),
+    [
+        (marcorank.Reranker, "Arguments of `Reranker`"),
+        (RemoteScorer, "`marcorank.remote.RemoteScorer`"),
+        (rerank_dataset, "`marcorank.ray.rerank_dataset`"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_reference_holds_every_argument(kind, title):
+    """Every argument stands there with its default, and nothing else does."""
+    parameters = inspect.signature(kind).parameters.values()
+    assert rows(title) == {parameter.name: shown(parameter.default) for parameter in parameters}
 
 
 @pytest.mark.parametrize(
