@@ -11,8 +11,6 @@ import pytest
 from marcorank import Reranker
 from ray_server import local_server
 
-# Importing ray.serve 2.60 with pydantic 2.14.
-
 QUERY = "how do I open a file?"
 PASSAGES = [
     "open() returns a file object",

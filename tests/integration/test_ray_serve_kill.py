@@ -8,10 +8,9 @@ import time
 import httpx
 import pytest
 
-from marcorank import Reranker
+from marcorank import RemoteError, Reranker
+from marcorank.remote import RemoteScorer
 from ray_server import cluster_server
-
-# Importing ray.serve 2.60 with pydantic 2.14.
 
 QUERIES = [f"what is known of topic {number}?" for number in range(12)]
 PASSAGES = [f"passage {number} tells of topic {number % 12}, at some length, " * 3 for number in range(20)]
@@ -30,7 +29,10 @@ class Load:
         self.repeated = 0
         self._url = url
         self._stop = threading.Event()
-        self._threads = [threading.Thread(target=self._ask, args=(number,)) for number in range(CLIENTS)]
+        self._threads = [
+            threading.Thread(target=self._ask_as_ours if number % 3 == 0 else self._ask, args=(number,))
+            for number in range(CLIENTS)
+        ]
 
     def __enter__(self):
         for thread in self._threads:
@@ -49,6 +51,18 @@ class Load:
             assert not self.refused
             assert time.monotonic() < deadline, "no more answers came"
             time.sleep(0.02)
+
+    def _ask_as_ours(self, number: int) -> None:
+        with RemoteScorer(f"tei+{self._url}", timeout_s=TIMEOUT_S, max_attempts=20) as scorer:
+            reranker = Reranker(scorer)
+            while not self._stop.is_set():
+                query = QUERIES[number % len(QUERIES)]
+                number += 1
+                try:
+                    self.answers.append((query, reranker.score(query, PASSAGES).tolist()))
+                except RemoteError as error:
+                    self.refused.append(str(error))
+                    return
 
     def _ask(self, number: int) -> None:
         with httpx.Client(timeout=TIMEOUT_S) as client:
