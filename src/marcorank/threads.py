@@ -18,7 +18,7 @@ class Threads:
 
     Args:
         most: How many there are at most.
-        name: Of each thread.
+        name: What their names begin with.
     """
 
     def __init__(self, most: int, *, name: str) -> None:
@@ -43,7 +43,8 @@ class Threads:
                 raise RuntimeError("The threads were shut down.")
             self._steps.put(step)
             if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
-                thread = threading.Thread(target=_work, args=(self._steps, self._idle), name=self._name, daemon=True)
+                name = f"{self._name}_{len(self._threads)}"
+                thread = threading.Thread(target=_work, args=(self._steps, self._idle), name=name, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 

@@ -74,8 +74,9 @@ async def test_async_work_runs_in_the_rerankers_own_thread():
     assert {name.rpartition("_")[0] for name in scorer.threads} == {"marcorank"}
 
 
-async def test_cancelled_work_that_waits_is_dropped():
+async def test_cancelled_work_that_waits_is_dropped(monkeypatch):
     """A task that is cancelled before its turn is never scored; its neighbours get their results."""
+    monkeypatch.setattr("marcorank.reranker._THREADS_FOR_A_SCORER", 1)
     scorer = GatedScorer()
     rerank = MarcoRerank(reranker=scorer)
     tasks = [asyncio.create_task(rerank.acompress_documents(DOCUMENTS, query)) for query in ["red", "car", "pear"]]

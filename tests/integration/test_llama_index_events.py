@@ -151,8 +151,9 @@ async def test_a_wrong_argument_starts_nothing(events, legacy, nodes, way):
     assert legacy.get_events() == []
 
 
-async def test_a_cancelled_task_ends_its_events_and_its_work(events, legacy, nodes):
+async def test_a_cancelled_task_ends_its_events_and_its_work(events, legacy, nodes, monkeypatch):
     """A task that is cancelled while it waits has an end event, and the model never sees its query."""
+    monkeypatch.setattr("marcorank.reranker._THREADS_FOR_A_SCORER", 1)
     scorer = HeldScorer()
     rerank = MarcoRerank(reranker=scorer, callback_manager=CallbackManager([legacy]))
     first = asyncio.create_task(rerank.apostprocess_nodes(nodes, query_str="first"))
