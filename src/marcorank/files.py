@@ -57,7 +57,7 @@ def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Itera
 
 def opened_bytes(path: str | os.PathLike[str]) -> gzip.GzipFile | BinaryIO:
     """Open a file to read; one named .gz is unpacked."""
-    return gzip.open(path) if Path(path).suffix == ".gz" else Path(path).open("rb")
+    return gzip.open(path) if Path(path).suffix.lower() == ".gz" else Path(path).open("rb")
 
 
 @contextmanager

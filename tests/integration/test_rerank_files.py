@@ -4,11 +4,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import pty
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -398,3 +400,68 @@ def test_a_terminal_sees_how_far_it_is(tmp_path):
     assert process.wait(PATIENCE_S) == 0
     assert re.search(rb"Ranking: \d+ of 140 shards, [\d,]+ pairs a second, \d+ s left \.\.\. \d+ s", shown)
     assert shown.rstrip().endswith(b"out' holds all 140")
+
+
+def test_a_model_that_changed_in_its_folder_is_another(candidates, tmp_path, small_bert):
+    """Scores of two models never stand in one folder."""
+    model = shutil.copytree(small_bert, tmp_path / "model")
+    made = tmp_path / "ranked"
+    plan(candidates, made, Reranker(model))
+    plan(candidates, made, Reranker(model))
+    (model / "notes.log").write_text("trained again", encoding="utf-8")
+    plan(candidates, made, Reranker(model))
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"trained": "again"}), encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="model_files was"):
+        plan(candidates, made, Reranker(model))
+
+
+def test_the_scale_of_a_scorer_is_part_of_a_run(candidates, tmp_path):
+    """Logits and probabilities never stand in one folder either."""
+    plan(candidates, tmp_path / "ranked", Reranker(WordOverlapScorer()))
+    with pytest.raises(InvalidInputError, match="activation was"):
+        plan(candidates, tmp_path / "ranked", Reranker(WordOverlapScorer(), activation="sigmoid"))
+
+
+def test_a_run_that_starts_anew_ends_the_one_before(candidates, tmp_path):
+    """Also with the same settings: the model may have changed."""
+    reranker = Reranker(WordOverlapScorer())
+    first = plan(candidates, tmp_path / "ranked", reranker, shard_size=50)
+    plan(candidates, tmp_path / "ranked", reranker, shard_size=50, overwrite=True)
+    with pytest.raises(InvalidInputError, match="was taken by another run"):
+        first.follow(first.rank_here(reranker), None)
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".PARQUET", ".jsonl.GZ"])
+def test_links_and_large_endings_are_read_by_their_name(tmp_path, ending):
+    """As the caches of hubs and of data versions have them: the name of the target says nothing."""
+    row = {"query": "red", "passages": ["red", "car"]}
+    blob = tmp_path / "0123abc"
+    if ending == ".PARQUET":
+        pq.write_table(pa.Table.from_pylist([row]), blob)
+    else:
+        line = (json.dumps(row) + "\n").encode()
+        blob.write_bytes(gzip.compress(line) if ending.endswith("GZ") else line)
+    link = tmp_path / f"monday{ending}"
+    link.symlink_to(blob)
+    (tmp_path / f"again{ending}").symlink_to(blob)
+    reranker = Reranker(WordOverlapScorer())
+    planned = plan([link, tmp_path / f"again{ending}"], tmp_path / "ranked", reranker)
+    assert planned.follow(planned.rank_here(reranker), None).requests == 1
+
+
+def test_an_input_inside_the_output_is_named(tmp_path):
+    """What is written must not be read."""
+    (tmp_path / "monday.jsonl").write_text('{"query": "red", "passages": ["car"]}\n', encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="names only files of the output folder"):
+        plan(tmp_path, tmp_path, Reranker(WordOverlapScorer()))
+
+
+@pytest.mark.parametrize("text", ['"meta": {}', '"note": "\\ud800"'], ids=["no fields", "half a character"])
+def test_what_no_column_holds_is_found_before_anything_is_ranked(tmp_path, text):
+    """Not with the first shard at night."""
+    file = tmp_path / "monday.jsonl"
+    file.write_text('{"query": "red", "passages": ["car"], ' + text + "}\n", encoding="utf-8")
+    with pytest.raises(InvalidInputError, match="no column of Parquet"):
+        plan(file, tmp_path / "ranked", Reranker(WordOverlapScorer()), output_format="parquet")
+    assert plan(file, tmp_path / "lines", Reranker(WordOverlapScorer())).shards

@@ -104,7 +104,11 @@ def rerank_dataset(
         return planned.follow((), progress)
     with _connected(ray, text_or_none("address", address)):
         cores = cores or _cores_of_an_actor(ray, actors or 1, num_gpus)
-        pool = min(actors or _room(ray, cores, num_gpus), len(planned.shards))
+        # Ray would wait for ever for room that no machine has.
+        room = _room(ray, cores, num_gpus)
+        pool = min(actors or room, len(planned.shards))
+        if settings.get("cache_folder") is not None:
+            settings["cache_folder"] = Path(settings["cache_folder"]).expanduser().absolute()
         reranker = Reranker(_absolute(model), threads=cores, **settings)
         return planned.follow(
             _ranked(ray, planned, reranker, pool, {"num_cpus": cores, "num_gpus": num_gpus or None}), progress
@@ -156,13 +160,16 @@ def _cores_of_an_actor(ray: ModuleType, actors: int, num_gpus: float) -> int:
 
 
 def _room(ray: ModuleType, cores: int, num_gpus: float) -> int:
-    found = ray.cluster_resources()
-    room = int(found.get("CPU", 0)) // cores
-    if num_gpus:
-        room = min(room, int(found.get("GPU", 0) / num_gpus))
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = 0
+    for machine in machines:
+        fits = int(machine.get("CPU", 0)) // cores
+        room += min(fits, int(machine.get("GPU", 0) / num_gpus)) if num_gpus else fits
     if room < 1:
+        most = max((machine.get("CPU", 0) for machine in machines), default=0)
+        gpus = max((machine.get("GPU", 0) for machine in machines), default=0)
         raise InvalidInputError(
-            f"The cluster has {found.get('CPU', 0):g} cores and {found.get('GPU', 0):g} GPUs; an actor with "
+            f"The largest machine of the cluster has {most:g} cores and {gpus:g} GPUs; an actor with "
             f"`threads={cores}` and `num_gpus={num_gpus:g}` does not fit."
         )
     return room

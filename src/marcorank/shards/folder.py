@@ -166,11 +166,12 @@ def start_anew(folder: Path, *, keep: Path | None) -> None:
     Raises:
         InvalidInputError: A file cannot be removed.
     """
-    # The manifest goes first: whoever still writes sees it, and without one the shards that are left do not count.
-    mine = [file for file in _files(folder) if _SHARD.fullmatch(file.name) or _JOINED.fullmatch(file.name)]
     try:
-        for path in (folder / MANIFEST, *(file for file in mine if file != keep)):
-            path.unlink(missing_ok=True)
+        # The manifest goes first: whoever still writes sees it, and without one the shards that are left do not count.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        for file in _files(folder):
+            if file != keep and (_SHARD.fullmatch(file.name) or _JOINED.fullmatch(file.name)):
+                file.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidInputError(f"{str(folder)!r} cannot be cleared: {error.strerror or error}.") from error
 

@@ -90,17 +90,19 @@ def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
     if not given:
         raise InvalidInputError("`input` is empty; expected paths of files or folders, or patterns.")
     out = Path(outside).resolve()
-    found: set[Path] = set()
+    # By what a link leads to, so that no row counts twice; but read under the name that says the format.
+    found: dict[Path, Path] = {}
     for path in given:
-        named = [file.resolve() for file in _named(os.path.expanduser(os.fspath(path)))]  # noqa: PTH111
-        kept = {file for file in named if out not in file.parents}
+        named = [file.absolute() for file in _named(os.path.expanduser(os.fspath(path)))]  # noqa: PTH111
+        kept = {file.resolve(): file for file in sorted(named, reverse=True) if out not in file.resolve().parents}
         if not kept:
+            where = "only files of the output folder, which are no input" if named else "no file"
             raise InvalidInputError(
-                f"{os.fspath(path)!r} names no file; expected files that end in {', '.join(_ENDINGS)}, a folder that "
+                f"{os.fspath(path)!r} names {where}; expected files that end in {', '.join(_ENDINGS)}, a folder that "
                 "holds such, or a pattern that finds them."
             )
-        found |= kept
-    return sorted(found)
+        found = {**kept, **found}
+    return sorted(found.values())
 
 
 def cut(files: Iterable[Path], shard_size: int) -> list[Shard]:
@@ -113,7 +115,7 @@ def cut(files: Iterable[Path], shard_size: int) -> list[Shard]:
     pieces: dict[int, list[Piece]] = {}
     before = 0
     for file in files:
-        cut_one = _cut_parquet if file.suffix == PARQUET else _cut_jsonl
+        cut_one = _cut_parquet if is_parquet(file) else _cut_jsonl
         for piece in cut_one(file, before, shard_size):
             pieces.setdefault(before // shard_size, []).append(piece)
             before += piece.rows
@@ -129,7 +131,7 @@ def read_piece(piece: Piece, *, text_field: str | None) -> Iterator[Request]:
     """
     shown = repr(piece.path)
     rows = 0
-    for place, row in _parquet_rows(piece) if piece.path.endswith(PARQUET) else _jsonl_rows(piece):
+    for place, row in _parquet_rows(piece) if is_parquet(Path(piece.path)) else _jsonl_rows(piece):
         yield request_of(row, f"{shown}, {place}", text_field)
         rows += 1
     if rows != piece.rows:
@@ -145,6 +147,11 @@ def whole(file: Path) -> Piece | None:
     """
     found = cut([file], _MORE_THAN_ANY)
     return found[0].pieces[0] if found else None
+
+
+def is_parquet(file: Path) -> bool:
+    """Whether a file is Parquet, by its name."""
+    return file.suffix.lower() == PARQUET
 
 
 def digest(path: Path) -> str:

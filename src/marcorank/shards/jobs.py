@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import uuid
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from marcorank import __version__
 from marcorank.arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none, whole_number
 from marcorank.errors import InvalidInputError
+from marcorank.ranking import plain_activation
 from marcorank.shards import folder, inputs, parquet
 from marcorank.shards.folder import Folder, OutputFormat
 from marcorank.shards.joining import RunFiles, join
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = 100
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
+# Of a model's folder; logs and checkpoints of a training may lie beside them.
+_MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".onnx", ".onnx_data", ".xml", ".bin"}
 # They change where a score comes from, not which it is.
 _FREE_SETTINGS = ("threads", "cache_folder", "local_files_only", "cache_size", "on_error", "timeout_s", "fallback")
 
@@ -201,9 +205,11 @@ def plan(
     files = list(source.paths) if isinstance(source, RunFiles) else inputs.find_files(source, outside=out)
     sources = [_source(file) for file in files]
     if output_format is None:
-        output_format = "parquet" if all(file.suffix == inputs.PARQUET for file in files) else "jsonl"
+        output_format = "parquet" if all(inputs.is_parquet(file) for file in files) else "jsonl"
     manifest: dict[str, Any] = {
         "marcorank": __version__,
+        # Tells a run from one that starts anew with the same settings.
+        "run": uuid.uuid4().hex,
         "input": sources,
         "settings": {
             **_settings_of(reranker),
@@ -270,7 +276,7 @@ def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bo
     for file in files:
         piece = inputs.whole(file)
         requests = () if piece is None else inputs.read_piece(piece, text_field=text_field)
-        if as_parquet and file.suffix != inputs.PARQUET:
+        if as_parquet and not inputs.is_parquet(file):
             columns.append(parquet.columns_of_requests(requests))
             continue
         for _ in requests:
@@ -284,8 +290,18 @@ def _settings_of(reranker: Reranker) -> dict[str, Any]:
     """Return what decides which scores come out; no token is among it."""
     if isinstance(reranker.model, str):
         settings = {name: value for name, value in reranker.to_dict().items() if name not in _FREE_SETTINGS}
-        if Path(reranker.model).is_dir():
-            settings["model"] = str(Path(reranker.model).resolve())
+        folder_of_model = Path(reranker.model).expanduser()
+        if folder_of_model.is_dir():
+            settings["model"] = str(folder_of_model.resolve())
+            settings["model_files"] = {
+                str(file.relative_to(folder_of_model)): inputs.digest(file)
+                for file in sorted(folder_of_model.rglob("*"))
+                if file.is_file() and file.suffix in _MODEL_FILES
+            }
         return settings
     kind = type(reranker.model)
-    return {"model": reranker.name, "scorer": f"{kind.__module__}.{kind.__qualname__}"}
+    return {
+        "model": reranker.name,
+        "scorer": f"{kind.__module__}.{kind.__qualname__}",
+        "activation": plain_activation(reranker.activation),
+    }

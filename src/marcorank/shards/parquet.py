@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from marcorank.shards.requests import Request
 
 _ROWS_AT_ONCE = 256
+_BUFFER_BYTES = 1 << 20
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
@@ -102,7 +103,10 @@ def answer_columns(inputs: Iterable[pa.Schema]) -> bytes:
     """
     pa = _pyarrow()
     with _errors_of_columns(pa):
-        return bytes(_answer_schema(pa, _joined(pa, [pa.schema([]), *inputs])).serialize())
+        columns = _answer_schema(pa, _joined(pa, [pa.schema([]), *inputs]))
+        # What no file can hold, such as a struct without fields, is found now and not with the first shard.
+        pa.parquet.write_table(columns.empty_table(), pa.BufferOutputStream())
+        return bytes(columns.serialize())
 
 
 def write_rows(file: BinaryIO, rows: Sequence[dict[str, Any]], schema: bytes) -> None:
@@ -114,11 +118,13 @@ def write_rows(file: BinaryIO, rows: Sequence[dict[str, Any]], schema: bytes) ->
         schema: What `answer_columns` returned.
 
     Raises:
+        InvalidInputError: A row holds what no column holds.
         MissingExtraError: pyarrow is not installed.
     """
     pa = _pyarrow()
     columns = pa.ipc.read_schema(pa.py_buffer(schema))
-    pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=columns), file, compression="zstd")
+    with _errors_of_columns(pa):
+        pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=columns), file, compression="zstd")
 
 
 def to_text(schema: bytes) -> str:
@@ -160,9 +166,10 @@ def _answer_schema(pa: Any, of_input: pa.Schema) -> pa.Schema:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
     pa = _pyarrow()
     try:
-        with pa.parquet.ParquetFile(path) as file:
+        # By default all of a row group is held for the first of its rows.
+        with pa.parquet.ParquetFile(path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, OverflowError) as error:
         raise InvalidInputError(f"{str(path)!r} cannot be read as Parquet: {_first_line(error)}.") from error
 
 
@@ -174,7 +181,7 @@ def _joined(pa: Any, columns: Sequence[pa.Schema]) -> pa.Schema:
 def _errors_of_columns(pa: Any) -> Iterator[None]:
     try:
         yield
-    except (pa.ArrowException, OverflowError) as error:
+    except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InvalidInputError(
             f"The rows have a field whose values are no column of Parquet: {_first_line(error)}. Write JSONL, which "
             "takes them as they are."
