@@ -141,12 +141,10 @@ def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
         rerank_dataset(candidates, tmp_path / "out", token="secret")
     with pytest.raises(InvalidInputError, match="`num_actors` is 0; expected a whole number of at least 1"):
         rerank_dataset(candidates, tmp_path / "out", num_actors=0)
-    with pytest.raises(InvalidInputError, match="The cluster has 2 cores and 0 GPUs; an actor with `threads=3`"):
-        rerank_dataset(candidates, tmp_path / "out", threads=3)
-    with pytest.raises(
-        InvalidInputError, match="The cluster has 2 cores and 0 GPUs; an actor with `threads=1` and `num_"
-    ):
-        rerank_dataset(candidates, tmp_path / "out", num_gpus=1)
+    too_small = "The largest machine of the cluster has 2 cores and 0 GPUs; an actor with `threads="
+    for more in ({"threads": 3}, {"num_gpus": 1}, {"num_actors": 1, "threads": 64}, {"num_actors": 1, "num_gpus": 1}):
+        with pytest.raises(InvalidInputError, match=f"{too_small}{more.get('threads', 1)}` and `num_gpus="):
+            rerank_dataset(candidates, tmp_path / "out", **more)
 
 
 @pytest.mark.parametrize(
