@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import shutil
@@ -17,6 +18,8 @@ from marcorank.errors import InvalidInputError
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Iterator
+
+_BLOCK_BYTES = 1 << 20
 
 
 def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int = 1) -> Iterator[tuple[int, str]]:
@@ -58,6 +61,15 @@ def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Itera
 def opened_bytes(path: str | os.PathLike[str]) -> gzip.GzipFile | BinaryIO:
     """Open a file to read; one named .gz is unpacked."""
     return gzip.open(path) if Path(path).suffix.lower() == ".gz" else Path(path).open("rb")
+
+
+def sha256_of(path: str | os.PathLike[str]) -> str:
+    """Return what tells the content of a file from every other."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager

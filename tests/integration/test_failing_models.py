@@ -12,7 +12,6 @@ import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
-from langchain_core.tracers import BaseTracer
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload, LlamaDebugHandler
 from llama_index.core.instrumentation import get_dispatcher
@@ -25,6 +24,7 @@ from pydantic import Field, ValidationError
 
 import marcorank.langchain
 import marcorank.llama_index
+from collector import Collector
 from marcorank import InvalidInputError, Reranker
 from marcorank.langchain import MarcoCrossEncoder, RerankRetriever
 from marcorank.testing import WordOverlapScorer
@@ -40,17 +40,6 @@ class Failing:
 
     def score(self, query, passages):
         raise RuntimeError("out of memory")
-
-
-class Collector(BaseTracer):
-    run_inline = True
-
-    def __init__(self):
-        super().__init__()
-        self.roots = []
-
-    def _persist_run(self, run):
-        self.roots.append(run)
 
 
 class Recorder(BaseEventHandler):

@@ -12,26 +12,13 @@ from langchain_core.callbacks import AsyncCallbackHandler
 from langchain_core.documents import Document
 from langchain_core.load import dumpd
 from langchain_core.runnables import RunnableLambda
-from langchain_core.tracers import BaseTracer
 
+from collector import Collector
 from marcorank import ScoreError
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
 DOCUMENTS = [Document(page_content="pear"), Document(page_content="red apple")]
-
-
-class Collector(BaseTracer):
-    """Keeps the root runs."""
-
-    run_inline = True
-
-    def __init__(self):
-        super().__init__()
-        self.roots = []
-
-    def _persist_run(self, run):
-        self.roots.append(run)
 
 
 class BrokenScorer:

@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Any
 from marcorank import __version__
 from marcorank.choosing import choose
 from marcorank.errors import InvalidInputError
+from marcorank.files import sha256_of
 from marcorank.loading import LocalFolder, graph_file, load_scorer, locate
 from marcorank.models import PICKLED_WEIGHTS
 from marcorank.remote import is_remote
@@ -62,7 +63,7 @@ def scoring_settings(reranker: Reranker) -> dict[str, Any]:
         "max_query_tokens": settings.max_query_tokens,
         "long_passages": settings.long_passages,
         "marcorank": __version__,
-        "files": {path.name: _digest_of_file(path) for path in sorted(content)},
+        "files": {path.name: sha256_of(path) for path in sorted(content)},
     }
 
 
@@ -287,11 +288,3 @@ def _locked(file: IO[bytes]) -> bool:
 def _digest(text: str) -> str:
     # Texts may hold halves of surrogate pairs.
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def _digest_of_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import glob
-import hashlib
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import InvalidInputError
-from marcorank.files import errors_named, json_object, numbered_lines, opened_bytes
+from marcorank.files import errors_named, json_object, numbered_lines, opened_bytes, sha256_of
 from marcorank.shards import parquet
 from marcorank.shards.requests import request_of
 
@@ -26,7 +25,6 @@ _ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
 # The blanks of ASCII; others make a line that is no JSON, which is an error and not nothing.
 _BLANKS = " \t\n\r\x0b\x0c"
 _BOM = b"\xef\xbb\xbf"
-_CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +158,8 @@ def digest(path: Path) -> str:
     Raises:
         InvalidInputError: The file cannot be read.
     """
-    found = hashlib.sha256()
-    with errors_named(repr(str(path))), path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            found.update(chunk)
-    return found.hexdigest()
+    with errors_named(repr(str(path))):
+        return sha256_of(path)
 
 
 _MORE_THAN_ANY = 1 << 62
