@@ -91,7 +91,7 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[BUNDLED],
         metavar="NAME",
-        help="bundled, hub names or models' folders (default: bundled)",
+        help="bundled, hub names, models' folders or servers (default: bundled)",
     )
     model.add_argument(
         "--backend", nargs="+", choices=BACKENDS, default=["auto"], help="one or several engines (default: auto)"

@@ -92,7 +92,10 @@ def add_command(commands: Any) -> None:
 
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model", default=BUNDLED, metavar="NAME", help="bundled, a hub name or a model's folder (default: bundled)"
+        "--model",
+        default=BUNDLED,
+        metavar="NAME",
+        help="bundled, a hub name, a model's folder, or a server such as tei+http://host:8080 (default: bundled)",
     )
     add_engine_options(model)
     model.add_argument("--max-length", type=at_least(16), default=512, metavar="TOKENS", help="of query and passage")
