@@ -35,7 +35,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from tokenizers import Encoding, Tokenizer
 
-from marcorank.export import export_onnx
+from marcorank._models.export import export_onnx
 
 Floats = npt.NDArray[np.float32]
 

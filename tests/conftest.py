@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def small_bert(tmp_path_factory) -> Path:
     """A tiny BERT cross-encoder with safetensors and ONNX weights."""
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
     from random_models import bert
 
     folder = bert(tmp_path_factory.mktemp("bert"))
@@ -31,7 +31,7 @@ def small_bert(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_interaction(tmp_path_factory) -> Path:
     """A tiny cross-encoder of `marcorank.interaction` with safetensors and ONNX weights."""
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
     from random_models import interaction
 
     folder = interaction(tmp_path_factory.mktemp("interaction"))
@@ -42,7 +42,7 @@ def small_interaction(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def small_roberta(tmp_path_factory) -> Path:
     """A tiny RoBERTa cross-encoder with safetensors and ONNX weights."""
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
     from random_models import roberta
 
     folder = roberta(tmp_path_factory.mktemp("roberta"))
@@ -53,7 +53,7 @@ def small_roberta(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def bundled_in_fp32(tmp_path_factory) -> Path:
     """The bundled weights as fp32 safetensors and ONNX."""
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
     from random_models import bundled_in_fp32 as dequantise
 
     folder = dequantise(tmp_path_factory.mktemp("bundled"))

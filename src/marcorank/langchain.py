@@ -28,7 +28,7 @@ from enum import Enum
 from numbers import Real
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
-from marcorank.arguments import query_text, score_threshold_or_none, top_n_or_none
+from marcorank._arguments import query_text, score_threshold_or_none, top_n_or_none
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.reranker import DEFAULT_MODEL, Reranker
 
@@ -40,7 +40,7 @@ try:
     from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, ensure_config
     from pydantic import ConfigDict, Field, field_validator
 
-    from marcorank.adapter_settings import AdapterSettings, ScoreThreshold, TopN
+    from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN
 except ImportError as error:  # langchain-core makes one of a missing pydantic
     raise MissingExtraError(
         "`marcorank.langchain` needs langchain-core 1.4 or later: pip install 'marcorank[langchain]'"

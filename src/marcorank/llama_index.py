@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-from marcorank.arguments import one_of
+from marcorank._arguments import one_of
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.ranking import Ranking, RerankStatus
 from marcorank.reranker import DEFAULT_MODEL
@@ -25,7 +25,7 @@ try:
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
     from pydantic import field_serializer, field_validator, model_validator
 
-    from marcorank.adapter_settings import AdapterSettings, ScoreThreshold, TopN
+    from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         "`marcorank.llama_index` needs llama-index-core 0.13 or later: pip install 'marcorank[llama-index]'"

@@ -15,8 +15,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from marcorank import models
-from marcorank.arguments import (
+from marcorank._arguments import (
     one_of,
     request_pair,
     score_threshold_or_none,
@@ -24,13 +23,16 @@ from marcorank.arguments import (
     top_n_or_none,
     whole_number,
 )
-from marcorank.cache import ScoreCache
-from marcorank.calls import Call, Wanted, Work, answers, asked_of
-from marcorank.choosing import BACKENDS, PRECISIONS, ModelSettings
+from marcorank._calls.cache import ScoreCache
+from marcorank._calls.calls import Call, Wanted, Work, answers, asked_of
+from marcorank._calls.failures import ON_ERROR, Budget, is_failure, reports, timeout_or_none
+from marcorank._calls.threads import Threads
+from marcorank._inference.pairs import LONG_PASSAGES
+from marcorank._inference.scorer import as_request_scorer
+from marcorank._models import catalogue
+from marcorank._models.loading import kind_of_model, load_scorer
+from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.errors import ClosedError, InvalidInputError
-from marcorank.failures import ON_ERROR, Budget, is_failure, reports, timeout_or_none
-from marcorank.loading import kind_of_model, load_scorer
-from marcorank.pairs import LONG_PASSAGES
 from marcorank.ranking import (
     Logistic,
     RankedPassage,
@@ -42,8 +44,7 @@ from marcorank.ranking import (
     unranked,
 )
 from marcorank.remote import RemoteScorer, is_remote
-from marcorank.scorer import Scorer, as_request_scorer, score_kind, scorer_name
-from marcorank.threads import Threads
+from marcorank.scorer import Scorer, score_kind, scorer_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,11 +53,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from marcorank.choosing import BackendName, Precision
-    from marcorank.failures import OnError
-    from marcorank.pairs import LongPassages
+    from marcorank._calls.failures import OnError
+    from marcorank._inference.pairs import LongPassages
+    from marcorank._inference.scorer import PassageScores, Request, RequestScorer
+    from marcorank._models.selection import BackendName, Precision
     from marcorank.ranking import Activation, Outcome, ScoreKind
-    from marcorank.scorer import PassageScores, Request, RequestScorer
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
 _DEFAULTS = {
@@ -244,7 +245,7 @@ class Reranker:
         """Name of the model, for people."""
         if self._custom is not None:
             return scorer_name(self._custom)
-        info = models.find(self._settings.model)
+        info = catalogue.find(self._settings.model)
         return info.name if info else self._settings.model
 
     @property

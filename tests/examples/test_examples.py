@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from marcorank import Reranker
-from marcorank.export import export_onnx
+from marcorank._models.export import export_onnx
 from openai_server import ANSWER, openai_server
 from random_models import bi_encoder
 

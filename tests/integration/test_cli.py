@@ -20,11 +20,12 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer
-from marcorank import Logistic, Reranker, __version__, loading
-from marcorank.choosing import ModelSettings, choose
+from marcorank import Logistic, Reranker, __version__
+from marcorank._models import loading
+from marcorank._models.catalogue import CATALOGUE
+from marcorank._models.selection import ModelSettings, choose
 from marcorank.cli import main
 from marcorank.cli.table import cells
-from marcorank.models import CATALOGUE
 from random_models import bundled_folder
 
 QUERY = "How many people live in Berlin?"

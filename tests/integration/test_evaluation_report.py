@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from marcorank import InvalidInputError, MissingExtraError, Reranker
+from marcorank.collections.records import Collection
 from marcorank.evaluation import evaluate
 from marcorank.evaluation.calibration import calibrate
 from marcorank.evaluation.comparison import depth_result
 from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import parse_measures
-from marcorank.evaluation.records import Collection, ModelResult
+from marcorank.evaluation.records import ModelResult
 from marcorank.evaluation.report import render_report, write_report
 from marcorank.evaluation.results import Evaluation
 from marcorank.testing import WordOverlapScorer

@@ -17,12 +17,13 @@ from huggingface_hub import constants, file_download
 
 import hub_server
 from hub_server import HubServer
-from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelError, models
-from marcorank.backends.openvino import shared_core
-from marcorank.hub import HubModel
+from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelError
+from marcorank._inference.backends.openvino import shared_core
+from marcorank._models import catalogue
+from marcorank._models.hub import HubModel
 
-NEW, OLD = models.find("ms-marco-MiniLM-L6-v2").spellings
-PINNED = models.find(NEW).revision
+NEW, OLD = catalogue.find("ms-marco-MiniLM-L6-v2").spellings
+PINNED = catalogue.find(NEW).revision
 OTHER = "1" * 40
 LATER = "2" * 40
 OWN = "somebody/own-reranker"
@@ -192,7 +193,7 @@ def test_another_cached_commit_will_do_where_the_pinned_one_cannot_be_had(hub, c
     huggingface_hub.hf_hub_download(OLD, "config.json", cache_dir=cache)
     if network == "down":
         hub.stop()
-    with caplog.at_level(logging.INFO, logger="marcorank.hub"):
+    with caplog.at_level(logging.INFO, logger="marcorank"):
         files = model(NEW, cache, local_files_only=network == "off")
         assert files.fetch("config.json").read_bytes() == b"older"
     assert OTHER in caplog.text
@@ -508,7 +509,7 @@ def test_an_onnx_model_without_its_tokenizer(hub, cache, small_bert):
 
 def test_an_exported_file_is_found(hub, cache, small_bert):
     """Where the hub has no ONNX file, the one that was exported for this commit is used."""
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
 
     hub.add(OWN, OTHER, small_bert)
     hub.commits[OWN][OTHER].pop("onnx/model.onnx")

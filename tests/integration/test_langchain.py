@@ -24,8 +24,8 @@ from langchain_tests.integration_tests import RetrieversIntegrationTests
 from pydantic import ValidationError
 
 from marcorank import InvalidInputError, Reranker
+from marcorank._inference.scorer import CrossEncoderScorer, PassageScores
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank, RerankRetriever
-from marcorank.scorer import CrossEncoderScorer, PassageScores
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "how do bees make honey"

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from marcorank import InvalidInputError, ModelLoadError, Reranker, ScoreError, UnknownModelError
-from marcorank.backends.openvino import shared_core
-from marcorank.cpu import usable_cores
-from marcorank.export import export_onnx
+from marcorank._inference.backends.openvino import shared_core
+from marcorank._inference.cpu import usable_cores
+from marcorank._models.export import export_onnx
 from random_models import QUERY, bert, bundled_folder, passages, save
 
 PASSAGES = ["berlin people", "museum"]

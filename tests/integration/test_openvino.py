@@ -14,13 +14,13 @@ import pytest
 from openvino import opset13 as ops
 
 from marcorank import InvalidInputError, ModelLoadError, Reranker
-from marcorank.backends import openvino as openvino_backend
-from marcorank.backends.openvino import shared_core
-from marcorank.backends.openvino_graph import keep_first_token, quantize_weights
-from marcorank.choosing import ModelSettings
+from marcorank._inference.backends import openvino as openvino_backend
+from marcorank._inference.backends.openvino import shared_core
+from marcorank._inference.backends.openvino_graph import keep_first_token, quantize_weights
+from marcorank._inference.cpu import cpu_features
+from marcorank._models.export import export_onnx
+from marcorank._models.selection import ModelSettings
 from marcorank.cli.models import present_files
-from marcorank.cpu import cpu_features
-from marcorank.export import export_onnx
 from random_models import MINILM_L6, QUERY, bert, passages, save
 
 PASSAGES = passages(12, seed=5)
@@ -184,7 +184,7 @@ def test_auto_is_bf16_where_the_processor_has_it(l6):
 
 def test_auto_is_fp32_where_only_the_system_speaks_of_bf16(small_bert, monkeypatch):
     """Flags of the processor that openvino does not confirm are no error, unless bf16 was asked for."""
-    monkeypatch.setattr("marcorank.choosing.cpu_features", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr("marcorank._models.selection.cpu_features", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setitem(openvino_backend._PRECISIONS, "bf16", ("bf16", "NOT HERE"))
     reranker = Reranker(small_bert, backend="openvino", threads=1).warm_up()
     assert reranker._loaded_scorer().scheduler.backend.precision == "fp32"

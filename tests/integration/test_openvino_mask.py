@@ -8,11 +8,11 @@ import pytest
 from openvino import opset13 as ops
 
 from marcorank import Reranker
-from marcorank.backends.openvino import OpenvinoBackend, shared_core
-from marcorank.backends.openvino_mask import drop_mask
-from marcorank.cpu import Workers
-from marcorank.export import export_onnx
-from marcorank.pairs import TokenBatch
+from marcorank._inference.backends.openvino import OpenvinoBackend, shared_core
+from marcorank._inference.backends.openvino_mask import drop_mask
+from marcorank._inference.cpu import Workers
+from marcorank._inference.pairs import TokenBatch
+from marcorank._models.export import export_onnx
 from random_models import QUERY, passages, save
 
 

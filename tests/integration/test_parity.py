@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from marcorank import Reranker
-from marcorank.export import export_onnx
+from marcorank._models.export import export_onnx
 from random_models import MINILM_L6, MINILM_L12, QUERY, TINYBERT_L2, bert, passages, predict
 
 # sentence-transformers moves its own logits by 1e-4 with its batch size, at a standard deviation of about 4.

@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 
 from hub_server import HubServer
 from marcorank import InvalidInputError, MissingExtraError, ModelLoadError, Reranker
-from marcorank.backends.openvino import shared_core
-from marcorank.backends.openvino_graph import keep_first_token
+from marcorank._inference.backends.openvino import shared_core
+from marcorank._inference.backends.openvino_graph import keep_first_token
+from marcorank._inference.pairs import PairEncoder
+from marcorank._models.catalogue import CATALOGUE, QUANTIZED_IR_FILE
+from marcorank._models.quantization import import_packages, quantize
 from marcorank.cli import main
-from marcorank.models import CATALOGUE, QUANTIZED_IR_FILE
-from marcorank.pairs import PairEncoder
-from marcorank.quantize import import_packages, quantize
 from random_models import QUERY, WORDS, bi_encoder, passages
 
 PASSAGES = passages(12, seed=5)
@@ -149,7 +149,7 @@ def test_the_feed_forward_layer_is_known_by_its_activation(activation, tmp_path)
     import torch
     from transformers import BertConfig, BertForSequenceClassification
 
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
     from random_models import save
 
     torch.manual_seed(0)
@@ -157,7 +157,7 @@ def test_the_feed_forward_layer_is_known_by_its_activation(activation, tmp_path)
     save(BertForSequenceClassification(BertConfig(**size, num_labels=1, hidden_act=activation)), tmp_path / "model")
     export_onnx(tmp_path / "model", tmp_path / "model")
     graph = shared_core().read_model(tmp_path / "model/onnx/model.onnx")
-    from marcorank.quantize import _left_as_they_are
+    from marcorank._models.quantization import _left_as_they_are
 
     left = [name for name in _left_as_they_are(graph) if "/layer." in name]
     parts = Counter(name.split("layer.")[1].split("/", 1)[1].rsplit("/", 1)[0] for name in left)

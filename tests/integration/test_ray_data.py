@@ -23,8 +23,8 @@ from ray.cluster_utils import Cluster
 
 from marcorank import InvalidInputError, Reranker, ScoreError
 from marcorank.errors import MissingExtraError
+from marcorank.jobs.planning import plan
 from marcorank.ray.datasets import _cores_of_an_actor, rerank_dataset
-from marcorank.shards.jobs import plan
 from marcorank.testing import WordOverlapScorer
 
 pytestmark = [

@@ -13,9 +13,9 @@ import traceback
 import pytest
 from langchain_core.documents import Document
 
+import marcorank._models.loading
 import marcorank.langchain
 import marcorank.llama_index
-import marcorank.loading
 from marcorank import InvalidInputError, RemoteError, RemoteProtocolError, Reranker, RerankTimeoutError
 from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
@@ -213,7 +213,7 @@ def test_an_answer_that_repeats_the_key_does_not_show_it(server, answer):
 
 def test_a_model_that_is_loading_keeps_no_server_waiting(server):
     """Making a reranker never waits for another's weights."""
-    with marcorank.loading._loaded._lock:
+    with marcorank._models.loading._loaded._lock:
         assert Reranker(server.url).score_kind == "logit"
 
 

@@ -23,7 +23,7 @@ import pytest
 
 from marcorank import InvalidInputError, Reranker
 from marcorank.cli import main
-from marcorank.shards.jobs import plan
+from marcorank.jobs.planning import plan
 from marcorank.testing import WordOverlapScorer
 
 WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]

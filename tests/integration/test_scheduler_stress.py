@@ -14,7 +14,7 @@ import pytest
 
 import marcorank
 from marcorank import Reranker
-from marcorank.scheduler import Job
+from marcorank._inference.scheduler import Job
 from random_models import WORDS
 
 THREADS, TASKS, LOOPS = 16, 200, 4

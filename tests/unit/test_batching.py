@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank.batching import MOST_PADDING, plan_batches
+from marcorank._inference.batching import MOST_PADDING, plan_batches
 
 
 @given(st.lists(st.integers(1, 512), max_size=200), st.integers(1, 2000))

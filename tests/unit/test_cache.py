@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from marcorank import InvalidInputError, Reranker, ScoreError
-from marcorank.cache import KnownPassage, ScoreCache, join, split
-from marcorank.scorer import PassageScores
+from marcorank._calls.cache import KnownPassage, ScoreCache, join, split
+from marcorank._inference.scorer import PassageScores
 
 QUERY = "red apple"
 

@@ -8,9 +8,9 @@ import threading
 
 import pytest
 
+from marcorank._files import json_line
 from marcorank.cli.writing import opened
 from marcorank.errors import InvalidInputError
-from marcorank.files import json_line
 
 
 def test_a_file_appears_only_when_it_is_whole(tmp_path):

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from marcorank import cpu
-from marcorank.cpu import Workers, usable_cores
+from marcorank._inference import cpu
+from marcorank._inference.cpu import Workers, usable_cores
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from marcorank import Logistic, MissingExtraError, Reranker
+from marcorank.collections.records import Collection
 from marcorank.evaluation.calibration import calibrate
-from marcorank.evaluation.records import Collection
 from marcorank.testing import WordOverlapScorer
 
 

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from marcorank import InvalidInputError
+from marcorank.collections.records import Collection
 from marcorank.evaluation.comparison import compare, compare_all, depth_result
 from marcorank.evaluation.measures import parse_measures
-from marcorank.evaluation.records import Collection
 
 # Exact in binary: scipy takes sums that are equal but for their rounding as different, and then counts fewer signs.
 VALUES = st.sampled_from([0.0, 3 / 32, 11 / 32, 0.5, 41 / 64, 1.0])

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from marcorank.collections.first_stage import bm25_run
+from marcorank.collections.reading import read_collection, read_qrels, read_run, write_run
+from marcorank.collections.trec import qrels_and_notes, run_and_notes
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.evaluation.first_stage import bm25_run
-from marcorank.evaluation.reading import read_collection, read_qrels, read_run, write_run
-from marcorank.evaluation.trec import qrels_and_notes, run_and_notes
 
 RUN = {"q1": {"d2": 3.5, "d1": 1.0}, "q2": {"d3": -2.0}}
 RUN_LINES = {

@@ -25,7 +25,7 @@ from marcorank import (
     ScoreError,
     UnknownModelError,
 )
-from marcorank.failures import _Reports, reports
+from marcorank._calls.failures import _Reports, reports
 from marcorank.ranking import RerankStatus
 from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer

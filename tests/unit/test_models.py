@@ -6,8 +6,7 @@ import re
 
 import pytest
 
-from marcorank.errors import ModelLoadError, UnknownModelError
-from marcorank.models import (
+from marcorank._models.catalogue import (
     CATALOGUE,
     check_weights,
     find,
@@ -15,6 +14,7 @@ from marcorank.models import (
     int8_onnx_files,
     unknown_model,
 )
+from marcorank.errors import ModelLoadError, UnknownModelError
 
 
 @pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
 from marcorank import InvalidInputError, ModelLoadError
-from marcorank.pairs import PairEncoder, PairLayout
+from marcorank._inference.pairs import PairEncoder, PairLayout
 from random_models import QUERY, bundled_folder, passages
 
 

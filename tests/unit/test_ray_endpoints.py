@@ -10,7 +10,7 @@ import pytest
 
 from marcorank import Reranker
 from marcorank.ray import ServeSettings
-from marcorank.ray.endpoints import Endpoints
+from marcorank.serving.endpoints import Endpoints
 from remote_server import remote_server
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
+from marcorank._inference.scorer import as_request_scorer
 from marcorank.reranker import _THREADS_FOR_A_SCORER
-from marcorank.scorer import as_request_scorer
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "red apple"

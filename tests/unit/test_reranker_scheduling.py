@@ -15,9 +15,9 @@ from tokenizers import Tokenizer
 
 from fake_backend import FakeBackend, threads_of
 from marcorank import Reranker, ScoreError
-from marcorank.pairs import PairEncoder
-from marcorank.scheduler import Scheduler
-from marcorank.scorer import CrossEncoderScorer
+from marcorank._inference.pairs import PairEncoder
+from marcorank._inference.scheduler import Scheduler
+from marcorank._inference.scorer import CrossEncoderScorer
 from random_models import bundled_folder
 
 QUERY = "berlin"

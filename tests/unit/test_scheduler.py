@@ -17,8 +17,8 @@ import pytest
 
 from fake_backend import FakeBackend, threads_of
 from marcorank import ClosedError, ScoreError
-from marcorank.pairs import TokenBatch
-from marcorank.scheduler import Scheduler
+from marcorank._inference.pairs import TokenBatch
+from marcorank._inference.scheduler import Scheduler
 
 
 def make_batch(pairs) -> TokenBatch:

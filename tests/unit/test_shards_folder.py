@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
+from marcorank.collections.requests import Passage, Request
 from marcorank.errors import InvalidInputError
-from marcorank.shards import folder, parquet
-from marcorank.shards.folder import MANIFEST, Folder
-from marcorank.shards.requests import Passage, Request
+from marcorank.jobs import folder, parquet
+from marcorank.jobs.folder import MANIFEST, Folder
 
 MANIFEST_OF_A_RUN = {
     "marcorank": "1",

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.shards.inputs import Piece, Shard, cut, digest, find_files, read_piece, whole
+from marcorank.jobs.inputs import Piece, Shard, cut, digest, find_files, read_piece, whole
 
 
 def rows_of(numbers):

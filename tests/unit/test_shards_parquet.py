@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from marcorank.collections.requests import request_of
 from marcorank.errors import InvalidInputError
-from marcorank.shards import parquet
-from marcorank.shards.requests import request_of
+from marcorank.jobs import parquet
 
 ADDED = {
     "index": pa.int64(),

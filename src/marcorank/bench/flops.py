@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from marcorank._models.loading import locate
+from marcorank._models.selection import ModelSettings
 from marcorank.bench.workload import pair_length, read_tokenizer
-from marcorank.choosing import ModelSettings
 from marcorank.errors import MarcoRankError
-from marcorank.loading import locate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

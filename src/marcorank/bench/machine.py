@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-from marcorank.cpu import cpu_features, processor_name, usable_cores
+from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
 
 _PACKAGES = (
     "marcorank",

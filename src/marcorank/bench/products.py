@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank.backends.telemetry import without_telemetry
+from marcorank._inference.backends.telemetry import without_telemetry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

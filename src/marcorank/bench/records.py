@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marcorank._files import errors_named, written
 from marcorank.errors import InvalidInputError
-from marcorank.files import errors_named, written
 
 if TYPE_CHECKING:
     import os

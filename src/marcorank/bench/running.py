@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marcorank._models.loading import locate
+from marcorank._models.selection import PRECISIONS, ModelSettings
 from marcorank.bench.contestants import contestants, worth_telling
 from marcorank.bench.engines import PEERS, Place
 from marcorank.bench.flops import request_flops
@@ -20,9 +22,7 @@ from marcorank.bench.process import Child, ContestantError
 from marcorank.bench.records import MARCORANK, Limit, Results, Row
 from marcorank.bench.scenarios import run_scenario
 from marcorank.bench.workload import Workload, pair_lengths
-from marcorank.choosing import PRECISIONS, ModelSettings
 from marcorank.errors import MarcoRankError
-from marcorank.loading import locate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

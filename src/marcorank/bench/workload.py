@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank.choosing import ModelSettings
+from marcorank._models.loading import locate
+from marcorank._models.selection import ModelSettings
 from marcorank.errors import ModelLoadError
-from marcorank.loading import locate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marcorank._models.catalogue import BUNDLED
+from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.bench.engines import PEERS
 from marcorank.bench.records import SCENARIOS, Results, Settings
-from marcorank.choosing import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.cli.bench_report import change_lines, report_lines
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_cache_option, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError
-from marcorank.models import BUNDLED
 from marcorank.reranker import DEFAULT_MODEL
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank import __version__
-from marcorank.choosing import ModelSettings, choose
+from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
+from marcorank._inference.scorer import CrossEncoderScorer
+from marcorank._models.catalogue import BUNDLED
+from marcorank._models.loading import load_scorer
+from marcorank._models.selection import ModelSettings, choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_cache_option, new_parser
-from marcorank.cpu import cpu_features, processor_name, usable_cores
 from marcorank.errors import MarcoRankError
-from marcorank.loading import load_scorer
-from marcorank.models import BUNDLED
 from marcorank.reranker import DEFAULT_MODEL
-from marcorank.scorer import CrossEncoderScorer
 
 if TYPE_CHECKING:
     import argparse

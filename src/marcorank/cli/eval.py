@@ -11,18 +11,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank.choosing import BACKENDS, PRECISIONS
+from marcorank._inference.pairs import LONG_PASSAGES
+from marcorank._models.catalogue import BUNDLED
+from marcorank._models.selection import BACKENDS, PRECISIONS
 from marcorank.cli.options import add_file_options, file_settings, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.models import BUNDLED
-from marcorank.pairs import LONG_PASSAGES
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     import argparse
 
-    from marcorank.evaluation.records import Collection
+    from marcorank.collections.records import Collection
     from marcorank.evaluation.results import Evaluation
 
 _TOP_K = "10 20 50 100"
@@ -148,7 +148,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _collection(args: argparse.Namespace) -> Collection:
-    from marcorank.evaluation.reading import read_collection
+    from marcorank.collections.reading import read_collection
 
     return read_collection(
         args.source,

@@ -11,7 +11,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank.choosing import ModelSettings
+from marcorank._inference.cpu import cpu_features
+from marcorank._models.catalogue import (
+    BUNDLED,
+    CATALOGUE,
+    FP32_IR_FILES,
+    FP32_ONNX_FILES,
+    ORGANISATION,
+    QUANTIZED_IR_FILE,
+    int8_onnx_files,
+)
+from marcorank._models.loading import LocalFolder, locate
+from marcorank._models.selection import ModelSettings
 from marcorank.cli import quantize
 from marcorank.cli.options import (
     add_cache_option,
@@ -24,23 +35,12 @@ from marcorank.cli.options import (
 )
 from marcorank.cli.progress import Progress
 from marcorank.cli.table import table
-from marcorank.cpu import cpu_features
 from marcorank.errors import InvalidInputError, MarcoRankError
-from marcorank.loading import LocalFolder, locate
-from marcorank.models import (
-    BUNDLED,
-    CATALOGUE,
-    FP32_IR_FILES,
-    FP32_ONNX_FILES,
-    ORGANISATION,
-    QUANTIZED_IR_FILE,
-    int8_onnx_files,
-)
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
-    from marcorank.loading import ModelFiles
-    from marcorank.models import ModelInfo
+    from marcorank._models.catalogue import ModelInfo
+    from marcorank._models.loading import ModelFiles
 
 _TEXT_FILES = ("config.json", "tokenizer.json")
 _TORCH_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -198,7 +198,7 @@ def _download(args: argparse.Namespace) -> int:
 def _export(args: argparse.Namespace) -> int:
     if args.name == BUNDLED:
         raise InvalidInputError("The bundled model is an ONNX file already; there is nothing to export.")
-    from marcorank.export import export_onnx
+    from marcorank._models.export import export_onnx
 
     files = locate(ModelSettings(args.name, **file_settings(args)))
     with Progress(f"Exporting {files.name}"):

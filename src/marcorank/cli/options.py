@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from marcorank.arguments import whole_number
-from marcorank.choosing import BACKENDS, PRECISIONS
+from marcorank._arguments import whole_number
+from marcorank._models.selection import BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from marcorank.arguments import whole_number
-from marcorank.choosing import ModelSettings, choose
+from marcorank._arguments import whole_number
+from marcorank._inference.cpu import Workers
+from marcorank._inference.scheduler import Scheduler
+from marcorank._inference.scorer import CrossEncoderScorer
+from marcorank._models.catalogue import BUNDLED
+from marcorank._models.loading import LocalFolder, graph_file, load_scorer, locate
+from marcorank._models.quantization import import_packages, quantize
+from marcorank._models.selection import ModelSettings, choose
 from marcorank.cli.options import add_file_options, file_settings, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import read_requests
 from marcorank.cli.table import table
-from marcorank.cpu import Workers
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation import wording
-from marcorank.loading import LocalFolder, graph_file, load_scorer, locate
-from marcorank.models import BUNDLED
-from marcorank.quantize import import_packages, quantize
 from marcorank.reranker import Reranker
-from marcorank.scheduler import Scheduler
-from marcorank.scorer import CrossEncoderScorer
 
 if TYPE_CHECKING:
     import argparse
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.records import Collection
-    from marcorank.pairs import PairEncoder, TokenBatch
-    from marcorank.shards.requests import Request
+    from marcorank._inference.pairs import PairEncoder, TokenBatch
+    from marcorank.collections.records import Collection
+    from marcorank.collections.requests import Request
 
     Requests = Sequence[tuple[str, Sequence[str]]]
 
@@ -158,7 +158,7 @@ def _size(file: Path) -> int:
 
 
 def _rerankers(scorer: CrossEncoderScorer, graph: Path, file: Path) -> list[Reranker]:
-    from marcorank.backends.openvino import OpenvinoBackend
+    from marcorank._inference.backends.openvino import OpenvinoBackend
 
     def of(source: Path) -> Scheduler:
         return Scheduler(OpenvinoBackend(source, device="cpu", precision="int8", workers=Workers.of(None)))
@@ -177,7 +177,7 @@ def _collection(source: str, progress: Progress) -> Collection:
     for package in ("ir_measures", "scipy"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f"`--collection` needs {package}: pip install 'marcorank[evaluation]'")
-    from marcorank.evaluation.reading import read_collection
+    from marcorank.collections.reading import read_collection
 
     progress.text = f"Reading {source}"
     return read_collection(source)

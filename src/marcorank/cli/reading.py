@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
+from marcorank._files import decoded_lines, errors_named, json_object, numbered_lines
+from marcorank.collections.requests import Passage, passage_of, request_of
 from marcorank.errors import InvalidInputError
-from marcorank.files import decoded_lines, errors_named, json_object, numbered_lines
-from marcorank.shards.requests import Passage, passage_of, request_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from marcorank.shards.requests import Request
+    from marcorank.collections.requests import Request
 
 STANDARD_INPUT = "-"
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")

@@ -7,7 +7,10 @@ import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
-from marcorank.arguments import score_threshold_or_none
+from marcorank._arguments import score_threshold_or_none
+from marcorank._files import json_line
+from marcorank._inference.pairs import LONG_PASSAGES
+from marcorank._models.catalogue import BUNDLED
 from marcorank.cli import rerank_files
 from marcorank.cli.options import (
     add_engine_options,
@@ -21,12 +24,9 @@ from marcorank.cli.progress import Progress
 from marcorank.cli.reading import STANDARD_INPUT, read_passages, read_requests
 from marcorank.cli.table import one_line, table
 from marcorank.cli.writing import opened
-from marcorank.files import json_line
-from marcorank.models import BUNDLED
-from marcorank.pairs import LONG_PASSAGES
+from marcorank.collections.requests import Request, answer_row, result_row
 from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation, shown_number
 from marcorank.reranker import Reranker
-from marcorank.shards.requests import Request, answer_row, result_row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank.cli.options import at_least
 from marcorank.cli.progress import Progress
+from marcorank.jobs.joining import RunFiles
+from marcorank.jobs.planning import FORMATS, SHARD_SIZE, plan
 from marcorank.reranker import Reranker
-from marcorank.shards.jobs import FORMATS, SHARD_SIZE, plan
-from marcorank.shards.joining import RunFiles
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Callable, Sequence
 
-    from marcorank.shards.jobs import ShardRun
+    from marcorank.jobs.planning import ShardRun
 
 ENGINES = ("local", "ray")
 

@@ -7,7 +7,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from marcorank.files import written
+from marcorank._files import written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

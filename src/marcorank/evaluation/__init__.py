@@ -15,19 +15,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from marcorank.collections.reading import read_collection, read_qrels, read_run, write_run
+    from marcorank.collections.records import Collection
     from marcorank.evaluation.calibration import calibrate
     from marcorank.evaluation.cutting import cuts
     from marcorank.evaluation.evaluating import evaluate, evaluate_runs
-    from marcorank.evaluation.reading import read_collection, read_qrels, read_run, write_run
-    from marcorank.evaluation.records import (
-        Calibration,
-        Collection,
-        CutPoint,
-        Cuts,
-        DepthResult,
-        MeasureResult,
-        ModelResult,
-    )
+    from marcorank.evaluation.records import Calibration, CutPoint, Cuts, DepthResult, MeasureResult, ModelResult
     from marcorank.evaluation.results import Evaluation, RunsEvaluation
     from marcorank.evaluation.retrievers import run_of
 
@@ -36,7 +29,7 @@ _HOME = {
     "evaluate_runs": "marcorank.evaluation.evaluating",
     "Evaluation": "marcorank.evaluation.results",
     "RunsEvaluation": "marcorank.evaluation.results",
-    "Collection": "marcorank.evaluation.records",
+    "Collection": "marcorank.collections.records",
     "ModelResult": "marcorank.evaluation.records",
     "DepthResult": "marcorank.evaluation.records",
     "MeasureResult": "marcorank.evaluation.records",
@@ -45,10 +38,10 @@ _HOME = {
     "Calibration": "marcorank.evaluation.records",
     "cuts": "marcorank.evaluation.cutting",
     "calibrate": "marcorank.evaluation.calibration",
-    "read_collection": "marcorank.evaluation.reading",
-    "read_run": "marcorank.evaluation.reading",
-    "read_qrels": "marcorank.evaluation.reading",
-    "write_run": "marcorank.evaluation.reading",
+    "read_collection": "marcorank.collections.reading",
+    "read_run": "marcorank.collections.reading",
+    "read_qrels": "marcorank.collections.reading",
+    "write_run": "marcorank.collections.reading",
     "run_of": "marcorank.evaluation.retrievers",
 }
 

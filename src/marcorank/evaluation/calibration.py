@@ -13,7 +13,7 @@ from marcorank.evaluation.records import Calibration
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.records import Collection, Run
+    from marcorank.collections.records import Collection, Run
 
 _FOLDS = 5
 _BINS = 10

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ir_measures import Measure
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.records import Collection, Run
+    from marcorank.collections.records import Collection, Run
 
 SAMPLES = 10_000
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ir_measures import Measure
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.records import Collection, Run
+    from marcorank.collections.records import Collection, Run
 
 RECALLS = (0.8, 0.9, 0.95, 0.99)
 PRECISIONS = (0.5, 0.7, 0.8, 0.9)

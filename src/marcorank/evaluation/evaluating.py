@@ -8,17 +8,18 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from marcorank.arguments import whole_number
+from marcorank._arguments import whole_number
+from marcorank._models.catalogue import BUNDLED
+from marcorank.collections.reading import read_collection
+from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation.calibration import calibrate
 from marcorank.evaluation.comparison import compare, depth_result
 from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import DEFAULT_MEASURES, mean, parse_measures, per_query
-from marcorank.evaluation.reading import read_collection
-from marcorank.evaluation.records import Collection, ModelResult
+from marcorank.evaluation.records import ModelResult
 from marcorank.evaluation.results import Evaluation, RunResult, RunsEvaluation
 from marcorank.evaluation.scoring import contenders_of, latencies_ms, logits_of, score_missing
-from marcorank.models import BUNDLED
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from ir_measures import Measure
 
-    from marcorank.evaluation.records import Qrels, Run
+    from marcorank.collections.records import Qrels, Run
     from marcorank.evaluation.scoring import Progress
 
     ModelLike = str | os.PathLike[str] | Reranker

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ir_measures import Measure
 
-    from marcorank.evaluation.records import Qrels, Run
+    from marcorank.collections.records import Qrels, Run
 
 # How good the visible top is by grade, where the first hit stands, and what share of the relevant passages a reader
 # of ten results gets, which is what an LLM can answer from.

@@ -9,18 +9,19 @@ from statistics import median
 from string import ascii_uppercase
 from typing import TYPE_CHECKING
 
+from marcorank._files import written
 from marcorank.errors import MissingExtraError
 from marcorank.evaluation import charts, wording
 from marcorank.evaluation.charts import Figure
 from marcorank.evaluation.details import details
 from marcorank.evaluation.wording import count, milliseconds, p_value, signed, value
-from marcorank.files import written
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from marcorank.evaluation.records import Collection, DepthResult, MeasureResult, ModelResult
+    from marcorank.collections.records import Collection
+    from marcorank.evaluation.records import DepthResult, MeasureResult, ModelResult
     from marcorank.evaluation.results import Evaluation
 
 # A difference with a greater p, or with 0 in its interval, is not called one.

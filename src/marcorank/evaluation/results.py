@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank import __version__
+from marcorank._files import written
+from marcorank.collections.trec import write_run
 from marcorank.errors import InvalidInputError
 from marcorank.evaluation import wording
 from marcorank.evaluation.comparison import Comparison, compare
 from marcorank.evaluation.measures import reranked
 from marcorank.evaluation.scores import file_name
-from marcorank.evaluation.trec import write_run
-from marcorank.files import written
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from marcorank.evaluation.records import Collection, Cuts, DepthResult, MeasureResult, ModelResult
+    from marcorank.collections.records import Collection
+    from marcorank.evaluation.records import Cuts, DepthResult, MeasureResult, ModelResult
 
 _HEADER = (
     "top_k",

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank.arguments import query_text
+from marcorank._arguments import query_text
+from marcorank.collections.trec import ID_RULE, is_id
 from marcorank.errors import InvalidInputError
-from marcorank.evaluation.trec import ID_RULE, is_id
 
 if TYPE_CHECKING:
-    from marcorank.evaluation.records import Run
+    from marcorank.collections.records import Run
 
 
 def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable[[Any], object] = "id") -> Run:

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from marcorank import __version__
-from marcorank.choosing import choose
+from marcorank._files import sha256_of
+from marcorank._models.catalogue import PICKLED_WEIGHTS
+from marcorank._models.loading import LocalFolder, graph_file, load_scorer, locate
+from marcorank._models.selection import choose
 from marcorank.errors import InvalidInputError
-from marcorank.files import sha256_of
-from marcorank.loading import LocalFolder, graph_file, load_scorer, locate
-from marcorank.models import PICKLED_WEIGHTS
 from marcorank.remote import is_remote
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from marcorank.choosing import Choice, ModelSettings
-    from marcorank.loading import ModelFiles
+    from marcorank._models.loading import ModelFiles
+    from marcorank._models.selection import Choice, ModelSettings
     from marcorank.reranker import Reranker
 
 _KIND = "marcorank scores"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import ExitStack
 
-    from marcorank.evaluation.records import Collection
+    from marcorank.collections.records import Collection
 
     Progress = Callable[[int, int, str], None]
 

@@ -15,24 +15,24 @@ from typing import TYPE_CHECKING
 from marcorank.errors import MissingExtraError
 
 if TYPE_CHECKING:
+    from marcorank.jobs.joining import RunFiles
+    from marcorank.jobs.planning import ShardRun
+    from marcorank.ray.application import app, build_app
     from marcorank.ray.datasets import rerank_dataset
     from marcorank.ray.proxies import proxy_middlewares
-    from marcorank.ray.serving import app, build_app
-    from marcorank.ray.settings import ServeSettings
-    from marcorank.shards.jobs import ShardRun
-    from marcorank.shards.joining import RunFiles
+    from marcorank.serving.settings import ServeSettings
 
 if importlib.util.find_spec("ray") is None:
     raise MissingExtraError("`marcorank.ray` needs Ray: pip install 'marcorank[ray]'")
 
 _HOME = {
-    "app": "marcorank.ray.serving",
-    "build_app": "marcorank.ray.serving",
+    "app": "marcorank.ray.application",
+    "build_app": "marcorank.ray.application",
     "proxy_middlewares": "marcorank.ray.proxies",
-    "ServeSettings": "marcorank.ray.settings",
+    "ServeSettings": "marcorank.serving.settings",
     "rerank_dataset": "marcorank.ray.datasets",
-    "RunFiles": "marcorank.shards.joining",
-    "ShardRun": "marcorank.shards.jobs",
+    "RunFiles": "marcorank.jobs.joining",
+    "ShardRun": "marcorank.jobs.planning",
 }
 
 __all__ = ["app", "build_app", "proxy_middlewares", "ServeSettings", "rerank_dataset", "RunFiles", "ShardRun"]

@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank.arguments import text_or_none, whole_number
-from marcorank.cpu import usable_cores
+from marcorank._arguments import text_or_none, whole_number
+from marcorank._inference.cpu import usable_cores
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
+from marcorank.jobs.inputs import Shard
+from marcorank.jobs.planning import SHARD_SIZE, Done, plan
 from marcorank.reranker import Reranker
-from marcorank.shards.inputs import Shard
-from marcorank.shards.jobs import SHARD_SIZE, Done, plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
+    from marcorank.jobs.folder import OutputFormat
+    from marcorank.jobs.inputs import Paths
+    from marcorank.jobs.joining import RunFiles
+    from marcorank.jobs.planning import Job, Plan, ShardRun
     from marcorank.scorer import Scorer
-    from marcorank.shards.folder import OutputFormat
-    from marcorank.shards.inputs import Paths
-    from marcorank.shards.jobs import Job, Plan, ShardRun
-    from marcorank.shards.joining import RunFiles
 
 # Beyond that many, cores share a batch instead of having one each.
 _MOST_CORES = 8

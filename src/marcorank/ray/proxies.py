@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import MissingExtraError
-from marcorank.ray.requests import RequestError
+from marcorank.serving.requests import RequestError
 
 try:
     from starlette.middleware import Middleware

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from marcorank._inference.scorer import PassageScores
     from marcorank.remote.address import Address, Server
     from marcorank.remote.connection import Pool
     from marcorank.remote.keys import Key
-    from marcorank.scorer import PassageScores
 
 # Passing troubles of a server or of what stands before it.
 _PASSING = {429, 502, 503, 504}

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from marcorank._inference.scorer import PassageScores
 from marcorank.errors import RemoteProtocolError
-from marcorank.scorer import PassageScores
 
 # Servers wrap their results in one of these, or in nothing.
 _ENVELOPES = ("results", "data")

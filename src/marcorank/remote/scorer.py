@@ -9,13 +9,13 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from marcorank.arguments import positive_number, request_pair, text_or_none, whole_number
+from marcorank._arguments import positive_number, request_pair, text_or_none, whole_number
+from marcorank._inference.scorer import PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.ranking import check_finite
 from marcorank.remote.address import Server, parse_address
 from marcorank.remote.connection import Connection
 from marcorank.remote.keys import given_key, key_for
-from marcorank.scorer import PassageScores
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
     from marcorank.remote.address import Address
     from marcorank.remote.connection import Pool
     from marcorank.remote.keys import Key
-    from marcorank.scorer import Request
 
 _DEFAULTS: dict[str, Any] = {
     "model": None,

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from marcorank._inference.scorer import PassageScores
 from marcorank.remote.asking import ask
-from marcorank.scorer import PassageScores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from marcorank._inference.scorer import Request
     from marcorank.remote.address import Server
     from marcorank.remote.connection import Pool
     from marcorank.remote.keys import Key
-    from marcorank.scorer import Request
 
 
 class _Part(NamedTuple):

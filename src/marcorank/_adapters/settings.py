@@ -1,0 +1,259 @@
+"""What the adapters have in common: the settings of the core as pydantic fields, and the `Reranker` that they make."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import SkipJsonSchema
+
+from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
+from marcorank._calls.failures import OnError
+from marcorank._inference.pairs import LongPassages
+from marcorank._models.catalogue import BUNDLED
+from marcorank._models.selection import BackendName, Precision
+from marcorank.errors import InvalidInputError
+from marcorank.ranking import Activation, checked_activation
+from marcorank.reranker import Reranker, plain_fallback
+from marcorank.scorer import Scorer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pydantic import ValidationInfo
+    from typing_extensions import Self
+
+TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
+ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
+
+_DEFAULTS = Reranker(BUNDLED).to_dict()
+# What a bare scorer leaves to the settings beside it.
+_OF_EVERY_SCORER = {"activation", "on_error", "timeout_s", "fallback"}
+
+
+class AdapterSettings(BaseModel):
+    """The settings of `marcorank.Reranker` as fields, under the same names but for the model.
+
+    An adapter adds the field of the model and names it in `_model_field`. Equality, pickles and dumps go by the
+    settings, without the token; a pickle carries `reranker` too. Copies share the model.
+
+    Attributes:
+        reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
+            settings; the fields then show its own. Other settings beside it are an error.
+        token: Access token for the hub.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        validate_assignment=True,
+        # Values are in our own messages; pydantic would also print a token.
+        hide_input_in_errors=True,
+        protected_namespaces=(),
+    )
+
+    _model_field: ClassVar[str]
+    # What has a `score` but cannot be called as a scorer is.
+    _no_scorers: ClassVar[tuple[type, ...]] = (type,)
+
+    # First, so that the checks of the other fields see it.
+    reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True, frozen=True)
+    activation: Activation = "identity"
+    backend: BackendName = "auto"
+    device: str | None = None
+    precision: Precision = "auto"
+    threads: int | None = None
+    max_length: int = 512
+    max_query_tokens: int | None = None
+    long_passages: LongPassages = "truncate"
+    revision: str | None = None
+    cache_folder: str | None = None
+    local_files_only: bool | None = None
+    allow_pickle: bool = False
+    cache_size: int = 0
+    on_error: OnError = "raise"
+    timeout_s: float | None = None
+    fallback: str | dict[str, Any] | SkipJsonSchema[Reranker | Scorer] | None = None
+    token: str | SecretStr | None = Field(default=None, exclude=True)
+
+    _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_name_of_the_model(cls, data: Any) -> Any:
+        other = "model" if cls._model_field == "model_name" else "model_name"
+        if isinstance(data, dict) and other in data:
+            raise InvalidInputError(f"`{other}` is no field of {cls.__name__} here; name it `{cls._model_field}`.")
+        return data
+
+    @field_validator("reranker", mode="before")
+    @classmethod
+    def _check_reranker(cls, value: object) -> object:
+        if isinstance(value, cls._no_scorers) or not isinstance(value, (Reranker, Scorer, NoneType)):
+            # A dict may hold a token.
+            shown = "a dict" if isinstance(value, dict) else repr(value)
+            raise InvalidInputError(
+                f"`reranker` is {shown}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
+                f"The name of a model goes in `{cls._model_field}`."
+            )
+        return value
+
+    @field_validator("model_name", *_DEFAULTS, mode="before", check_fields=False)
+    @classmethod
+    def _check_setting(cls, value: object, info: ValidationInfo) -> object:
+        field = str(info.field_name)
+        name = "model" if field == cls._model_field else field
+        if name == "activation":
+            value = checked_activation(value)
+        if name == "fallback":
+            value = cls._checked_fallback(value)
+        given = info.data.get("reranker")
+        if given is not None and (name not in _OF_EVERY_SCORER or isinstance(given, Reranker)):
+            own = _settings_of(given if isinstance(given, Reranker) else Reranker(given))[name]
+            if not _same(value, own):
+                raise InvalidInputError(
+                    f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
+                )
+            return own
+        if name == "model" and not isinstance(value, (str, os.PathLike)):
+            raise InvalidInputError(
+                f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
+                "`score(query, passages)` goes in `reranker`."
+            )
+        if name == "fallback":
+            # As it was given: it takes settings from here, which the core knows.
+            return value
+        return _settings_of(Reranker(**{"model": BUNDLED, name: value}))[name]  # type: ignore[arg-type]
+
+    @classmethod
+    def _checked_fallback(cls, value: object) -> object:
+        if isinstance(value, cls._no_scorers):
+            raise InvalidInputError(
+                f"`fallback` is {value!r}; expected a model name, a marcorank.Reranker or an object with "
+                "`score(query, passages)`."
+            )
+        Reranker(BUNDLED, fallback=value)  # type: ignore[arg-type]
+        if isinstance(value, Mapping):
+            return dict(value)
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+    @field_serializer("fallback")
+    def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
+        """Return a name or settings; like `reranker`, a scorer object is not part of dumps."""
+        return _dumped(value)
+
+    @field_validator("token", mode="before")
+    @classmethod
+    def _check_token(cls, value: object, info: ValidationInfo) -> SecretStr | None:
+        if value is not None and info.data.get("reranker") is not None:
+            raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
+        token = text_or_none("token", _revealed(value))
+        return None if token is None else SecretStr(token)
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Show the settings of a reranker that was given, so that dumps say what is used."""
+        core = self.core  # made now, so that threads and copies share it
+        if self.reranker is not None:
+            settings = _settings_of(core)
+            shown = {self._model_field: settings.pop("model"), **settings}
+            self.__dict__.update(shown)
+            # Else a dump of what was set would leave them out, and bring back the default model.
+            self.model_fields_set.update(shown)
+
+    @property
+    def core(self) -> Reranker:
+        """The `Reranker` that does the work: `core.warm_up()` loads the model, `core.close()` lets go of it."""
+        if isinstance(self.reranker, Reranker):
+            return self.reranker
+        wanted = {
+            **{name: getattr(self, name) for name in _DEFAULTS if name != "model"},
+            "model": getattr(self, self._model_field) if self.reranker is None else self.reranker,
+            "token": _revealed(self.token),
+        }
+        made = self._made
+        # Fields can change by assignment.
+        if made is None or made[0] != wanted:
+            made = self._made = (wanted, Reranker(**wanted))
+        return made[1]
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy that shares the model; unlike pydantic's own, this checks the changes."""
+        copied = super().model_copy(deep=deep)
+        for name, value in (update or {}).items():
+            setattr(copied, name, value)
+        return copied
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        yield self._model_field, getattr(self, self._model_field)
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if field.repr and not field.exclude and name != self._model_field and value != field.default:
+                yield name, value
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._compared() == other._compared()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # All settings are immutable; the model is shared on purpose.
+        return self.__copy__()
+
+    def __getstate__(self) -> dict[Any, Any]:
+        return {
+            name: getattr(self, name)
+            for name, field in type(self).model_fields.items()
+            if name == "reranker" or not field.exclude
+        }
+
+    def _compared(self) -> dict[Any, Any]:
+        return {name: _comparable(value) for name, value in self.__getstate__().items()}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+def _comparable(value: object) -> object:
+    """Return what a value is equal by; rerankers, which are equal to themselves alone, by their settings."""
+    if not isinstance(value, Reranker):
+        return value
+    return {name: _comparable(own) for name, own in value.__getstate__().items()}
+
+
+def _dumped(fallback: object) -> str | dict[str, Any] | None:
+    try:
+        return plain_fallback(fallback)
+    except InvalidInputError:
+        return None
+
+
+def _same(value: object, own: object) -> bool:
+    """Whether a setting is that of the reranker beside it, also after a dump, in which objects have another form."""
+    if isinstance(own, (Reranker, Scorer)):
+        return value is own or value == _dumped(own)
+    return value == own
+
+
+def _settings_of(reranker: Reranker) -> dict[str, Any]:
+    """Return the settings of a reranker; a scorer object has a name in place of those of a model."""
+    settings = reranker.__getstate__()
+    if not isinstance(reranker.model, str):
+        settings["model"] = reranker.name
+    return {**settings, "activation": reranker.activation}
+
+
+def _revealed(token: object) -> Any:
+    return token.get_secret_value() if isinstance(token, SecretStr) else token

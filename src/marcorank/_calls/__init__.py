@@ -1,0 +1,1 @@
+"""One call: deduplication, score cache, deadline, fallback and passthrough."""

@@ -1,0 +1,1 @@
+"""From texts to logits on this machine."""

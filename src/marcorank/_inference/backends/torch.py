@@ -1,0 +1,227 @@
+"""PyTorch, loaded through sentence-transformers: what its `CrossEncoder` loads is loaded here."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from marcorank._inference.pairs import TokenBatch
+
+_MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# Ampere; older ones only emulate it.
+_FIRST_WITH_BF16 = (8, 0)
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+def cuda_available() -> bool:
+    """Whether torch is installed and sees a GPU."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+def cuda_computes_bf16() -> bool:
+    """Whether the GPU that torch sees has instructions for bf16."""
+    import torch
+
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= _FIRST_WITH_BF16)
+
+
+class TorchBackend:
+    """A sequence classifier of transformers, fed with ready token batches.
+
+    Attributes:
+        name: `"torch"`.
+        device: As torch spells it.
+        precision: `"fp32"`, `"bf16"` or `"fp16"`.
+        max_padded_tokens: Batch size at which it is fast, in tokens with padding.
+        parallel_batches: 1: torch spreads each batch over all cores, or fills the GPU with it.
+        cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
+        predicting: Held by who calls `cross_encoder.predict`, which sets its tokenizer up anew each time.
+    """
+
+    name = "torch"
+    parallel_batches = 1
+
+    def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
+        """Load a folder so that it computes in `precision`.
+
+        Raises:
+            MissingExtraError: sentence-transformers or torch is not installed.
+            InvalidInputError: torch cannot use the device here.
+            ModelLoadError: The files are damaged, or the model does not give one logit a pair.
+        """
+        self.device = device
+        self.precision = precision
+        self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
+        self.predicting = threading.Lock()
+        self.cross_encoder = _load(folder, device=device, precision=precision, allow_pickle=allow_pickle)
+        self._inputs = [
+            name
+            for name in ("input_ids", "attention_mask", "token_type_ids")
+            if name in self.cross_encoder.tokenizer.model_input_names
+        ]
+
+    def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
+        """Return one logit a row. Shape: (batch,), float32."""
+        import torch
+
+        with torch.inference_mode():
+            feed = {name: torch.from_numpy(getattr(batch, name)).to(self.device) for name in self._inputs}
+            output = self.cross_encoder.model(**feed).logits
+            return np.asarray(output.squeeze(-1).float().cpu().numpy())
+
+
+def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> Any:
+    try:
+        import torch
+        from sentence_transformers import CrossEncoder
+
+        import marcorank.interaction  # noqa: F401  # makes the architecture known to transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            f"The torch backend needs sentence-transformers and torch, and {error.name or error!r} is missing: "
+            "pip install 'marcorank[torch]'"
+        ) from error
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises AssertionError
+        raise InvalidInputError(
+            f"`device` is {device!r}; torch {torch.__version__} cannot use it here ({error}). Use 'cpu'."
+        ) from error
+    dtype = getattr(torch, _DTYPES[precision])
+    try:
+        with _no_progress_bars():
+            model = CrossEncoder(
+                str(folder),
+                device=device,
+                local_files_only=True,
+                trust_remote_code=False,
+                # None lets transformers take what there is; True refuses pickles.
+                model_kwargs={"use_safetensors": None if allow_pickle else True, _dtype_argument(): dtype},
+            )
+    except Exception as error:  # transformers, safetensors and torch each raise their own
+        raise ModelLoadError(
+            f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
+        ) from error
+    if model.config.num_labels != 1 and not writes_its_own_prompt(model):
+        raise ModelLoadError(
+            f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit a pair."
+        )
+    if not allow_pickle:
+        _check_head(folder, model.model)
+    # Parts that keep a precision of their own follow the one that was asked for.
+    model.to(dtype)
+    if dtype != torch.float32 and not writes_its_own_prompt(model):
+        _keep_head_in_fp32(model.model)
+    model.eval()
+    return model
+
+
+def _keep_head_in_fp32(model: Any) -> None:
+    """Compute the head in fp32: rounded to bf16, logits around 10 would be multiples of 1/16, and many equal."""
+    import torch
+
+    def widened(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(
+            value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in values
+        )
+
+    for name, part in model.named_children():
+        if name != model.base_model_prefix:
+            part.float()
+            part.register_forward_pre_hook(widened)
+
+
+def _check_head(folder: Path, model: Any) -> None:
+    """Refuse a model whose output layer transformers has filled with random numbers, such as an embedding model."""
+    from safetensors import safe_open
+
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        return
+    inner = f"{model.base_model_prefix}."
+    # The layer that gives the one logit; others of the head may be there from pre-training.
+    head = {
+        name
+        for name, values in model.named_parameters()
+        if not name.startswith(inner) and tuple(values.shape[:1]) == (1,)
+    }
+    stored: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            stored.update(tensors.keys())
+    if not head <= stored:
+        raise ModelLoadError(
+            f"{str(folder)!r} holds no weights for the output layer ({', '.join(sorted(head))}); it is no "
+            "cross-encoder that this sentence-transformers knows, but perhaps an embedding model."
+        )
+
+
+def _dtype_argument() -> str:
+    """Return how this transformers calls the precision of the weights."""
+    import transformers
+
+    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
+    return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Keep transformers from drawing on the terminal of a program that only uses this library."""
+    from transformers.utils import logging
+
+    if not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
+def writes_its_own_prompt(cross_encoder: Any) -> bool:
+    """Whether the model is a language model, which reads a prompt and not a bare pair."""
+    return any(str(name).endswith("ForCausalLM") for name in cross_encoder.config.architectures or ())
+
+
+class PredictScorer:
+    """A cross-encoder that writes its own prompt around a pair, such as those made of language models.
+
+    Its texts go through `CrossEncoder.predict`, so nothing is known of truncation, and there are no windows.
+
+    Attributes:
+        name: Name of the model.
+    """
+
+    def __init__(self, scheduler: Any, *, name: str) -> None:
+        """Take the `Scheduler` of a `TorchBackend`: it is what other scorers share, and keeps the model loaded."""
+        self._scheduler = scheduler
+        self.name = name
+
+    def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
+        """Return one logit a passage, in input order. Shape: (passages,), float32."""
+        import torch
+
+        backend = self._scheduler.backend
+        with backend.predicting:
+            scores = backend.cross_encoder.predict(
+                [(query, passage) for passage in passages],
+                batch_size=4,
+                show_progress_bar=False,
+                activation_fn=torch.nn.Identity(),
+            )
+        return np.asarray(scores, dtype=np.float32)

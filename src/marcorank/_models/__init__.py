@@ -1,0 +1,1 @@
+"""Which model, which of its files, and which backend."""

@@ -1,0 +1,74 @@
+"""BM25, for who brings a corpus and no run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from marcorank._arguments import whole_number
+from marcorank.collections.trec import best_first
+from marcorank.errors import MissingExtraError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from marcorank.collections.records import Run
+
+_K1, _B = 0.9, 0.4
+BM25 = f"BM25 (bm25s, Lucene's variant, k1={_K1}, b={_B}, English stop words, Snowball stemmer)"
+"""What `bm25_run` is, for people."""
+
+
+def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int = 100) -> Run:
+    """Search all passages for the words of each query.
+
+    Lucene's variant with k1=0.9 and b=0.4, as in Anserini; words of one letter and English stop words are left out, the
+    others are stemmed. The same input gives the same run everywhere.
+
+    Args:
+        queries: Texts by query_id.
+        passages: Texts by doc_id.
+        top_k: Most results of a query.
+
+    Returns:
+        The best first, ties by doc_id descending; passages without a word of the query are no results.
+
+    Raises:
+        MissingExtraError: bm25s or PyStemmer is not installed.
+    """
+    top_k = whole_number("top_k", top_k, 1)
+    try:
+        import bm25s
+        import Stemmer
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            'BM25 needs bm25s and PyStemmer: pip install "marcorank[evaluation]". Without them, bring a run.'
+        ) from error
+
+    def words(texts: Mapping[str, str]) -> list[list[str]]:
+        return bm25s.tokenize(  # type: ignore[no-any-return]
+            list(texts.values()),
+            stopwords="en",
+            stemmer=Stemmer.Stemmer("english"),
+            return_ids=False,
+            show_progress=False,
+        )
+
+    corpus = words(passages)
+    known = {word for passage in corpus for word in passage}
+    if not known:
+        return {}
+    index = bm25s.BM25(k1=_K1, b=_B, method="lucene")
+    index.index(corpus, show_progress=False)
+    doc_ids = list(passages)
+    run = {}
+    for query_id, query in zip(queries, words(queries), strict=True):
+        searched = [word for word in query if word in known]
+        if searched:
+            scores = index.get_scores(searched)
+            # More than `top_k` where the last ones are equal: the doc_id decides among them.
+            least = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0.0
+            found = {doc_ids[place]: float(scores[place]) for place in np.flatnonzero((scores >= least) & (scores > 0))}
+            run[query_id] = dict(list(best_first(found).items())[:top_k])
+    return run

@@ -1,0 +1,83 @@
+"""A run, its queries and its corpus, joined to rows of a query with its passages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from marcorank._files import json_line
+from marcorank.collections.texts import read_texts
+from marcorank.collections.trec import read_run
+from marcorank.errors import InvalidInputError
+from marcorank.jobs.folder import write_whole
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Collection, Iterator
+
+    from marcorank.collections.records import Run
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """What a first stage left, as three files; each may be packed and named .gz.
+
+    Attributes:
+        run: A TREC run, or query_id, doc_id and score.
+        queries: Texts of the queries: JSONL of `_id` or `id` and `text`, or .tsv of an id, a tab and a text.
+        corpus: Texts of the passages, in the same forms; JSONL may have a `title`, which is put in front.
+    """
+
+    run: str | os.PathLike[str]
+    queries: str | os.PathLike[str]
+    corpus: str | os.PathLike[str]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Where the files are, absolute."""
+        return tuple(Path(path).expanduser().absolute() for path in (self.run, self.queries, self.corpus))
+
+
+def join(files: RunFiles, path: Path) -> None:
+    """Write the queries of a run with the texts of their candidates, best first, as JSONL that appears whole.
+
+    Raises:
+        InvalidInputError: A file is missing or broken, or the files do not belong together.
+    """
+    run_path, queries_path, corpus_path = files.paths
+    run = read_run(run_path)
+    queries, _ = read_texts(queries_path, wanted=run)
+    _check_texts("queries", run, queries, queries_path)
+    wanted = dict.fromkeys(doc_id for results in run.values() for doc_id in results)
+    passages, _ = read_texts(corpus_path, wanted=wanted)
+    _check_texts("passages", wanted, passages, corpus_path)
+
+    def fill(file: BinaryIO) -> None:
+        file.writelines(line.encode() for line in _lines(run, queries, passages))
+
+    write_whole(path, fill)
+
+
+def _lines(run: Run, queries: dict[str, str], passages: dict[str, str]) -> Iterator[str]:
+    for query_id, results in run.items():
+        yield json_line(
+            {
+                "query_id": query_id,
+                "query": queries[query_id],
+                "passages": [
+                    {"id": doc_id, "text": passages[doc_id], "retrieval_score": score}
+                    for doc_id, score in results.items()
+                ],
+            }
+        )
+
+
+def _check_texts(what: str, wanted: Collection[str], texts: dict[str, str], path: Path) -> None:
+    missing = [identifier for identifier in wanted if identifier not in texts]
+    if missing:
+        shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
+        raise InvalidInputError(
+            f"{str(path)!r} holds no text of {len(missing)} of {len(wanted)} {what} of the run ({shown}); expected "
+            "that of each. Do the files belong together?"
+        )

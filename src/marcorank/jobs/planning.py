@@ -1,0 +1,308 @@
+"""A run over many requests: what is left to do, and how a shard of it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import uuid
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from marcorank import __version__
+from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none, whole_number
+from marcorank.collections import parquet
+from marcorank.collections.requests import answer_row
+from marcorank.errors import InvalidInputError
+from marcorank.jobs import folder, inputs
+from marcorank.jobs.folder import Folder, OutputFormat
+from marcorank.jobs.joining import RunFiles, join
+from marcorank.ranking import plain_activation
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from marcorank.jobs.inputs import Paths, Shard
+    from marcorank.reranker import Reranker
+
+SHARD_SIZE = 100
+FORMATS: tuple[str, ...] = get_args(OutputFormat)
+# Of a model's folder; logs and checkpoints of a training may lie beside them.
+_MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".onnx", ".onnx_data", ".xml", ".bin"}
+# They change where a score comes from, not which it is.
+_FREE_SETTINGS = ("threads", "cache_folder", "local_files_only", "cache_size", "on_error", "timeout_s", "fallback")
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRun:
+    """How far a run over many shards is, or how it ended.
+
+    Attributes:
+        output: The folder that is written to.
+        shards: How many there are.
+        skipped: Those of them that were finished before.
+        ranked: Those that this run has ranked.
+        requests: Queries in these.
+        pairs: Pairs of query and passage in these.
+        seconds: Since the first of them was begun.
+    """
+
+    output: str
+    shards: int
+    skipped: int
+    ranked: int = 0
+    requests: int = 0
+    pairs: int = 0
+    seconds: float = 0.0
+
+    @property
+    def pairs_per_second(self) -> float:
+        """Pairs ranked in a second; 0 before the first shard."""
+        return self.pairs / self.seconds if self.seconds else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the rest takes if it goes on like this; None before the first shard."""
+        left = self.shards - self.skipped - self.ranked
+        return left * self.seconds / self.ranked if self.ranked else None
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of a shard.
+
+    Attributes:
+        requests: Queries in it.
+        pairs: Pairs of query and passage.
+    """
+
+    requests: int
+    pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """How shards are ranked, and where to; small and picklable.
+
+    Attributes:
+        folder: To write to.
+        top_n: Most results of a query.
+        score_threshold: Least score of a result.
+        text_field: Field of a passage that holds its text.
+    """
+
+    folder: Folder
+    top_n: int | None
+    score_threshold: float | None
+    text_field: str | None
+
+    def rank(self, reranker: Reranker, shard: Shard) -> Done:
+        """Read a shard, rank it and write it.
+
+        Raises:
+            MarcoRankError: The input cannot be read, the model fails, or the folder cannot be written.
+        """
+        requests = list(
+            chain.from_iterable(inputs.read_piece(piece, text_field=self.text_field) for piece in shard.pieces)
+        )
+        rankings = reranker.rank_many(
+            [request.texts for request in requests], top_n=self.top_n, score_threshold=self.score_threshold
+        )
+        self.folder.write_shard(
+            shard.number,
+            [
+                answer_row(request, ranking, every_field=self.folder.columns is not None)
+                for request, ranking in zip(requests, rankings, strict=True)
+            ],
+        )
+        return Done(len(requests), sum(len(request.passages) for request in requests))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A job, and the shards that it has to do.
+
+    Attributes:
+        job: How to rank.
+        shards: What is left.
+        begun: How far the run is.
+    """
+
+    job: Job
+    shards: tuple[Shard, ...]
+    begun: ShardRun
+
+    def follow(self, done: Iterable[Done], progress: Callable[[ShardRun], None] | None) -> ShardRun:
+        """Count shards as they come, and tell of each.
+
+        Args:
+            done: What came of the shards, in any order.
+            progress: Called once at the start and after each shard; None for nobody.
+        """
+        run, started = self.begun, time.monotonic()
+        if progress is not None:
+            progress(run)
+        for one in done:
+            run = replace(
+                run,
+                ranked=run.ranked + 1,
+                requests=run.requests + one.requests,
+                pairs=run.pairs + one.pairs,
+                seconds=time.monotonic() - started,
+            )
+            if progress is not None:
+                progress(run)
+        return run
+
+    def rank_here(self, reranker: Reranker) -> Iterator[Done]:
+        """Rank the shards that are left in this process, one after the other."""
+        for shard in self.shards:
+            yield self.job.rank(reranker, shard)
+
+
+def plan(
+    source: Paths | RunFiles,
+    output: str | os.PathLike[str],
+    reranker: Reranker,
+    *,
+    top_n: int | None = None,
+    score_threshold: float | None = None,
+    text_field: str | None = None,
+    shard_size: int = SHARD_SIZE,
+    output_format: OutputFormat | None = None,
+    overwrite: bool = False,
+) -> Plan:
+    """Look at the input and at what is finished, and begin the folder if it is new; nothing is ranked yet.
+
+    At the first start every row is read, so that a row that cannot be ranked is found now and not at night.
+
+    Args:
+        source: Paths of files and folders, or patterns; or the files of a run.
+        output: Folder to write to.
+        reranker: Whose settings are used; no model is loaded.
+        top_n: Most results of a query; None for all.
+        score_threshold: Least score of a result, on the scale of the activation.
+        text_field: Field of a passage that holds its text; None for the first of `requests.TEXT_FIELDS`.
+        shard_size: Rows of a shard.
+        output_format: None for that of the input: Parquet if all of it is.
+        overwrite: Whether to remove what an earlier run wrote and to start anew.
+
+    Raises:
+        InvalidInputError: An argument is not allowed, the input cannot be read, a row is no request, or the folder
+            was begun with other input or settings.
+        MissingExtraError: pyarrow is needed and not installed.
+    """
+    if reranker.on_error != "raise" or reranker.fallback is not None:
+        raise InvalidInputError(
+            "`on_error` and `fallback` are for answers that cannot wait; here a shard that fails is ranked at the next "
+            "start, and all have scores of one model. Leave them out."
+        )
+    size = whole_number("shard_size", shard_size, 1)
+    one_of("output_format", output_format, (None, *FORMATS))
+    out = Path(output).expanduser().absolute()
+    found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
+    files = list(source.paths) if isinstance(source, RunFiles) else inputs.find_files(source, outside=out)
+    sources = [_source(file) for file in files]
+    if output_format is None:
+        output_format = "parquet" if all(inputs.is_parquet(file) for file in files) else "jsonl"
+    manifest: dict[str, Any] = {
+        "marcorank": __version__,
+        # Tells a run from one that starts anew with the same settings.
+        "run": uuid.uuid4().hex,
+        "input": sources,
+        "settings": {
+            **_settings_of(reranker),
+            "top_n": top_n_or_none(top_n),
+            "score_threshold": score_threshold_or_none(score_threshold),
+            "text_field": text_or_none("text_field", text_field),
+            "shard_size": size,
+            "output_format": output_format,
+        },
+    }
+    if found is not None:
+        folder.check_same(out, found, manifest)
+    _make(out)
+    joined = _joined(source, sources, out) if isinstance(source, RunFiles) else None
+    files = files if joined is None else [joined]
+    shards = inputs.cut(files, size)
+    if found is None:
+        columns = _check_rows(files, text_field, as_parquet=output_format == "parquet")
+        manifest["columns"] = None if columns is None else parquet.to_text(columns)
+        if overwrite:
+            folder.start_anew(out, keep=joined)
+        folder.begin(out, manifest)
+    folder.clear_unfinished(out)
+    begun = folder.read_manifest(out) or {}
+    columns_text = begun.get("columns")
+    to_write = Folder(
+        out,
+        folder.manifest_digest(out),
+        output_format,
+        parquet.from_text(columns_text) if isinstance(columns_text, str) else None,
+    )
+    left = tuple(shard for shard in shards if not to_write.is_finished(shard.number, shard.rows))
+    return Plan(
+        Job(to_write, top_n, score_threshold, text_field),
+        left,
+        ShardRun(str(out), len(shards), len(shards) - len(left)),
+    )
+
+
+def _joined(source: RunFiles, sources: Sequence[dict[str, Any]], out: Path) -> Path:
+    """Return the file of rows that the files of a run were joined to; another run has another name for it."""
+    identity = hashlib.sha256("".join(file["sha256"] for file in sources).encode()).hexdigest()[:16]
+    joined = out / f"_candidates-{identity}.jsonl"
+    if not joined.exists():
+        join(source, joined)
+    return joined
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{str(out)!r} cannot be made: {error.strerror or error}.") from error
+
+
+def _source(path: Path) -> dict[str, Any]:
+    sha256 = inputs.digest(path)
+    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256}
+
+
+def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> bytes | None:
+    """Read every row once; return the columns of the output, None where it is JSONL."""
+    columns = []
+    for file in files:
+        piece = inputs.whole(file)
+        requests = () if piece is None else inputs.read_piece(piece, text_field=text_field)
+        if as_parquet and not inputs.is_parquet(file):
+            columns.append(parquet.columns_of_requests(requests))
+            continue
+        for _ in requests:
+            pass
+        if as_parquet:
+            columns.append(parquet.columns_of_file(file))
+    return parquet.answer_columns(columns) if as_parquet else None
+
+
+def _settings_of(reranker: Reranker) -> dict[str, Any]:
+    """Return what decides which scores come out; no token is among it."""
+    if isinstance(reranker.model, str):
+        settings = {name: value for name, value in reranker.to_dict().items() if name not in _FREE_SETTINGS}
+        folder_of_model = Path(reranker.model).expanduser()
+        if folder_of_model.is_dir():
+            settings["model"] = str(folder_of_model.resolve())
+            settings["model_files"] = {
+                str(file.relative_to(folder_of_model)): inputs.digest(file)
+                for file in sorted(folder_of_model.rglob("*"))
+                if file.is_file() and file.suffix in _MODEL_FILES
+            }
+        return settings
+    kind = type(reranker.model)
+    return {
+        "model": reranker.name,
+        "scorer": f"{kind.__module__}.{kind.__qualname__}",
+        "activation": plain_activation(reranker.activation),
+    }

@@ -1,0 +1,1 @@
+"""The HTTP shapes of a rerank server, with and without Ray."""
