@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from marcorank.collections import parquet
 from marcorank.collections.requests import request_of
 from marcorank.errors import InvalidInputError
-from marcorank.jobs import parquet
 
 ADDED = {
     "index": pa.int64(),
