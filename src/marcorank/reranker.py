@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 from collections.abc import Mapping
-from concurrent.futures import CancelledError, wait
-from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
-
-import numpy as np
 
 from marcorank._arguments import (
     one_of,
@@ -23,23 +17,27 @@ from marcorank._arguments import (
     top_n_or_none,
     whole_number,
 )
-from marcorank._calls.cache import ScoreCache
-from marcorank._calls.calls import Call, Wanted, Work, answers, asked_of
-from marcorank._calls.failures import ON_ERROR, Budget, is_failure, reports, timeout_or_none
-from marcorank._calls.threads import Threads
+from marcorank._calls.failures import (
+    ON_ERROR,
+    OPERATIONAL_ERRORS,
+    Deadline,
+    timeout_or_none,
+    warnings,
+)
+from marcorank._calls.model import LazyModel
+from marcorank._calls.results import RankOptions, make_ranking
 from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
-from marcorank._models.loading import kind_of_model, load_scorer
+from marcorank._models.loading import kind_of_model, load_scorer, start_anew_in_child
 from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
+from marcorank._steps import arun, run
 from marcorank.errors import ClosedError, InvalidInputError
 from marcorank.ranking import (
     Logistic,
-    RankedPassage,
     Ranking,
     RerankStatus,
     checked_activation,
-    order_logits,
     plain_activation,
     unranked,
 )
@@ -50,14 +48,18 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from types import TracebackType
 
+    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from marcorank._calls.failures import OnError
     from marcorank._inference.pairs import LongPassages
-    from marcorank._inference.scorer import PassageScores, Request, RequestScorer
+    from marcorank._inference.scorer import Request
     from marcorank._models.selection import BackendName, Precision
+    from marcorank._steps import Steps
     from marcorank.ranking import Activation, Outcome, ScoreKind
+
+T = TypeVar("T")
 
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
 _DEFAULTS = {
@@ -69,16 +71,6 @@ _DEFAULTS = {
 }
 # A scorer of somebody else may wait for something in each of them.
 _THREADS_FOR_A_SCORER = 16
-
-
-class Cut(NamedTuple):
-    """How many results a ranking has."""
-
-    top_n: int | None = None
-    score_threshold: float | None = None
-
-
-_ALL = Cut()
 
 
 class Reranker:
@@ -194,7 +186,6 @@ class Reranker:
         self.fallback = self._checked_fallback(fallback)
         # Its settings come from here, so what was given is all there is to say of it.
         self._fallback_given = os.fspath(fallback) if isinstance(fallback, os.PathLike) else fallback
-        self._closed = False
         self._start()
         _rerankers.add(self)
 
@@ -225,15 +216,14 @@ class Reranker:
         return not isinstance(self._fallback_given, Reranker)
 
     def _start(self) -> None:
-        # Loading takes seconds; the event loop, which only hands over work, must not wait for it.
-        self._loading = threading.Lock()
-        self._scorer: RequestScorer | None = None
-        self._handing_over = threading.Lock()
-        self._threads: Threads | None = None
-        self._calls: set[Call] = set()
-        self._given_up: WeakSet[Call] = WeakSet()
-        wanted = self._settings.cache_size if self._custom is None else 0
-        self._cache = ScoreCache(wanted) if wanted else None
+        custom, settings = self._custom, self._settings
+        self._model = LazyModel(
+            self.name,
+            lambda: load_scorer(settings) if custom is None else as_request_scorer(custom),
+            cache_size=settings.cache_size if custom is None else 0,
+            # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
+            max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
+        )
 
     @property
     def model(self) -> str | Scorer:
@@ -273,13 +263,8 @@ class Reranker:
         """
         self._check_open()
         request = request_pair((query, passages))
-        if self.timeout_s is None:
-            return self._score_requests([request])[0].logits
-        (ranking,) = self._rank_own([request], _ALL, self.timeout_s)
-        numbers = [result.score if result.logit is None else result.logit for result in ranking]
-        logits = np.empty(len(numbers), dtype=np.float32)
-        logits[[result.index for result in ranking]] = numbers
-        return logits
+        (scores,) = run(self._model.limited(self._model.score([request]), self.timeout_s))
+        return scores.logits
 
     def rank(
         self,
@@ -324,7 +309,7 @@ class Reranker:
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         self._check_open()
-        return self._rank_guarded(*self._check(requests, top_n, score_threshold))
+        return run(self._rank_steps(*self._check(requests, top_n, score_threshold)))
 
     async def arank(
         self,
@@ -340,7 +325,9 @@ class Reranker:
         task is cancelled, what has not been scored yet is dropped.
         """
         self._check_open()
-        return (await self._arank_guarded(*self._check([(query, passages)], top_n, score_threshold)))[0]
+        return (
+            await arun(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold), in_thread=True))
+        )[0]
 
     def warm_up(self) -> Self:
         """Load the model and run it once, so that the first request is as fast as the others; the fallback too.
@@ -348,7 +335,7 @@ class Reranker:
         `timeout_s` does not count here. Where calls would be answered all the same, a model that fails is logged.
         """
         self._check_open()
-        failures = [_tried(partial(self._score_requests, [("warm", ["up"])]))]
+        failures = [_tried(partial(run, self._model.score([("warm", ["up"])])))]
         if self.fallback is not None:
             failures.append(_tried(self.fallback.warm_up))
         last = failures[-1]
@@ -358,27 +345,14 @@ class Reranker:
         for name, failure in zip((self.name, getattr(self.fallback, "name", "")), failures, strict=False):
             if failure is not None:
                 outcome: Outcome = "passthrough" if nobody else "fallback"
-                reports.tell(name, RerankStatus.of(outcome, failure), "calls take what there is")
+                warnings.warn(name, RerankStatus.of(outcome, failure), "calls take what there is")
         return self
 
     def close(self) -> None:
-        """Finish what waits, and let go of the model. A closed reranker cannot be used again."""
-        with self._handing_over:
-            self._closed = True
-            threads, self._threads = self._threads, None
-            calls = list(self._calls)
-        for call in calls:
-            with suppress(CancelledError):
-                call.exception()
-        if threads is not None:
-            # Whom we gave up because it hangs we do not wait for.
-            threads.shutdown(wait=not any(call.working for call in self._given_up))
-        with self._loading:
-            self._scorer = None
+        """Finish the calls under way, and let go of the model. A closed reranker cannot be used again."""
+        self._model.close()
         if self._owns_fallback and self.fallback is not None:
             self.fallback.close()
-        if self._cache is not None:
-            self._cache = ScoreCache(self._settings.cache_size)
 
     def __enter__(self) -> Self:
         return self
@@ -446,11 +420,11 @@ class Reranker:
 
     def _check(
         self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object
-    ) -> tuple[list[Request], Cut]:
-        cut = Cut(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
-        if cut.score_threshold is not None:
-            self._check_scale(cut.score_threshold)
-        return [request_pair(request) for request in requests], cut
+    ) -> tuple[list[Request], RankOptions]:
+        options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
+        if options.score_threshold is not None:
+            self._check_scale(options.score_threshold)
+        return [request_pair(request) for request in requests], options
 
     def _check_scale(self, score_threshold: float) -> None:
         """Refuse a threshold on logits where none are to be had."""
@@ -462,157 +436,72 @@ class Reranker:
         if self.fallback is not None:
             self.fallback._check_scale(score_threshold)  # noqa: SLF001
 
-    def _rank_guarded(self, requests: Sequence[Request], cut: Cut, limit_s: float | None = None) -> list[Ranking]:
-        """Rank with this model, else with the fallback, else not at all; within the time."""
-        budget = Budget(self.timeout_s, limit_s)
+    def _rank_steps(
+        self,
+        requests: Sequence[Request],
+        options: RankOptions,
+        *,
+        limit_s: float | None = None,
+        in_thread: bool = False,
+    ) -> Steps[list[Ranking]]:
+        """Rank with this model, else with the fallback, else not at all; within the time.
+
+        Args:
+            requests: Checked queries with their passages.
+            options: Which results to keep.
+            limit_s: Maximum number of seconds, beside `timeout_s`.
+            in_thread: Whether the caller must not be blocked, so that the model's steps run in a thread of ours.
+        """
+        self._check_open()
+        deadline = Deadline(self.timeout_s, limit_s)
         fallback = self.fallback
         failure: Exception | None = None
         try:
             try:
-                seconds = budget.left_s() if fallback is None else budget.half_s()
-                return self._rank_own(requests, cut, seconds)
-            except Exception as error:  # noqa: BLE001 -- engines, servers and scorers each raise their own
-                failure = _failure(error)
+                seconds = deadline.left_s() if fallback is None else deadline.half_s()
+                own = self._own_steps(requests, options)
+                return (yield from self._model.limited(own, seconds, in_thread=in_thread))
+            except OPERATIONAL_ERRORS as error:
+                failure = error
             if fallback is not None:
                 try:
-                    rankings = fallback._rank_guarded(requests, cut, budget.left_s())  # noqa: SLF001
+                    rankings = yield from fallback._rank_steps(  # noqa: SLF001
+                        requests, options, limit_s=deadline.left_s(), in_thread=in_thread
+                    )
                     return self._of_fallback(rankings, failure)
-                except Exception as error:  # noqa: BLE001
-                    failure = _failure(error, failure)
+                except OPERATIONAL_ERRORS as error:
+                    _add_cause(error, failure)
+                    failure = error
             if self.on_error == "raise":
                 raise failure
-            return self._passed_through(requests, cut, failure)
+            return self._passed_through(requests, options, failure)
         finally:
             # An error keeps this frame, which is not to keep the error.
             failure = None
 
-    async def _arank_guarded(
-        self, requests: Sequence[Request], cut: Cut, limit_s: float | None = None
-    ) -> list[Ranking]:
-        """Do the same without blocking the event loop."""
-        budget = Budget(self.timeout_s, limit_s)
-        fallback = self.fallback
-        failure: Exception | None = None
-        try:
-            try:
-                seconds = budget.left_s() if fallback is None else budget.half_s()
-                return await self._arank_own(requests, cut, seconds)
-            except Exception as error:  # noqa: BLE001 -- engines, servers and scorers each raise their own
-                failure = _failure(error)
-            if fallback is not None:
-                try:
-                    rankings = await fallback._arank_guarded(requests, cut, budget.left_s())  # noqa: SLF001
-                    return self._of_fallback(rankings, failure)
-                except Exception as error:  # noqa: BLE001
-                    failure = _failure(error, failure)
-            if self.on_error == "raise":
-                raise failure
-            return self._passed_through(requests, cut, failure)
-        finally:
-            # An error keeps this frame, which is not to keep the error.
-            failure = None
+    def _own_steps(self, requests: Sequence[Request], options: RankOptions) -> Steps[list[Ranking]]:
+        scored = yield from self._model.score(requests)
+        return [
+            make_ranking(
+                request, scores, options, model=self.name, activation=self.activation, score_kind=self._score_kind
+            )
+            for request, scores in zip(requests, scored, strict=True)
+        ]
 
     def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
         status = RerankStatus.of("fallback", failure)
         told = rankings[0] if rankings else None
         if told is None or told.status is None or told.status.outcome == "fallback":
-            reports.tell(self.name, status, f"{told.model if told else 'nothing to rank,'} ranked")
+            warnings.warn(self.name, status, f"{told.model if told else 'nothing to rank,'} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
 
-    def _passed_through(self, requests: Sequence[Request], cut: Cut, failure: Exception) -> list[Ranking]:
+    def _passed_through(self, requests: Sequence[Request], options: RankOptions, failure: Exception) -> list[Ranking]:
         status = RerankStatus.of("passthrough", failure)
-        reports.tell(self.name, status, "the order of the input was kept")
-        return [unranked(query, self.name, passages[: cut.top_n], status) for query, passages in requests]
-
-    def _rank_own(self, requests: Sequence[Request], cut: Cut, seconds: float | None) -> list[Ranking]:
-        self._check_open()
-        if seconds is None:
-            return self._rankings(requests, cut, self._score_requests(requests))
-        call = self._accept(requests, cut)
-        try:
-            # Not `result(timeout)`, whose error looks like one of the call itself.
-            wait([call], seconds)
-            if call.done():
-                return call.result()
-            raise Budget.over(self.name, seconds)
-        finally:
-            self._give_up(call)
-            # It keeps its error, and that this frame.
-            del call
-
-    async def _arank_own(self, requests: Sequence[Request], cut: Cut, seconds: float | None) -> list[Ranking]:
-        call = self._accept(requests, cut)
-        answer = asyncio.wrap_future(call)
-        try:
-            await asyncio.wait([answer], timeout=seconds)
-            if answer.done():
-                return answer.result()
-            raise Budget.over(self.name, seconds)
-        finally:
-            answer.cancel()
-            self._give_up(call)
-            del answer, call
-
-    def _give_up(self, call: Call) -> None:
-        if call.cancel() and call.working:
-            self._given_up.add(call)
-
-    def _rankings(self, requests: Sequence[Request], cut: Cut, scored: Sequence[PassageScores]) -> list[Ranking]:
-        return [self._ranking(request, cut, scores) for request, scores in zip(requests, scored, strict=True)]
-
-    def _ranking(self, request: Request, cut: Cut, scores: PassageScores) -> Ranking:
-        query, passages = request
-        is_logit = self._score_kind == "logit"
-        order = order_logits(
-            scores.logits,
-            # What a server gives as a probability is one already.
-            activation=self.activation if is_logit else "identity",
-            score_threshold=cut.score_threshold,
-            top_n=cut.top_n,
-        )
-        results = tuple(
-            RankedPassage(
-                index=int(index),
-                rank=rank,
-                score=float(score),
-                logit=float(scores.logits[index]) if is_logit else None,
-                text=passages[index],
-                truncated=None if scores.truncated is None else bool(scores.truncated[index]),
-                span=None if scores.spans is None else scores.spans[index],
-            )
-            for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
-        )
-        return Ranking(query, self.name, results, scores.query_truncated, self._score_kind)
-
-    def _score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        wanted = [Wanted(request, self._cache) for request in requests]
-        asked = asked_of(wanted)
-        return answers(wanted, self._loaded_scorer().score_requests(asked) if asked else [], self.name)
-
-    def _loaded_scorer(self) -> RequestScorer:
-        with self._loading:
-            scorer = self._scorer
-            if scorer is None:
-                scorer = load_scorer(self._settings) if self._custom is None else as_request_scorer(self._custom)
-                # Closed meanwhile, this last call is the only one that needs it.
-                self._scorer = None if self._closed else scorer
-            return scorer
-
-    def _accept(self, requests: Sequence[Request], cut: Cut) -> Call:
-        with self._handing_over:
-            self._check_open()
-            if self._threads is None:
-                # One thread is enough for a model: it tokenises and sorts, and the scores are made elsewhere.
-                self._threads = Threads(1 if self._custom is None else _THREADS_FOR_A_SCORER, name="marcorank")
-            work = Work(requests, self._cache, self.name, self._loaded_scorer, partial(self._rankings, requests, cut))
-            call = Call(self._threads, work)
-            self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        call.begin()
-        return call
+        warnings.warn(self.name, status, "the order of the input was kept")
+        return [unranked(query, self.name, passages[: options.top_n], status) for query, passages in requests]
 
     def _check_open(self) -> None:
-        if self._closed:
+        if self._model.closed:
             raise ClosedError(f"{self!r} was closed; make a new Reranker.")
 
 
@@ -620,7 +509,8 @@ _rerankers: WeakSet[Reranker] = WeakSet()
 
 
 def _start_anew() -> None:
-    """Give every reranker of a forked child new locks and threads: those of the parent do not work there."""
+    """Give a forked child models, locks and threads of its own: those of the parent do not work there."""
+    start_anew_in_child()
     for reranker in _rerankers:
         reranker._start()  # noqa: SLF001
 
@@ -633,18 +523,16 @@ def _tried(step: Callable[[], object]) -> Exception | None:
     """Take a step and return the error of operation that it ends with."""
     try:
         step()
-    except Exception as error:  # noqa: BLE001 -- each engine and server raises its own
-        return _failure(error)
+    except OPERATIONAL_ERRORS as error:
+        return error
     return None
 
 
-def _failure(error: Exception, before: Exception | None = None) -> Exception:
-    """Return an error that somebody else may make up for; raise any other."""
-    if not is_failure(error):
-        raise error
-    if before is not None and error is not before and error.__cause__ is None:
-        error.__cause__ = before
-    return error
+def _add_cause(error: BaseException, earlier: BaseException) -> None:
+    """Let a traceback show the earlier failure beneath an error and its own cause."""
+    last = error.__cause__ or error
+    if last.__cause__ is None and last is not earlier:
+        last.__cause__ = earlier
 
 
 def _folder_or_none(name: str, value: object) -> str | None:

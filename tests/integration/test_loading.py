@@ -215,7 +215,7 @@ def test_a_backend_names_what_it_can_do(small_bert, settings, match):
 def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch, backend, long_passages):
     """NaN from a local model is an error that names the passage, in windows mode too, and never a last place."""
     reranker = Reranker(small_bert, backend=backend, max_length=32, long_passages=long_passages).warm_up()
-    engine = reranker._loaded_scorer().scheduler.backend
+    engine = reranker._model.scorer().scheduler.backend
     logits = engine.logits
 
     def broken(batch):
@@ -231,7 +231,7 @@ def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch
 def test_one_broken_window_breaks_its_passage(small_bert, monkeypatch):
     """A passage of which a part cannot be scored is not judged by the rest."""
     reranker = Reranker(small_bert, backend="onnx", max_length=32, long_passages="windows").warm_up()
-    engine = reranker._loaded_scorer().scheduler.backend
+    engine = reranker._model.scorer().scheduler.backend
     logits = engine.logits
     monkeypatch.setattr(
         engine, "logits", lambda batch: logits(batch) * np.where(batch.input_ids == 2688, np.nan, 1)[:, -2]
@@ -247,7 +247,7 @@ def test_an_engine_that_fails_is_named(small_bert, monkeypatch):
     def fail(batch):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(reranker._loaded_scorer().scheduler.backend, "logits", fail)
+    monkeypatch.setattr(reranker._model.scorer().scheduler.backend, "logits", fail)
     with pytest.raises(ScoreError, match=r"onnx backend failed on a batch of . x .* tokens on cpu: out of memory"):
         reranker.rank(QUERY, PASSAGES)
 
@@ -374,15 +374,15 @@ def test_weights_beside_a_shared_file_tell_models_apart(small_bert, tmp_path, ba
 def test_all_cores_by_name_share_the_weights_with_none(small_bert):
     """`threads=None` means the cores that there are, and so does their number."""
     first, second = (Reranker(small_bert, backend="onnx", threads=threads) for threads in (None, usable_cores()))
-    assert first._loaded_scorer().scheduler is second._loaded_scorer().scheduler
+    assert first._model.scorer().scheduler is second._model.scorer().scheduler
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_rerankers_with_the_same_settings_share_the_weights(small_bert, backend):
     """Two rerankers hold one model; it is freed when both are closed."""
     first, second = (Reranker(small_bert, backend=backend, max_length=length).warm_up() for length in (64, 128))
-    weights = weakref.ref(first._loaded_scorer().scheduler)
-    assert second._loaded_scorer().scheduler is weights()
+    weights = weakref.ref(first._model.scorer().scheduler)
+    assert second._model.scorer().scheduler is weights()
     first.close()
     second.close()
     gc.collect()

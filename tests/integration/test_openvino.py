@@ -187,7 +187,7 @@ def test_auto_is_fp32_where_only_the_system_speaks_of_bf16(small_bert, monkeypat
     monkeypatch.setattr("marcorank._models.selection.cpu_features", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setitem(openvino_backend._PRECISIONS, "bf16", ("bf16", "NOT HERE"))
     reranker = Reranker(small_bert, backend="openvino", threads=1).warm_up()
-    assert reranker._loaded_scorer().scheduler.backend.precision == "fp32"
+    assert reranker._model.scorer().scheduler.backend.precision == "fp32"
     with pytest.raises(InvalidInputError, match="this processor can compute in"):
         Reranker(small_bert, backend="openvino", precision="bf16", threads=1).warm_up()
 

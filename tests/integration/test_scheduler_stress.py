@@ -74,7 +74,7 @@ def test_every_answer_is_the_serial_one_and_nothing_is_left(reranker, request):
     requests = requests_of(rng, most_words=10 if slow else 100, longest=20 if slow else 600)
     before = set(threading.enumerate())
     serial = [reranker.rank(*asked) for asked in requests]
-    scheduler = weakref.ref(reranker._loaded_scorer().scheduler)
+    scheduler = weakref.ref(reranker._model.scorer().scheduler)
     engine = weakref.ref(scheduler().backend)
     wrong: list[object] = []
     outcomes: list[str] = []

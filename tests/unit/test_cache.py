@@ -51,7 +51,7 @@ def test_a_hit_is_not_scored_and_gives_the_same_ranking(scorer):
     for passages in (["a", "bcd"], ["a", "bcd"], ["efghijk", "bcd", "", "bcd", "a"], ["a"]):
         for query in (QUERY, QUERY + "s, many of them"):
             assert cached.rank(query, passages) == plain.rank(query, passages)
-    cached._scorer.asked.clear()
+    cached._model._scorer.asked.clear()
     assert np.array_equal(cached.score(QUERY, ["bcd", "a", "lm"]), plain.score(QUERY, ["bcd", "a", "lm"]))
     assert scorer.asked == [(QUERY, ["lm"]), (QUERY, ["bcd", "a", "lm"])]
 
@@ -120,7 +120,7 @@ def test_what_is_not_finite_is_not_remembered(scorer):
         with pytest.raises(ScoreError, match=r"returned nan for `passages\[2\]`"):
             chosen.rank(QUERY, ["a", "a", "bad", "new"])
     assert scorer.asked[1:] == [(QUERY, ["bad", "new"])] * 2
-    assert len(chosen._cache) == 1
+    assert len(chosen._model._cache) == 1
 
 
 def test_off_by_default_and_not_for_scorers_of_ones_own(scorer):
@@ -128,7 +128,7 @@ def test_off_by_default_and_not_for_scorers_of_ones_own(scorer):
     chosen = Reranker("bundled")
     assert chosen.rank(QUERY, ["a"]) == chosen.rank(QUERY, ["a"])
     assert len(scorer.asked) == 2
-    assert Reranker(WithNeighbours(), cache_size=5)._cache is None
+    assert Reranker(WithNeighbours(), cache_size=5)._model._cache is None
 
 
 class WithNeighbours:
@@ -142,10 +142,10 @@ def test_close_and_copies_forget(scorer):
     chosen.rank(QUERY, ["a"])
     for again in (pickle.loads(pickle.dumps(chosen)), copy.deepcopy(chosen), Reranker.from_dict(chosen.to_dict())):  # noqa: S301
         assert again.to_dict()["cache_size"] == 7
-        assert len(again._cache) == 0
+        assert len(again._model._cache) == 0
     assert repr(chosen) == "Reranker('bundled', cache_size=7)"
     chosen.close()
-    assert len(chosen._cache) == 0
+    assert len(chosen._model._cache) == 0
 
 
 @pytest.mark.parametrize("value", [-1, True, "3", 1.5, None])
@@ -175,4 +175,4 @@ def test_threads_share_a_small_cache(scorer):
     for thread in threads:
         thread.join(timeout=60)
     assert found == expected
-    assert len(chosen._cache) <= 3
+    assert len(chosen._model._cache) <= 3

@@ -25,13 +25,14 @@ from marcorank import (
     ScoreError,
     UnknownModelError,
 )
-from marcorank._calls.failures import _Reports, reports
+from marcorank._calls.failures import _RateLimitedWarnings, warnings
 from marcorank.ranking import RerankStatus
 from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "open a file"
 PASSAGES = ["a list is mutable", "open a file with open", "close the file"]
+REASON = "Model `failing` raised RuntimeError: out of memory"
 
 
 class Failing:
@@ -68,7 +69,7 @@ def hanging():
 
 @pytest.fixture(autouse=True)
 def nothing_said_yet():
-    reports._said.clear()
+    warnings._logged.clear()
 
 
 @pytest.fixture(params=["rank", "rank_many", "arank"])
@@ -87,7 +88,7 @@ def rank(request):
 
 def test_a_failure_is_raised_where_nothing_else_is_asked_for(rank):
     """The default hides nothing."""
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         rank(Reranker(Failing()), QUERY, PASSAGES)
 
 
@@ -98,10 +99,10 @@ def test_a_passthrough_is_the_head_of_the_input_without_scores(rank):
         (0, 1, None, None),
         (1, 2, None, None),
     ]
-    assert ranking.status == RerankStatus("passthrough", "RuntimeError", "out of memory")
-    assert json.loads(json.dumps(ranking.status.to_dict()))["reason"] == "out of memory"
-    assert "passthrough: RuntimeError: out of memory" in str(ranking)
-    assert "passthrough: RuntimeError: out of memory" in ranking._repr_html_()
+    assert ranking.status == RerankStatus("passthrough", "ScoreError", REASON)
+    assert json.loads(json.dumps(ranking.status.to_dict()))["reason"] == REASON
+    assert f"passthrough: ScoreError: {REASON}" in str(ranking)
+    assert f"passthrough: ScoreError: {REASON}" in ranking._repr_html_()
 
 
 def test_a_fallback_ranks_where_the_model_fails(rank):
@@ -110,17 +111,37 @@ def test_a_fallback_ranks_where_the_model_fails(rank):
     ranking = rank(Reranker(Failing(), fallback=WordOverlapScorer()), QUERY, PASSAGES, top_n=2)
     assert ranking.results == expected.results
     assert ranking.model == "word-overlap"
-    assert ranking.status == RerankStatus("fallback", "RuntimeError", "out of memory")
+    assert ranking.status == RerankStatus("fallback", "ScoreError", REASON)
+
+
+@pytest.mark.parametrize("settings", [{}, {"timeout_s": 60}])
+def test_a_fault_of_the_program_is_raised_and_never_passed_through(rank, monkeypatch, settings):
+    """An error in our own ranking code is no outage: neither the fallback nor the input order hides it."""
+
+    def broken(*_args, **_settings):
+        raise AttributeError("a bug")
+
+    monkeypatch.setattr("marcorank._calls.results.order_logits", broken)
+    reranker = Reranker(WordOverlapScorer(), on_error="passthrough", fallback=WordOverlapScorer(), **settings)
+    with pytest.raises(AttributeError, match="a bug"):
+        rank(reranker, QUERY, PASSAGES)
+
+
+def test_a_model_folder_that_cannot_be_read_is_an_outage(tmp_path, monkeypatch):
+    """An error of the disk becomes a `ModelLoadError`, which the fallback makes up for."""
+    monkeypatch.setattr("marcorank._models.loading._read_json", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
+    ranking = Reranker("bundled", fallback=WordOverlapScorer()).rank(QUERY, PASSAGES)
+    assert (ranking.status.outcome, ranking.status.error) == ("fallback", "ModelLoadError")
 
 
 def test_what_nobody_can_answer_goes_on_by_on_error(rank):
     """A fallback that fails too is followed by its own cause, or by the order of the input."""
     twice = {"fallback": Failing(ValueError("also broken"))}
-    with pytest.raises(ValueError, match="also broken") as caught:
+    with pytest.raises(ScoreError, match="raised ValueError: also broken") as caught:
         rank(Reranker(Failing(), **twice), QUERY, PASSAGES)
-    assert str(caught.value.__cause__) == "out of memory"
+    assert str(caught.value.__cause__.__cause__) == REASON
     ranking = rank(Reranker(Failing(), on_error="passthrough", **twice), QUERY, PASSAGES)
-    assert ranking.status == RerankStatus("passthrough", "ValueError", "also broken")
+    assert ranking.status == RerankStatus("passthrough", "ScoreError", "Model `failing` raised ValueError: also broken")
 
 
 def test_fallbacks_can_be_chained(rank):
@@ -202,14 +223,14 @@ def test_a_model_that_answers_in_time_is_not_touched(rank):
     guarded = Reranker(WordOverlapScorer(), timeout_s=60, on_error="passthrough", fallback="bundled")
     assert rank(guarded, QUERY, PASSAGES) == expected
     assert rank(guarded, QUERY, []).results == ()
-    assert guarded.fallback._scorer is None  # never loaded
+    assert guarded.fallback._model._scorer is None  # never loaded
 
 
 @pytest.mark.parametrize("timeout_s", [None, 60])
 def test_scores_are_never_those_of_somebody_else(timeout_s):
     """`score` gives the scores of the model or an error."""
     passing = Reranker(Failing(), on_error="passthrough", fallback=WordOverlapScorer(), timeout_s=timeout_s)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         passing.score(QUERY, PASSAGES)
     own = Reranker(WordOverlapScorer(), activation="sigmoid", timeout_s=timeout_s)
     assert own.score(QUERY, PASSAGES).tolist() == Reranker(WordOverlapScorer()).score(QUERY, PASSAGES).tolist()
@@ -229,7 +250,7 @@ def test_a_local_model_drops_what_is_out_of_time():
         reranker.rank(QUERY, passages)
     reranker.timeout_s = 60
     assert reranker.rank(QUERY, PASSAGES).results == Reranker("bundled").rank(QUERY, PASSAGES).results
-    assert not reranker._loaded_scorer().scheduler._engine.queue
+    assert not reranker._model.scorer().scheduler._engine.queue
 
 
 def test_many_callers_of_a_hanging_scorer_all_end(hanging):
@@ -257,16 +278,16 @@ def test_close_does_not_wait_for_who_was_given_up(hanging):
 def test_a_failure_is_logged_once_per_cause_and_minute(rank, caplog):
     """The first at once; the next after a minute, with how many there were meanwhile."""
     now = [1000.0]
-    said = _Reports(lambda: now[0])
+    said = _RateLimitedWarnings(lambda: now[0])
     status = RerankStatus("passthrough", "RuntimeError", "out of memory")
     with caplog.at_level(logging.WARNING, "marcorank"):
         for _ in range(5):
-            said.tell("m", status, "the order of the input was kept")
+            said.warn("m", status, "the order of the input was kept")
         now[0] += 59
-        said.tell("m", RerankStatus("passthrough", "OSError", "gone"), "the order of the input was kept")
-        said.tell("m", status, "the order of the input was kept")
+        said.warn("m", RerankStatus("passthrough", "OSError", "gone"), "the order of the input was kept")
+        said.warn("m", status, "the order of the input was kept")
         now[0] += 2
-        said.tell("m", status, "the order of the input was kept")
+        said.warn("m", status, "the order of the input was kept")
     first = "Reranking with m failed, the order of the input was kept instead. RuntimeError: out of memory"
     assert [record.getMessage() for record in caplog.records] == [
         first,
@@ -282,10 +303,10 @@ def test_a_failure_is_logged_once_per_cause_and_minute(rank, caplog):
 def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog):
     """An application starts although its server is down, if its calls would be answered all the same."""
     warmed = Reranker(Failing(), fallback="bundled").warm_up()
-    assert warmed.fallback._scorer is not None
-    assert "calls take what there is instead. RuntimeError: out of memory" in caplog.text
+    assert warmed.fallback._model._scorer is not None
+    assert f"calls take what there is instead. ScoreError: {REASON}" in caplog.text
     Reranker(Failing(), on_error="passthrough").warm_up()
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         Reranker(Failing()).warm_up()
 
 
@@ -294,7 +315,7 @@ def test_warm_up_bears_a_dead_fallback_too(caplog):
     Reranker(WordOverlapScorer(), fallback=Failing()).warm_up()
     assert "Reranking with failing failed" in caplog.text
     Reranker(Failing(), fallback=Failing(), on_error="passthrough").warm_up()
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         Reranker(Failing(), fallback=Failing()).warm_up()
     with pytest.raises(InvalidInputError, match="wrong"):
         Reranker(WordOverlapScorer(), fallback=Failing(InvalidInputError("wrong"))).warm_up()
@@ -367,7 +388,7 @@ def test_closing_closes_the_fallback_that_was_made_here():
     for fallback, closed in ((shared, False), (WordOverlapScorer(), True), ({"model": "bundled"}, True)):
         with Reranker(WordOverlapScorer(), fallback=fallback) as reranker:
             made = reranker.fallback
-        assert made._closed is closed
+        assert made._model.closed is closed
 
 
 def test_the_log_names_who_ranked(caplog):
@@ -377,7 +398,7 @@ def test_the_log_names_who_ranked(caplog):
         "word-overlap ranked ",
         "word-overlap ranked ",
     ][: len(caplog.records)]
-    reports._said.clear()
+    warnings._logged.clear()
     caplog.clear()
     Reranker(Failing(), fallback=Reranker(Failing(), on_error="passthrough")).rank(QUERY, PASSAGES)
     (record,) = caplog.records

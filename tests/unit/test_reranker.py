@@ -242,12 +242,12 @@ def test_a_call_that_outlives_close_leaves_no_model_behind(monkeypatch):
     chosen = Reranker("bundled")
 
     def load(settings):
-        chosen._closed = True
+        chosen._model.closed = True
         return as_request_scorer(WordOverlapScorer())
 
     monkeypatch.setattr("marcorank.reranker.load_scorer", load)
     assert len(chosen.rank(QUERY, PASSAGES)) == 5
-    assert chosen._scorer is None
+    assert chosen._model._scorer is None
 
 
 def test_settings_round_trip_through_dict_json_and_pickle():
@@ -314,7 +314,7 @@ def test_close_finishes_what_waits():
         tasks = [asyncio.create_task(chosen.arank("q", [text])) for text in ("first", "second", "third")]
         await asyncio.to_thread(begun.wait, 30)
         closing = asyncio.create_task(asyncio.to_thread(chosen.close))
-        while not chosen._closed:  # noqa: ASYNC110
+        while not chosen._model.closed:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         go_on.set()
         await closing

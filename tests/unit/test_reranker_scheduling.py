@@ -70,7 +70,7 @@ def busy(make):
 
 
 def waiting(reranker) -> int:
-    return len(reranker._scorer.scheduler._engine.queue)
+    return len(reranker._model._scorer.scheduler._engine.queue)
 
 
 async def until(condition):
@@ -139,10 +139,10 @@ async def test_a_cancelled_task_leaves_the_queue(busy):
 async def test_a_long_request_holds_few_tokens_and_no_thread(busy):
     """Of 10,000 passages some are tokenised and wait; a short request passes through the same thread meanwhile."""
     chosen, backend = busy
-    encoder = chosen._scorer.encoder
+    encoder = chosen._model._scorer.encoder
     backend.max_padded_tokens = 1
     long = asyncio.create_task(chosen.arank(QUERY, [f"river {number} " + "of " * 100 for number in range(10_000)]))
-    await until(lambda: chosen._scorer.scheduler._engine.line)
+    await until(lambda: chosen._model._scorer.scheduler._engine.line)
     assert 0 < encoder.passages < 1000
     short = asyncio.create_task(chosen.arank(QUERY, ["museum"]))
     await until(lambda: waiting(chosen) == 2)
@@ -157,9 +157,9 @@ async def test_a_long_request_holds_few_tokens_and_no_thread(busy):
 async def test_a_cancelled_long_request_stops_being_tokenised(busy):
     """What a task has not handed over yet when it is cancelled never is."""
     chosen, backend = busy
-    encoder = chosen._scorer.encoder
+    encoder = chosen._model._scorer.encoder
     long = asyncio.create_task(chosen.arank(QUERY, [f"river {number} " + "of " * 100 for number in range(10_000)]))
-    await until(lambda: chosen._scorer.scheduler._engine.line)
+    await until(lambda: chosen._model._scorer.scheduler._engine.line)
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
@@ -185,7 +185,7 @@ async def test_close_inside_the_event_loop_finishes_what_was_accepted(make):
     chosen = make(FakeBackend(column=COLUMN))
     long = [f"river {number} " + "of " * 100 for number in range(1000)]
     tasks = [asyncio.create_task(chosen.arank(QUERY, passages)) for passages in (long, ["wall"], [])]
-    await until(lambda: len(chosen._calls) >= 2)
+    await until(lambda: len(chosen._model._tasks._open) >= 2)
     chosen.close()
     assert [len(ranking) for ranking in await asyncio.gather(*tasks)] == [1000, 1, 0]
 
@@ -221,7 +221,7 @@ def test_close_leaves_no_thread_and_no_model(make):
         chosen.rank(QUERY, ["river"])
     asyncio.run(ask())
     assert threads_of(name)
-    scheduler = weakref.ref(chosen._scorer.scheduler)
+    scheduler = weakref.ref(chosen._model._scorer.scheduler)
     chosen.close()
     assert scheduler() is None
     assert set(threading.enumerate()) == threads

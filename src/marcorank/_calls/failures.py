@@ -1,4 +1,4 @@
-"""What becomes of a call that fails: which errors count, how long it may take, what is said of it."""
+"""A call that fails: which errors count, how long it may take, and what is logged."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import time
 from typing import TYPE_CHECKING, Literal, get_args
 
 from marcorank._arguments import positive_number
-from marcorank.errors import (
-    ClosedError,
-    InvalidInputError,
-    MissingExtraError,
-    RerankTimeoutError,
-    UnknownModelError,
-)
+from marcorank.errors import InvalidInputError, ModelLoadError, RemoteError, RerankTimeoutError, ScoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +22,10 @@ ON_ERROR: tuple[str, ...] = get_args(OnError)
 
 _log = logging.getLogger("marcorank")
 
-# They say that a program is wrong, which no other model and no other order makes right.
-_PROGRAM_ERRORS = (InvalidInputError, UnknownModelError, MissingExtraError, ClosedError)
+# Errors of operation: another model, or the order of the input, may stand in. Whatever an engine, the hub, a server or
+# a custom scorer raises becomes one of them where it enters; everything else is a fault of the program and is raised.
+OPERATIONAL_ERRORS = (ModelLoadError, ScoreError, RerankTimeoutError, RemoteError)
 _SECONDS_BETWEEN_MESSAGES = 60.0
-
-
-def is_failure(error: Exception) -> bool:
-    """Whether an error is one of operation, and not a wrong argument or a missing package."""
-    return not isinstance(error, _PROGRAM_ERRORS)
 
 
 def timeout_or_none(value: object) -> float | None:
@@ -53,58 +43,57 @@ def timeout_or_none(value: object) -> float | None:
     return min(seconds, threading.TIMEOUT_MAX)
 
 
-class Budget:
+class Deadline:
     """The time that one call has.
 
     Args:
-        limits: In seconds; the least of them counts, None is no limit.
+        limits: In seconds; the smallest of them counts, None is no limit.
     """
 
     def __init__(self, *limits: float | None) -> None:
-        given = [limit for limit in limits if limit is not None]
-        self._limit_s = min(given, default=None)
+        self._limit_s = min((limit for limit in limits if limit is not None), default=None)
         self._end = math.inf if self._limit_s is None else time.monotonic() + self._limit_s
 
     def left_s(self) -> float | None:
-        """Return the seconds that are left, 0 at least; None where there is no limit."""
+        """Return the seconds that are left, at least 0; None where there is no limit."""
         return None if self._limit_s is None else max(0.0, self._end - time.monotonic())
 
     def half_s(self) -> float | None:
         """Return half of all seconds; None where there is no limit."""
         return None if self._limit_s is None else self._limit_s / 2
 
-    @staticmethod
-    def over(name: str, seconds: float | None) -> RerankTimeoutError:
-        """Return the error of a model that did not answer in its time."""
-        return RerankTimeoutError(
-            f"Model `{name}` did not answer within {seconds or 0:.3g} s; give `timeout_s` more, or the model less: "
-            "fewer or shorter passages."
-        )
+
+def timeout_error(name: str, seconds: float | None) -> RerankTimeoutError:
+    """Return the error of a model that did not answer in its time."""
+    return RerankTimeoutError(
+        f"Model `{name}` did not answer within {seconds or 0:.3g} s; give `timeout_s` more, or the model less: "
+        "fewer or shorter passages."
+    )
 
 
-class _Reports:
-    """Says what failed, once per cause and minute."""
+class _RateLimitedWarnings:
+    """Logs failures, once per cause and minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        # For each cause: when it was said last, and how often it has come up since.
-        self._said: dict[tuple[str, ...], tuple[float, int]] = {}
+        # For each cause: when it was logged last, and how often it has come up since.
+        self._logged: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def tell(self, model: str, status: RerankStatus, instead: str) -> None:
+    def warn(self, model: str, status: RerankStatus, instead: str) -> None:
         """Log a failure, unless the same was logged in the last minute."""
         cause = (model, status.outcome, status.error)
         now = self._clock()
         with self._lock:
-            last, unsaid = self._said.get(cause, (-math.inf, 0))
+            last, skipped = self._logged.get(cause, (-math.inf, 0))
             if now - last < _SECONDS_BETWEEN_MESSAGES:
-                self._said[cause] = (last, unsaid + 1)
+                self._logged[cause] = (last, skipped + 1)
                 return
-            self._said[cause] = (now, 0)
-        more = f" ({unsaid} more like it since the last message)" if unsaid else ""
+            self._logged[cause] = (now, 0)
+        more = f" ({skipped} more like it since the last message)" if skipped else ""
         _log.warning(
             "Reranking with %s failed, %s instead. %s: %s%s", model, instead, status.error, status.reason, more
         )
 
 
-reports = _Reports()
+warnings = _RateLimitedWarnings()

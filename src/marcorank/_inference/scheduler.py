@@ -347,10 +347,13 @@ class _Engine:
             plan.sort(key=lambda places: shares[rows[places[0]][0].job])
         self.round.extend([rows[place] for place in places.tolist()] for places in plan)
 
-    def _logits(self, batch: list[_Row]) -> NDArray[np.float32] | MarcoRankError:
+    def _logits(self, batch: list[_Row]) -> NDArray[np.float32] | BaseException:
         """Return one logit a row, or why there are none. Shape: (batch,), float32."""
         try:
             token_batch = batch[0][0].job.make_batch([part.pairs[place] for part, place in batch])
+        except BaseException as error:  # noqa: BLE001 -- a fault of ours, for whoever waits; a dead thread serves nobody
+            return error
+        try:
             return check_shape(self.backend.logits(token_batch), count=len(batch), model=self.backend.name)
         except MarcoRankError as error:
             return error
@@ -366,9 +369,9 @@ class _Engine:
         error.__cause__ = cause
         return error
 
-    def _hand_out(self, batch: list[_Row], found: NDArray[np.float32] | MarcoRankError) -> bool:
+    def _hand_out(self, batch: list[_Row], found: NDArray[np.float32] | BaseException) -> bool:
         """Settle what the batch completes; False where it failed and it is not known whose fault that is."""
-        if isinstance(found, MarcoRankError):
+        if isinstance(found, BaseException):
             jobs = {part.job for part, _ in batch}
             if len(jobs) > 1:
                 return False
@@ -396,10 +399,10 @@ def _let_go(room: Future[None] | None) -> None:
         room.set_result(None)
 
 
-def _settle(job: Job, outcome: NDArray[np.float32] | MarcoRankError) -> None:
+def _settle(job: Job, outcome: NDArray[np.float32] | BaseException) -> None:
     # Cancelled meanwhile, it has an outcome already.
     with suppress(InvalidStateError):
-        if isinstance(outcome, MarcoRankError):
+        if isinstance(outcome, BaseException):
             job.set_exception(outcome)
         else:
             job.set_result(outcome)

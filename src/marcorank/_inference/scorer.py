@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
+from marcorank._steps import Wait, run
+from marcorank.errors import MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
 from marcorank.scorer import scorer_name
 
@@ -15,10 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
-    from numpy.typing import NDArray
+    from numpy.typing import ArrayLike, NDArray
 
     from marcorank._inference.pairs import EncodedRequest, PairEncoder
     from marcorank._inference.scheduler import Pair, Scheduler
+    from marcorank._steps import Steps
     from marcorank.scorer import Scorer
 
     Request = tuple[str, Sequence[str]]
@@ -62,7 +66,7 @@ class PassageScores:
 
 
 class RequestScorer(Protocol):
-    """A scorer that takes several requests at once and tells more than the logits."""
+    """A scorer that takes several requests at once and returns more than the logits."""
 
     @property
     def name(self) -> str:
@@ -70,33 +74,40 @@ class RequestScorer(Protocol):
         ...
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        """Score the passages of each request; one answer a request, in their order."""
+        """Score the passages of each request; one result a request, in their order."""
         ...
 
 
 @runtime_checkable
-class StartingScorer(Protocol):
-    """A scorer that waits elsewhere, such as for a server, so that nobody has to lend it a thread."""
-
-    @property
-    def name(self) -> str:
-        """Name of the model."""
-        ...
-
-    def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        """Score the passages of each request; one answer a request, in their order."""
-        ...
+class AsyncScorer(RequestScorer, Protocol):
+    """A scorer that waits elsewhere, such as for a server, and so occupies no thread of the caller."""
 
     def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
-        """Begin to do the same; cancelling the future drops it."""
+        """Submit the requests and return the future of what `score_requests` returns; cancelling it drops them."""
         ...
 
 
 def as_request_scorer(scorer: Scorer) -> RequestScorer:
     """Return the scorer itself where it takes whole requests, else one that calls it."""
-    if isinstance(scorer, (PlainScorer, CrossEncoderScorer, StartingScorer)):
+    if isinstance(scorer, (PlainScorer, CrossEncoderScorer, AsyncScorer)):
         return scorer
     return PlainScorer(scorer)
+
+
+def score_steps(scorer: RequestScorer, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
+    """Score requests in steps that end where they would have to wait, as far as the scorer allows it."""
+    if isinstance(scorer, CrossEncoderScorer):
+        return (yield from scorer.score_steps(requests))
+    if isinstance(scorer, AsyncScorer):
+        future = scorer.begin(requests)
+        try:
+            yield Wait(future)
+            return future.result()
+        finally:
+            future.cancel()
+            # It holds its error, whose traceback holds this frame.
+            del future
+    return scorer.score_requests(requests)
 
 
 class PlainScorer:
@@ -107,11 +118,24 @@ class PlainScorer:
         self.name = scorer_name(scorer)
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        """Score the requests one after the other."""
+        """Score the requests one after the other.
+
+        Raises:
+            ScoreError: The scorer raised an error that is not one of ours, or returned something other than one
+                number a passage.
+        """
         return [
-            PassageScores(check_shape(self._scorer.score(query, list(passages)), count=len(passages), model=self.name))
+            PassageScores(check_shape(self._score(query, list(passages)), count=len(passages), model=self.name))
             for query, passages in requests
         ]
+
+    def _score(self, query: str, passages: list[str]) -> ArrayLike:
+        try:
+            return self._scorer.score(query, passages)
+        except MarcoRankError:
+            raise
+        except (Exception, asyncio.CancelledError) as error:
+            raise ScoreError(f"Model `{self.name}` raised {type(error).__name__}: {error}") from error
 
 
 class CrossEncoderScorer:
@@ -129,7 +153,7 @@ class CrossEncoderScorer:
         self.scheduler = scheduler
         self.encoder = encoder
         self.name = name
-        self._told = False
+        self._warned_of_truncation = False
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one logit a passage, in input order. Shape: (passages,), float32."""
@@ -137,25 +161,66 @@ class CrossEncoderScorer:
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score all requests in common batches."""
-        submission = self.submit(requests)
+        return run(self.score_steps(requests))
+
+    def score_steps(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
+        """Do the same in steps that end where they would have to wait; closing the generator drops the rest.
+
+        The passages are tokenised a slice at a time, so that the backend works on the first slice while the next one
+        is made, and the tokens of a long request never exist all at once.
+
+        Raises:
+            ScoreError: The backend failed.
+            ClosedError: The scheduler has ended.
+        """
+        encoded = [_Encoded() for _ in requests]
+        job = self.scheduler.open(self.encoder.batch)
         try:
-            submission.room().result()
-            while submission.advance():
-                submission.room().result()
-            return submission.scores(submission.logits.result())
-        except BaseException:
-            submission.cancel()
-            raise
+            slices = self._slices(requests, encoded)
+            more = True
+            while more:
+                yield Wait(job.room())
+                if job.done():  # a batch failed
+                    break
+                pairs, lengths, more = next(slices)
+                if pairs:
+                    job.add(pairs, np.array(lengths, dtype=np.int64))
+            else:
+                job.finish()
+            yield Wait(job)
+            logits = job.result()
         finally:
-            # The traceback of an error of the engine keeps this frame, which would keep the error, and the model.
-            del submission
+            job.cancel()
+            # It holds its error, whose traceback holds this frame, which would keep the model loaded.
+            del job
+        ends = np.cumsum([len(request.passages) for request in encoded])
+        return [
+            request.scores(logits[end - len(request.passages) : end])
+            for request, end in zip(encoded, ends, strict=True)
+        ]
 
-    def submit(self, requests: Sequence[Request]) -> Submission:
-        """Begin to score requests in steps that do not wait for each other."""
-        return Submission(self, requests)
+    def _slices(
+        self, requests: Sequence[Request], encoded: Sequence[_Encoded]
+    ) -> Iterator[tuple[list[Pair], list[int], bool]]:
+        """Yield the pairs of each slice with their lengths in tokens, and whether there is another slice."""
+        pairs: list[Pair] = []
+        lengths: list[int] = []
+        warned_of_query = False
+        for index, piece in _pieces(self.encoder, requests):
+            encoded[index].append(piece)
+            pairs += ((piece.query_ids, window) for window in piece.windows)
+            lengths += (self.encoder.length(piece.query_ids, window) for window in piece.windows)
+            self._warn_of_truncation(
+                query=piece.query_truncated and not warned_of_query, passage=bool(piece.truncated.any())
+            )
+            warned_of_query |= piece.query_truncated
+            if sum(lengths) >= self.scheduler.slice_tokens:
+                yield pairs, lengths, True
+                pairs, lengths = [], []
+        yield pairs, lengths, False
 
-    def tell_what_is_cut(self, *, query: bool, passage: bool) -> None:
-        """Warn of a cut query each time, and once of cut passages, which can be many; results always carry flags."""
+    def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:
+        """Warn of a truncated query each time, and once of passages, which can be many; results always say so."""
         if query:
             _log.warning(
                 "%s: A query is longer than %d tokens and was cut; see `max_query_tokens`. Rankings say so as "
@@ -163,83 +228,14 @@ class CrossEncoderScorer:
                 self.name,
                 self.encoder.max_query_tokens,
             )
-        if passage and not self._told:
-            self._told = True
+        if passage and not self._warned_of_truncation:
+            self._warned_of_truncation = True
             _log.warning(
                 "%s: A passage does not fit into %d tokens with its query, and only its beginning was scored; "
                 "`long_passages='windows'` scores all of it, results say which were `truncated`.",
                 self.name,
                 self.encoder.max_length,
             )
-
-
-class Submission:
-    """Requests on their way through a `CrossEncoderScorer`.
-
-    The passages are tokenised a slice at a time, so that the engine works on the first while the next is made, and
-    never all of a long request are held as tokens. The steps: wait for `room`, then `advance`, again while that
-    returns True; wait for `logits`; then `scores`. Who gives up in between has to `cancel`.
-
-    Attributes:
-        logits: Those of all windows; to wait for.
-    """
-
-    def __init__(self, scorer: CrossEncoderScorer, requests: Sequence[Request]) -> None:
-        # It also keeps the model loaded while this waits.
-        self._scorer = scorer
-        self.logits = scorer.scheduler.open(scorer.encoder.batch)
-        self._pieces = _pieces(scorer.encoder, requests)
-        self._requests = [_Encoded() for _ in requests]
-        self._query_cut = False
-
-    def room(self) -> Future[None]:
-        """Return a future that is done when it is time to advance."""
-        return self.logits.room()
-
-    def advance(self) -> bool:
-        """Tokenise the next slice and hand it to the engine; return whether there is more.
-
-        Raises:
-            ClosedError: The scheduler has ended.
-        """
-        encoder, scheduler = self._scorer.encoder, self._scorer.scheduler
-        pairs: list[Pair] = []
-        lengths: list[int] = []
-        more = False
-        for place, piece in self._pieces:
-            if self.logits.done():
-                return False
-            self._requests[place].append(piece)
-            pairs += ((piece.query_ids, window) for window in piece.windows)
-            lengths += (encoder.length(piece.query_ids, window) for window in piece.windows)
-            self._scorer.tell_what_is_cut(
-                query=piece.query_truncated and not self._query_cut, passage=bool(piece.truncated.any())
-            )
-            self._query_cut |= piece.query_truncated
-            more = sum(lengths) >= scheduler.slice_tokens
-            if more:
-                break
-        if pairs:
-            self.logits.add(pairs, np.array(lengths, dtype=np.int64))
-        if not more:
-            self.logits.finish()
-        return more
-
-    def scores(self, logits: NDArray[np.float32]) -> list[PassageScores]:
-        """Return what is known of the passages of each request, in their order.
-
-        Args:
-            logits: The result of the future. Shape: (windows,), float32.
-        """
-        ends = np.cumsum([len(request.passages) for request in self._requests])
-        return [
-            request.scores(logits[end - len(request.passages) : end])
-            for request, end in zip(self._requests, ends, strict=True)
-        ]
-
-    def cancel(self) -> None:
-        """Drop what has not been scored yet."""
-        self.logits.cancel()
 
 
 class _Encoded:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from marcorank._inference.scorer import CrossEncoderScorer, PlainScorer, Request
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
 from marcorank._models.selection import ModelSettings, choose, installed
-from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
+from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
 
 if TYPE_CHECKING:
@@ -180,6 +179,15 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
     if is_remote(settings.model):
         return _remote(settings)
     files = locate(settings)
+    try:
+        return _load_local(files, settings)
+    except MarcoRankError:
+        raise
+    except OSError as error:  # no permission, a disk that fails
+        raise ModelLoadError(f"A file of model `{files.name}` in {files.place} cannot be read: {error}") from error
+
+
+def _load_local(files: ModelFiles, settings: ModelSettings) -> RequestScorer:
     choice = choose(settings)
     if choice.backend == "torch":
         return _load_torch(files, choice, settings)
@@ -415,5 +423,4 @@ class _Loaded:
 
 
 _loaded = _Loaded()
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_loaded.start_anew_in_child)
+start_anew_in_child = _loaded.start_anew_in_child

@@ -1,0 +1,63 @@
+"""One request of a call: each different passage once, without those whose score is cached."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from marcorank._calls.cache import join, split
+from marcorank._inference.scorer import PassageScores
+from marcorank.ranking import check_finite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from marcorank._calls.cache import ScoreCache
+    from marcorank._inference.scorer import Request
+
+
+class DeduplicatedRequest:
+    """The passages of one request, each different one once, and the scores that the cache has.
+
+    Attributes:
+        query: The query.
+        uncached: The passages that have to be scored.
+    """
+
+    def __init__(self, request: Request, cache: ScoreCache | None) -> None:
+        self.query, self._passages = request
+        self._cache = cache
+        distinct = list(dict.fromkeys(self._passages))
+        self._known = {} if cache is None else cache.find(self.query, distinct)
+        self.uncached = [passage for passage in distinct if passage not in self._known]
+
+    def merge(self, scored: PassageScores, model: str) -> PassageScores:
+        """Return the scores of all passages, in input order, from those of the uncached ones.
+
+        Raises:
+            ScoreError: A logit is not finite.
+        """
+        if self._known:
+            known = self._known | dict(zip(self.uncached, split(scored), strict=True))
+            scores = join([known[passage] for passage in self._passages])
+        else:
+            position = {passage: index for index, passage in enumerate(self.uncached)}
+            scores = scored.take([position[passage] for passage in self._passages])
+        check_finite(scores.logits, model=model)
+        if self._cache is not None:
+            self._cache.keep(self.query, self.uncached, split(scored))
+        return scores
+
+
+def uncached_requests(requests: Sequence[DeduplicatedRequest]) -> list[Request]:
+    """Return what is left to score, without requests whose passages are all cached."""
+    return [(request.query, request.uncached) for request in requests if request.uncached]
+
+
+def merge_scores(
+    requests: Sequence[DeduplicatedRequest], scored: Iterable[PassageScores], model: str
+) -> list[PassageScores]:
+    """Return the scores of each request; `scored` belongs to those of `uncached_requests`, in their order."""
+    remaining = iter(scored)
+    return [
+        request.merge(next(remaining) if request.uncached else PassageScores.empty(), model) for request in requests
+    ]

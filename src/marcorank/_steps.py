@@ -1,0 +1,80 @@
+"""A call is a generator that yields the futures it has to wait for; these functions wait.
+
+The generator holds the logic once. Who runs it decides how to wait: `run` blocks the calling thread, `arun` awaits in
+the caller's event loop, and a `Task` (see `_calls.tasks`) goes on in a thread of ours whenever a future is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from concurrent.futures import Future, wait
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+
+class Wait(NamedTuple):
+    """What a call waits for.
+
+    Attributes:
+        future: Resume the call when it is done.
+        timeout_s: Resume the call after so many seconds in any case; None for no limit.
+    """
+
+    future: Future[Any]
+    timeout_s: float | None = None
+
+
+Steps: TypeAlias = Generator[Wait, None, T]
+
+
+def run(steps: Steps[T]) -> T:
+    """Run a call to its end in this thread."""
+    pending: Wait | None = None
+    try:
+        while True:
+            try:
+                pending = next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            wait([pending.future], pending.timeout_s)
+    finally:
+        # The future may hold an error whose traceback holds this frame.
+        pending = None
+        steps.close()
+
+
+async def arun(steps: Steps[T]) -> T:
+    """Run a call to its end without blocking the event loop; cancelling the task closes the call."""
+    pending: Wait | None = None
+    try:
+        while True:
+            try:
+                pending = next(steps)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if not pending.future.done():
+                await _done(pending)
+    finally:
+        pending = None
+        steps.close()
+
+
+async def _done(pending: Wait) -> None:
+    loop = asyncio.get_running_loop()
+    woken: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: Future[Any]) -> None:
+        # A loop that was closed in mid-call waits for nothing.
+        with suppress(RuntimeError):
+            loop.call_soon_threadsafe(_set, woken)
+
+    pending.future.add_done_callback(wake)
+    await asyncio.wait([woken], timeout=pending.timeout_s)
+
+
+def _set(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)
