@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,7 +21,6 @@ from marcorank._arguments import (
 from marcorank._calls.failures import (
     ON_ERROR,
     OPERATIONAL_ERRORS,
-    Deadline,
     timeout_or_none,
     warnings,
 )
@@ -287,7 +287,7 @@ class Reranker:
             ScoreError: The model gave something else than one finite logit a passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        return self.rank_many([(query, passages)], top_n=top_n, score_threshold=score_threshold)[0]
+        return run(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold)))[0]
 
     def rank_many(
         self,
@@ -453,20 +453,23 @@ class Reranker:
             in_thread: Whether the caller must not be blocked, so that the model's steps run in a thread of ours.
         """
         self._check_open()
-        deadline = Deadline(self.timeout_s, limit_s)
+        limits = [seconds for seconds in (self.timeout_s, limit_s) if seconds is not None]
+        limit_s = min(limits, default=None)
+        started = time.monotonic()
         fallback = self.fallback
         failure: Exception | None = None
         try:
             try:
-                seconds = deadline.left_s() if fallback is None else deadline.half_s()
+                seconds = limit_s if limit_s is None or fallback is None else limit_s / 2
                 own = self._own_steps(requests, options)
                 return (yield from self._model.limited(own, seconds, in_thread=in_thread))
             except OPERATIONAL_ERRORS as error:
                 failure = error
             if fallback is not None:
                 try:
+                    left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
                     rankings = yield from fallback._rank_steps(  # noqa: SLF001
-                        requests, options, limit_s=deadline.left_s(), in_thread=in_thread
+                        requests, options, limit_s=left_s, in_thread=in_thread
                     )
                     return self._of_fallback(rankings, failure)
                 except OPERATIONAL_ERRORS as error:

@@ -43,26 +43,6 @@ def timeout_or_none(value: object) -> float | None:
     return min(seconds, threading.TIMEOUT_MAX)
 
 
-class Deadline:
-    """The time that one call has.
-
-    Args:
-        limits: In seconds; the smallest of them counts, None is no limit.
-    """
-
-    def __init__(self, *limits: float | None) -> None:
-        self._limit_s = min((limit for limit in limits if limit is not None), default=None)
-        self._end = math.inf if self._limit_s is None else time.monotonic() + self._limit_s
-
-    def left_s(self) -> float | None:
-        """Return the seconds that are left, at least 0; None where there is no limit."""
-        return None if self._limit_s is None else max(0.0, self._end - time.monotonic())
-
-    def half_s(self) -> float | None:
-        """Return half of all seconds; None where there is no limit."""
-        return None if self._limit_s is None else self._limit_s / 2
-
-
 def timeout_error(name: str, seconds: float | None) -> RerankTimeoutError:
     """Return the error of a model that did not answer in its time."""
     return RerankTimeoutError(

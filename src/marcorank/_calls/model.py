@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 from marcorank._calls.cache import ScoreCache
 from marcorank._calls.failures import timeout_error
-from marcorank._calls.requests import DeduplicatedRequest, merge_scores, uncached_requests
+from marcorank._calls.requests import DeduplicatedRequest
 from marcorank._calls.tasks import Tasks
-from marcorank._inference.scorer import score_steps
+from marcorank._inference.scorer import PassageScores, score_steps
 from marcorank._steps import Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from marcorank._inference.scorer import PassageScores, Request, RequestScorer
+    from marcorank._inference.scorer import Request, RequestScorer
     from marcorank._steps import Steps
 
 T = TypeVar("T")
@@ -54,9 +54,12 @@ class LazyModel:
     def score(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
         """Score requests: each different passage once, and only those whose score is not cached."""
         deduplicated = [DeduplicatedRequest(request, self._cache) for request in requests]
-        uncached = uncached_requests(deduplicated)
-        scored = (yield from score_steps(self.scorer(), uncached)) if uncached else []
-        return merge_scores(deduplicated, scored, self.name)
+        uncached = [(request.query, request.uncached) for request in deduplicated if request.uncached]
+        scored = iter((yield from score_steps(self.scorer(), uncached)) if uncached else ())
+        return [
+            request.merge(next(scored) if request.uncached else PassageScores.empty(), self.name)
+            for request in deduplicated
+        ]
 
     def limited(self, steps: Steps[T], seconds: float | None, *, in_thread: bool = False) -> Steps[T]:
         """Run steps in a thread of ours where the caller must not be blocked or may give up, else in the caller's.

@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from marcorank._calls.cache import join, split
-from marcorank._inference.scorer import PassageScores
 from marcorank.ranking import check_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
     from marcorank._calls.cache import ScoreCache
-    from marcorank._inference.scorer import Request
+    from marcorank._inference.scorer import PassageScores, Request
 
 
 class DeduplicatedRequest:
@@ -46,18 +43,3 @@ class DeduplicatedRequest:
         if self._cache is not None:
             self._cache.keep(self.query, self.uncached, split(scored))
         return scores
-
-
-def uncached_requests(requests: Sequence[DeduplicatedRequest]) -> list[Request]:
-    """Return what is left to score, without requests whose passages are all cached."""
-    return [(request.query, request.uncached) for request in requests if request.uncached]
-
-
-def merge_scores(
-    requests: Sequence[DeduplicatedRequest], scored: Iterable[PassageScores], model: str
-) -> list[PassageScores]:
-    """Return the scores of each request; `scored` belongs to those of `uncached_requests`, in their order."""
-    remaining = iter(scored)
-    return [
-        request.merge(next(remaining) if request.uncached else PassageScores.empty(), model) for request in requests
-    ]

@@ -190,7 +190,8 @@ class CrossEncoderScorer:
             yield Wait(job)
             logits = job.result()
         finally:
-            job.cancel()
+            if not job.done():
+                job.cancel()
             # It holds its error, whose traceback holds this frame, which would keep the model loaded.
             del job
         ends = np.cumsum([len(request.passages) for request in encoded])
@@ -206,17 +207,24 @@ class CrossEncoderScorer:
         pairs: list[Pair] = []
         lengths: list[int] = []
         warned_of_query = False
-        for index, piece in _pieces(self.encoder, requests):
-            encoded[index].append(piece)
-            pairs += ((piece.query_ids, window) for window in piece.windows)
-            lengths += (self.encoder.length(piece.query_ids, window) for window in piece.windows)
-            self._warn_of_truncation(
-                query=piece.query_truncated and not warned_of_query, passage=bool(piece.truncated.any())
-            )
-            warned_of_query |= piece.query_truncated
-            if sum(lengths) >= self.scheduler.slice_tokens:
-                yield pairs, lengths, True
-                pairs, lengths = [], []
+        for kept, (query, passages) in zip(encoded, requests, strict=True):
+            start = chars = 0
+            for end, passage in enumerate(passages, 1):
+                chars += len(passage)
+                if end < len(passages) and end - start < _PASSAGES_AT_ONCE and chars < _CHARS_AT_ONCE:
+                    continue
+                piece = self.encoder.encode(query, passages[start:end])
+                start, chars = end, 0
+                kept.append(piece)
+                pairs += ((piece.query_ids, window) for window in piece.windows)
+                lengths += (self.encoder.length(piece.query_ids, window) for window in piece.windows)
+                query_truncated, truncated = piece.query_truncated, bool(piece.truncated.any())
+                if query_truncated or truncated:
+                    self._warn_of_truncation(query=query_truncated and not warned_of_query, passage=truncated)
+                    warned_of_query |= query_truncated
+                if sum(lengths) >= self.scheduler.slice_tokens:
+                    yield pairs, lengths, True
+                    pairs, lengths = [], []
         yield pairs, lengths, False
 
     def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:
@@ -270,14 +278,3 @@ class _Encoded:
             spans=None if None in spans else tuple(span for span in spans if span is not None),
             query_truncated=self._query_truncated,
         )
-
-
-def _pieces(encoder: PairEncoder, requests: Sequence[Request]) -> Iterator[tuple[int, EncodedRequest]]:
-    """Tokenise requests a few passages at a time; with each piece comes the place of its request."""
-    for place, (query, passages) in enumerate(requests):
-        start = chars = 0
-        for end, passage in enumerate(passages, 1):
-            chars += len(passage)
-            if end == len(passages) or end - start == _PASSAGES_AT_ONCE or chars >= _CHARS_AT_ONCE:
-                yield place, encoder.encode(query, passages[start:end])
-                start, chars = end, 0
