@@ -12,9 +12,14 @@ os.environ.setdefault("LANGSMITH_TRACING", "false")
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# No test goes by the clock: a loaded machine may take as long as it likes for an example.
+settings.register_profile("marcorank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("marcorank")
 
 
 @pytest.fixture(scope="session")
