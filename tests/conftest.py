@@ -22,6 +22,25 @@ settings.register_profile("marcorank", deadline=None, suppress_health_check=[Hea
 settings.load_profile("marcorank")
 
 
+@pytest.fixture
+def load(monkeypatch):
+    """Let rerankers load what a function makes, instead of a model; returns the models that were loaded."""
+    from marcorank._inference.scorer import as_request_scorer
+
+    loaded: list[str] = []
+
+    def load_made(make):
+        def load_scorer(settings):
+            loaded.append(settings.model)
+            made = make()
+            return made if hasattr(made, "score_requests") else as_request_scorer(made)
+
+        monkeypatch.setattr("marcorank.reranker.load_scorer", load_scorer)
+        return loaded
+
+    return load_made
+
+
 @pytest.fixture(scope="session")
 def small_bert(tmp_path_factory) -> Path:
     """A tiny BERT cross-encoder with safetensors and ONNX weights."""
