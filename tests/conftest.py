@@ -12,9 +12,33 @@ os.environ.setdefault("LANGSMITH_TRACING", "false")
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+# No test goes by the clock: a loaded machine may take as long as it likes for an example.
+settings.register_profile("marcorank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("marcorank")
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Let rerankers load what a function makes, instead of a model; returns the models that were loaded."""
+    from marcorank._inference.scorer import as_request_scorer
+
+    loaded: list[str] = []
+
+    def load_made(make):
+        def load_scorer(settings):
+            loaded.append(settings.model)
+            made = make()
+            return made if hasattr(made, "score_requests") else as_request_scorer(made)
+
+        monkeypatch.setattr("marcorank.reranker.load_scorer", load_scorer)
+        return loaded
+
+    return load_made
 
 
 @pytest.fixture(scope="session")

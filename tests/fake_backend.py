@@ -6,6 +6,8 @@ import threading
 
 import numpy as np
 
+from marcorank._inference.scheduler import Job, Scheduler
+
 
 class FakeBackend:
     """Gives each row its first token as logit, or one of another place; behind a gate it waits for leave each time.
@@ -48,3 +50,46 @@ class FakeBackend:
 def threads_of(backend):
     """Return the threads that run batches of engines of this name."""
     return [thread for thread in threading.enumerate() if thread.name == f"marcorank-{backend.name}"]
+
+
+class WatchedScheduler(Scheduler):
+    """A scheduler whose tests can wait for what its callers have done.
+
+    Attributes:
+        jobs: Every call, in the order in which they were opened.
+        added: How many slices have been handed over.
+        refused: How many times a call was told to wait for room.
+    """
+
+    def __init__(self, backend):
+        super().__init__(backend)
+        self.jobs: list[Job] = []
+        self.added = self.refused = 0
+        self._changed = threading.Condition()
+
+    def open(self, make_batch):
+        job = super().open(make_batch)
+        add, room = job.add, job.room
+
+        def watched_add(pairs, lengths):
+            add(pairs, lengths)
+            with self._changed:
+                self.added += 1
+                self._changed.notify_all()
+
+        def watched_room():
+            future = room()
+            if not future.done():
+                with self._changed:
+                    self.refused += 1
+                    self._changed.notify_all()
+            return future
+
+        job.add, job.room = watched_add, watched_room
+        with self._changed:
+            self.jobs.append(job)
+        return job
+
+    def wait_until(self, *, added=0, refused=0):
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.added >= added and self.refused >= refused, timeout=30)

@@ -9,12 +9,13 @@ import threading
 import weakref
 from pathlib import Path
 from shutil import copytree
+from weakref import WeakSet
 
 import pytest
 
 import marcorank
 from marcorank import Reranker
-from marcorank._inference.scheduler import Job
+from marcorank._inference.scheduler import Job, Scheduler
 from random_models import WORDS
 
 THREADS, TASKS, LOOPS = 16, 200, 4
@@ -54,6 +55,11 @@ def copy_of_bundled(folder):
     return copied
 
 
+def schedulers() -> WeakSet[Scheduler]:
+    """Return those of all models in this process."""
+    return WeakSet(thing for thing in gc.get_objects() if issubclass(type(thing), Scheduler))
+
+
 def same(found, expected, tolerance) -> bool:
     if not tolerance:
         return found == expected
@@ -72,10 +78,10 @@ def test_every_answer_is_the_serial_one_and_nothing_is_left(reranker, request):
     # On the CPU each row of onnxruntime is computed alone; torch computes whole batches.
     tolerance = 3e-4 if "torch" in repr(reranker) else 0.0
     requests = requests_of(rng, most_words=10 if slow else 100, longest=20 if slow else 600)
-    before = set(threading.enumerate())
+    before, others = set(threading.enumerate()), schedulers()
     serial = [reranker.rank(*asked) for asked in requests]
-    scheduler = weakref.ref(reranker._model.scorer().scheduler)
-    engine = weakref.ref(scheduler().backend)
+    scheduler, engine = next((weakref.ref(found), weakref.ref(found.backend)) for found in schedulers() - others)
+    others.clear()
     wrong: list[object] = []
     outcomes: list[str] = []
 

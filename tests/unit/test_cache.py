@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
-import sys
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -39,10 +40,16 @@ class CountingScorer:
 
 
 @pytest.fixture
-def scorer(monkeypatch):
+def scorer(load):
     counting = CountingScorer()
-    monkeypatch.setattr("marcorank.reranker.load_scorer", lambda settings: counting)
+    load(lambda: counting)
     return counting
+
+
+def remembered() -> int:
+    """Return the number of passages in all caches of this process."""
+    gc.collect()
+    return sum(len(thing) for thing in gc.get_objects() if type(thing) is ScoreCache)
 
 
 def test_a_hit_is_not_scored_and_gives_the_same_ranking(scorer):
@@ -51,7 +58,7 @@ def test_a_hit_is_not_scored_and_gives_the_same_ranking(scorer):
     for passages in (["a", "bcd"], ["a", "bcd"], ["efghijk", "bcd", "", "bcd", "a"], ["a"]):
         for query in (QUERY, QUERY + "s, many of them"):
             assert cached.rank(query, passages) == plain.rank(query, passages)
-    cached._model._scorer.asked.clear()
+    scorer.asked.clear()
     assert np.array_equal(cached.score(QUERY, ["bcd", "a", "lm"]), plain.score(QUERY, ["bcd", "a", "lm"]))
     assert scorer.asked == [(QUERY, ["lm"]), (QUERY, ["bcd", "a", "lm"])]
 
@@ -89,9 +96,15 @@ def test_the_least_recently_used_is_forgotten():
 def test_no_text_is_kept():
     """Only digests are: a long passage takes no more room than a short one."""
     cache = ScoreCache(1)
-    cache.keep("q" * 10_000, ["p" * 10_000], [KnownPassage(0.0, None, None, None)])
-    assert [len(key) for key in cache._known] == [16]
-    assert sys.getsizeof(next(iter(cache._known))) < 100
+    known = [KnownPassage(0.0, None, None, None)]
+    tracemalloc.start()
+    try:
+        cache.keep("q" * 1_000_000, ["p" * 1_000_000], known)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(cache) == 1
+    assert kept_bytes < 100_000
 
 
 @pytest.mark.parametrize(
@@ -120,7 +133,8 @@ def test_what_is_not_finite_is_not_remembered(scorer):
         with pytest.raises(ScoreError, match=r"returned nan for `passages\[2\]`"):
             chosen.rank(QUERY, ["a", "a", "bad", "new"])
     assert scorer.asked[1:] == [(QUERY, ["bad", "new"])] * 2
-    assert len(chosen._model._cache) == 1
+    chosen.rank(QUERY, ["a", "new"])
+    assert scorer.asked[3:] == [(QUERY, ["new"])]
 
 
 def test_off_by_default_and_not_for_scorers_of_ones_own(scorer):
@@ -128,7 +142,8 @@ def test_off_by_default_and_not_for_scorers_of_ones_own(scorer):
     chosen = Reranker("bundled")
     assert chosen.rank(QUERY, ["a"]) == chosen.rank(QUERY, ["a"])
     assert len(scorer.asked) == 2
-    assert Reranker(WithNeighbours(), cache_size=5)._model._cache is None
+    own = Reranker(WithNeighbours(), cache_size=5)
+    assert [own.rank(QUERY, passages)[0].logit for passages in (["a"], ["a", "b"], ["a"])] == [1.0, 2.0, 1.0]
 
 
 class WithNeighbours:
@@ -138,14 +153,19 @@ class WithNeighbours:
 
 def test_close_and_copies_forget(scorer):
     """The size is a setting and travels; what is remembered does not."""
+    before = remembered()
     chosen = Reranker("bundled", cache_size=7)
     chosen.rank(QUERY, ["a"])
     for again in (pickle.loads(pickle.dumps(chosen)), copy.deepcopy(chosen), Reranker.from_dict(chosen.to_dict())):  # noqa: S301
         assert again.to_dict()["cache_size"] == 7
-        assert len(again._model._cache) == 0
+        scorer.asked.clear()
+        again.rank(QUERY, ["a"])
+        assert scorer.asked == [(QUERY, ["a"])]
+        again.close()
     assert repr(chosen) == "Reranker('bundled', cache_size=7)"
+    assert remembered() == before + 1
     chosen.close()
-    assert len(chosen._model._cache) == 0
+    assert remembered() == before
 
 
 @pytest.mark.parametrize("value", [-1, True, "3", 1.5, None])
@@ -157,6 +177,7 @@ def test_the_size_must_be_a_whole_number(value):
 
 def test_threads_share_a_small_cache(scorer):
     """Eight threads that push each other's passages out get what they would get alone."""
+    before = remembered()
     chosen, plain = Reranker("bundled", cache_size=3), Reranker("bundled")
     requests = [
         (f"word {number % 5}", [f"text {place % 7}" * (place % 4) for place in range(number % 9)])
@@ -175,4 +196,4 @@ def test_threads_share_a_small_cache(scorer):
     for thread in threads:
         thread.join(timeout=60)
     assert found == expected
-    assert len(chosen._model._cache) <= 3
+    assert 0 < remembered() - before <= 3

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from marcorank import Logistic, MissingExtraError, Reranker
@@ -54,7 +54,6 @@ def test_calibrated_probabilities_are_more_honest_than_the_sigmoid():
     assert right.log_loss == pytest.approx(right.log_loss_sigmoid, abs=0.001)
 
 
-@settings(deadline=None)
 @given(
     *(st.integers(1, 30) for _ in range(4)),
     st.floats(-8, 8).filter(lambda low: abs(low) > 0.01),

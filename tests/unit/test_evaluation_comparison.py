@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -31,7 +31,6 @@ def scipy_p_value(differences, **settings) -> float:
     ).pvalue
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(VALUES, VALUES), min_size=2, max_size=9))
 def test_few_queries_get_the_exact_p_value(pairs):
     """All signs are tried; the p-value is that of scipy's permutation test."""

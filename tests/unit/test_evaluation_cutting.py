@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from marcorank.collections.records import Collection
@@ -64,7 +64,6 @@ def kept_by_a_reranker(threshold, collection, logits) -> dict[str, set[str]]:
     return kept
 
 
-@settings(deadline=None)
 @given(judged(), st.integers(1, 2))
 def test_every_threshold_keeps_what_it_says(data, relevant_grade):
     """Used as printed, with four digits, it gives the recall, precision and number that stand beside it."""
@@ -88,7 +87,6 @@ def test_every_threshold_keeps_what_it_says(data, relevant_grade):
             assert point.precision is None
 
 
-@settings(deadline=None)
 @given(judged())
 def test_a_wanted_recall_is_kept_by_the_highest_threshold(data):
     """It reaches the recall, and no higher threshold with four digits does."""
@@ -174,7 +172,6 @@ def test_a_long_curve_is_thinned_out():
     assert {round(point.recall * 40) for point in curve} == set(range(41))
 
 
-@settings(deadline=None)
 @given(judged())
 def test_top_n_recall_is_that_of_the_first_results(data):
     """For each n the share of relevant candidates among the first n of each query's new order."""

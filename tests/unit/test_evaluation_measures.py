@@ -6,7 +6,7 @@ import sys
 
 import ir_measures
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from marcorank import InvalidInputError, MissingExtraError
@@ -40,7 +40,6 @@ RUN = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(QRELS, RUN)
 def test_means_equal_those_of_ir_measures(qrels, run):
     """For every kind of measure, with graded, negative and missing judgements, ties and queries without results."""
@@ -181,7 +180,6 @@ def test_the_best_order_is_by_grade_then_judged_then_first_stage():
     assert list(best(run, qrels, 6)["not judged"]) == ["x", "y"]
 
 
-@settings(deadline=None)
 @given(QRELS, RUN, st.randoms(use_true_random=False), st.integers(1, 7))
 def test_no_reranking_is_better_than_the_best(qrels, run, random, top_k):
     """At the same depth no logits reach a higher value, of any measure, for any query."""

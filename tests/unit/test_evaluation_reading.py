@@ -99,7 +99,7 @@ def test_the_order_is_that_of_scores_then_of_ids_descending(write):
 
 
 @given(data=st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_is_that_of_trec_eval(data, tmp_path):
     """The rank of one relevant passage is what trec_eval, through ir_measures, says of the file, with ties too."""
     ids = data.draw(st.lists(st.text("aBé1_", min_size=1), min_size=1, max_size=8, unique=True))
@@ -252,7 +252,7 @@ LOGITS = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1.0 - 1e-9]), st.floats(-12,
 
 
 @given(st.dictionaries(st.text("ab7", min_size=1), LOGITS, min_size=1, max_size=12))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_written_run_keeps_its_order_everywhere(tmp_path, results):
     """Read again, it has the order it had; scores fall strictly in single precision too, and those that did stay."""
     path = tmp_path / "run"

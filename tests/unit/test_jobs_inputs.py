@@ -61,7 +61,7 @@ def test_every_row_is_in_one_shard(tmp_path, shard_size):
     assert [Shard.from_dict(json.loads(json.dumps(shard.to_dict()))) for shard in shards] == shards
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lines=st.lists(st.sampled_from(["row", "", " ", "\t\r"]), max_size=25),
     shard_size=st.integers(1, 6),

@@ -71,7 +71,7 @@ def test_a_tokenizer_that_puts_the_passage_first_is_refused():
         PairLayout.of(other)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=120), st.sampled_from([16, 64]))
 def test_only_the_passage_is_cut(text, max_length):
     """The sequence never exceeds its limit, holds the whole query, and says whether the passage was cut."""
@@ -84,7 +84,7 @@ def test_only_the_passage_is_cut(text, max_length):
     assert bool(encoded.truncated[0]) == (len(whole.ids) > max_length)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(max_size=400), st.sampled_from([16, 64]))
 def test_windows_cover_the_whole_passage(text, max_length):
     """Windows overlap, fit, leave no token out, and their spans lie in the text."""

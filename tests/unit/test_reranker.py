@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import json
 import os
 import pickle
 import signal
 import threading
+import weakref
 
 import numpy as np
 import pytest
 
 from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
-from marcorank._inference.scorer import as_request_scorer
-from marcorank.reranker import _THREADS_FOR_A_SCORER
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "red apple"
@@ -237,17 +237,43 @@ def test_a_scorer_may_be_empty_or_have_methods_of_its_own():
     assert Reranker(Sized()).rank(QUERY, PASSAGES)[0].index == 1
 
 
-def test_a_call_that_outlives_close_leaves_no_model_behind(monkeypatch):
+def wait_until_closed(chosen):
+    """Return when new calls are refused, which is before those that were accepted have ended."""
+    while True:
+        try:
+            chosen.rank(QUERY, [])
+        except ClosedError:
+            return
+        os.sched_yield()
+
+
+def test_a_call_that_outlives_close_leaves_no_model_behind(load):
     """What is loaded for the last call of a closed reranker is let go."""
+    begun, go_on = threading.Event(), threading.Event()
+    loaded: list[weakref.ref[WordOverlapScorer]] = []
+
+    def make():
+        begun.set()
+        assert go_on.wait(30)
+        scorer = WordOverlapScorer()
+        loaded.append(weakref.ref(scorer))
+        return scorer
+
+    load(make)
     chosen = Reranker("bundled")
-
-    def load(settings):
-        chosen._model.closed = True
-        return as_request_scorer(WordOverlapScorer())
-
-    monkeypatch.setattr("marcorank.reranker.load_scorer", load)
-    assert len(chosen.rank(QUERY, PASSAGES)) == 5
-    assert chosen._model._scorer is None
+    found: list[object] = []
+    calling = threading.Thread(target=lambda: found.append(chosen.rank(QUERY, PASSAGES)))
+    calling.start()
+    assert begun.wait(30)
+    closing = threading.Thread(target=chosen.close)
+    closing.start()
+    wait_until_closed(chosen)
+    go_on.set()
+    for thread in (calling, closing):
+        thread.join(timeout=30)
+    gc.collect()
+    assert len(found[0]) == 5
+    assert [scorer() for scorer in loaded] == [None]
 
 
 def test_settings_round_trip_through_dict_json_and_pickle():
@@ -314,8 +340,7 @@ def test_close_finishes_what_waits():
         tasks = [asyncio.create_task(chosen.arank("q", [text])) for text in ("first", "second", "third")]
         await asyncio.to_thread(begun.wait, 30)
         closing = asyncio.create_task(asyncio.to_thread(chosen.close))
-        while not chosen._model.closed:  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
+        await asyncio.to_thread(wait_until_closed, chosen)
         go_on.set()
         await closing
         return await asyncio.gather(*tasks)
@@ -324,16 +349,16 @@ def test_close_finishes_what_waits():
 
 
 @pytest.fixture
-def slow_loading(monkeypatch):
+def slow_loading(load):
     """Models load until told to go on: an event for the begin and one for the end."""
     begun, go_on = threading.Event(), threading.Event()
 
-    def load(settings):
+    def make():
         begun.set()
         assert go_on.wait(30)
-        return as_request_scorer(WordOverlapScorer())
+        return WordOverlapScorer()
 
-    monkeypatch.setattr("marcorank.reranker.load_scorer", load)
+    load(make)
     return begun, go_on
 
 
@@ -365,19 +390,18 @@ async def test_the_event_loop_is_free_while_scores_are_made():
 
 async def test_the_work_of_a_cancelled_caller_is_dropped():
     """What was cancelled before its turn is never scored."""
-    begun, go_on = threading.Semaphore(0), threading.Event()
+    begun, go_on = threading.Event(), threading.Event()
 
     def answer(passages):
-        begun.release()
+        begun.set()
         assert go_on.wait(30)
         return [1.0] * len(passages)
 
     scorer = FixedScorer(answer)
     chosen = Reranker(scorer)
-    count = _THREADS_FOR_A_SCORER
-    first = [asyncio.create_task(chosen.arank("q", ["first"])) for _ in range(count)]
-    for _ in first:
-        assert await asyncio.to_thread(begun.acquire, timeout=30)
+    many = 200  # more than there are threads for
+    first = [asyncio.create_task(chosen.arank("q", ["first"])) for _ in range(many)]
+    assert await asyncio.to_thread(begun.wait, 30)
     second = asyncio.create_task(chosen.arank("q", ["second"]))
     await asyncio.sleep(0)
     second.cancel()
@@ -386,7 +410,7 @@ async def test_the_work_of_a_cancelled_caller_is_dropped():
     go_on.set()
     await asyncio.gather(*first)
     await chosen.arank("q", ["third"])
-    assert scorer.asked == [["first"]] * count + [["third"]]
+    assert scorer.asked == [["first"]] * many + [["third"]]
 
 
 async def test_many_tasks_and_threads_share_one_reranker():

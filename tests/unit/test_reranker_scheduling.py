@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from fake_backend import FakeBackend, threads_of
+from fake_backend import FakeBackend, WatchedScheduler, threads_of
 from marcorank import Reranker, ScoreError
 from marcorank._inference.pairs import PairEncoder
 from marcorank._inference.scheduler import Scheduler
@@ -40,55 +40,62 @@ class CountingEncoder(PairEncoder):
         return super().encode(query, passages)
 
 
+class Watched:
+    """A reranker on a fake engine, and what is seen of its work from outside."""
+
+    def __init__(self, load, backend):
+        self.backend = backend
+        load(self._make)  # again after a fork
+        self.reranker = Reranker("bundled")
+
+    def _make(self):
+        self.encoder = CountingEncoder(Tokenizer.from_str(TOKENIZER.to_str()), max_length=512)
+        self.scheduler = WatchedScheduler(self.backend)
+        return CrossEncoderScorer(self.scheduler, self.encoder, name="fake")
+
+    async def until(self, **seen):
+        await asyncio.to_thread(self.scheduler.wait_until, **seen)
+
+
 @pytest.fixture
-def make(monkeypatch):
+def make(load):
     """Make a reranker that runs on a fake engine; each has a scheduler of its own."""
 
     def make_reranker(backend) -> Reranker:
-        def load(settings):
-            encoder = CountingEncoder(Tokenizer.from_str(TOKENIZER.to_str()), max_length=512)
-            return CrossEncoderScorer(Scheduler(backend), encoder, name="fake")
-
-        monkeypatch.setattr("marcorank.reranker.load_scorer", load)
-        return Reranker("bundled")
+        return Watched(load, backend).reranker
 
     return make_reranker
 
 
 @pytest.fixture
-def busy(make):
+def watched(load):
     """A reranker whose engine waits at its gate with a batch of somebody else."""
     backend = FakeBackend(gated=True, column=COLUMN)
-    chosen = make(backend)
-    thread = threading.Thread(target=chosen.rank, args=(QUERY, ["wall"]))
+    watched = Watched(load, backend)
+    thread = threading.Thread(target=watched.reranker.rank, args=(QUERY, ["wall"]))
     thread.start()
     backend.wait_for_batch()
-    yield chosen, backend
+    watched.scheduler.wait_until(added=1)
+    yield watched
     backend.open_gate()
     thread.join(timeout=30)
-    chosen.close()
+    watched.reranker.close()
 
 
-def waiting(reranker) -> int:
-    return len(reranker._model._scorer.scheduler._engine.queue)
+@pytest.fixture
+def busy(watched):
+    """The same as reranker and engine."""
+    return watched.reranker, watched.backend
 
 
-async def until(condition):
-    async def look():
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.001)
-
-    await asyncio.wait_for(look(), timeout=30)
-
-
-async def test_tasks_and_threads_share_a_batch(busy):
+async def test_tasks_and_threads_share_a_batch(watched):
     """Requests of tasks and of a thread that wait for the engine run as one batch."""
-    chosen, backend = busy
+    chosen, backend = watched.reranker, watched.backend
     tasks = [asyncio.create_task(chosen.arank(QUERY, [word])) for word in ("river", "museum")]
     found: list[object] = []
     thread = threading.Thread(target=lambda: found.append(chosen.rank(QUERY, ["capital"])))
     thread.start()
-    await until(lambda: waiting(chosen) == 3)
+    await watched.until(added=4)
     backend.open_gate()
     assert [ranking[0].logit for ranking in await asyncio.gather(*tasks)] == [id_of("river"), id_of("museum")]
     await asyncio.to_thread(thread.join, 30)
@@ -99,9 +106,9 @@ async def test_tasks_and_threads_share_a_batch(busy):
     ]
 
 
-def test_event_loops_share_a_batch(busy):
+def test_event_loops_share_a_batch(watched):
     """Tasks of several event loops in several threads run as one batch."""
-    chosen, backend = busy
+    chosen, backend = watched.reranker, watched.backend
     words = ("river", "museum", "capital")
     found: dict[str, float] = {}
 
@@ -111,7 +118,7 @@ def test_event_loops_share_a_batch(busy):
     threads = [threading.Thread(target=work, args=(word,)) for word in words]
     for thread in threads:
         thread.start()
-    asyncio.run(until(lambda: waiting(chosen) == 3))
+    watched.scheduler.wait_until(added=4)
     backend.open_gate()
     for thread in threads:
         thread.join(timeout=30)
@@ -119,33 +126,32 @@ def test_event_loops_share_a_batch(busy):
     assert len(backend.batches) == 2
 
 
-async def test_a_cancelled_task_leaves_the_queue(busy):
+async def test_a_cancelled_task_leaves_the_queue(watched):
     """What a task had waiting for the engine is dropped when it is cancelled or runs out of time."""
-    chosen, backend = busy
+    chosen, backend = watched.reranker, watched.backend
     cancelled = asyncio.create_task(chosen.arank(QUERY, ["river"]))
-    limited = asyncio.create_task(asyncio.wait_for(chosen.arank(QUERY, ["museum"]), timeout=0.05))
-    await until(lambda: waiting(chosen) == 2 or limited.done())
+    await watched.until(added=2)
     cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     with pytest.raises(asyncio.TimeoutError):
-        await limited
-    assert waiting(chosen) == 0
+        await asyncio.wait_for(chosen.arank(QUERY, ["museum"]), timeout=0.05)
+    assert all(job.cancelled() for job in watched.scheduler.jobs[1:])
     backend.open_gate()
     assert (await chosen.arank(QUERY, ["capital"]))[0].logit == id_of("capital")
     assert backend.batches == [[id_of("wall")], [id_of("capital")]]
 
 
-async def test_a_long_request_holds_few_tokens_and_no_thread(busy):
+async def test_a_long_request_holds_few_tokens_and_no_thread(watched):
     """Of 10,000 passages some are tokenised and wait; a short request passes through the same thread meanwhile."""
-    chosen, backend = busy
-    encoder = chosen._model._scorer.encoder
+    chosen, backend, encoder = watched.reranker, watched.backend, watched.encoder
     backend.max_padded_tokens = 1
     long = asyncio.create_task(chosen.arank(QUERY, [f"river {number} " + "of " * 100 for number in range(10_000)]))
-    await until(lambda: chosen._model._scorer.scheduler._engine.line)
+    await watched.until(refused=1)
     assert 0 < encoder.passages < 1000
+    added = watched.scheduler.added
     short = asyncio.create_task(chosen.arank(QUERY, ["museum"]))
-    await until(lambda: waiting(chosen) == 2)
+    await watched.until(added=added + 1)
     assert encoder.passages < 1000
     backend.open_gate()
     assert (await short)[0].logit == id_of("museum")
@@ -154,12 +160,11 @@ async def test_a_long_request_holds_few_tokens_and_no_thread(busy):
     assert len(await long) == 10_000
 
 
-async def test_a_cancelled_long_request_stops_being_tokenised(busy):
+async def test_a_cancelled_long_request_stops_being_tokenised(watched):
     """What a task has not handed over yet when it is cancelled never is."""
-    chosen, backend = busy
-    encoder = chosen._model._scorer.encoder
+    chosen, backend, encoder = watched.reranker, watched.backend, watched.encoder
     long = asyncio.create_task(chosen.arank(QUERY, [f"river {number} " + "of " * 100 for number in range(10_000)]))
-    await until(lambda: chosen._model._scorer.scheduler._engine.line)
+    await watched.until(refused=1)
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
@@ -185,7 +190,7 @@ async def test_close_inside_the_event_loop_finishes_what_was_accepted(make):
     chosen = make(FakeBackend(column=COLUMN))
     long = [f"river {number} " + "of " * 100 for number in range(1000)]
     tasks = [asyncio.create_task(chosen.arank(QUERY, passages)) for passages in (long, ["wall"], [])]
-    await until(lambda: len(chosen._model._tasks._open) >= 2)
+    await asyncio.sleep(0)  # each task has made its call
     chosen.close()
     assert [len(ranking) for ranking in await asyncio.gather(*tasks)] == [1000, 1, 0]
 
@@ -200,11 +205,20 @@ def no_garbage_collection():
 
 
 @pytest.mark.usefixtures("no_garbage_collection")
-def test_close_leaves_no_thread_and_no_model(make):
+def test_close_leaves_no_thread_and_no_model(load):
     """Also after errors of the engine, cancelled and finished calls, sync and async."""
     backend = FakeBackend(name="closing", column=COLUMN)
     backend.broken = {id_of("river")}
-    chosen = make(backend)
+    schedulers: list[weakref.ref[Scheduler]] = []
+
+    def make():
+        scheduler = Scheduler(backend)
+        schedulers.append(weakref.ref(scheduler))
+        encoder = PairEncoder(Tokenizer.from_str(TOKENIZER.to_str()), max_length=512)
+        return CrossEncoderScorer(scheduler, encoder, name="fake")
+
+    load(make)
+    chosen = Reranker("bundled")
     name, threads = FakeBackend(name="closing"), set(threading.enumerate())
 
     async def ask():
@@ -221,20 +235,19 @@ def test_close_leaves_no_thread_and_no_model(make):
         chosen.rank(QUERY, ["river"])
     asyncio.run(ask())
     assert threads_of(name)
-    scheduler = weakref.ref(chosen._model._scorer.scheduler)
     chosen.close()
-    assert scheduler() is None
+    assert [scheduler() for scheduler in schedulers] == [None]
     assert set(threading.enumerate()) == threads
 
 
-async def test_only_the_request_at_fault_fails(busy):
+async def test_only_the_request_at_fault_fails(watched):
     """In a common batch a logit that is not finite, or an engine that fails, is the fault of one request."""
-    chosen, backend = busy
+    chosen, backend = watched.reranker, watched.backend
     logits = backend.logits
     backend.logits = lambda batch: np.where(batch.input_ids[:, COLUMN] == id_of("museum"), np.nan, logits(batch))
     backend.broken = {id_of("river")}
     tasks = [asyncio.create_task(chosen.arank(QUERY, [word])) for word in ("river", "museum", "capital")]
-    await until(lambda: waiting(chosen) == 3)
+    await watched.until(added=4)
     backend.open_gate()
     failed, broken, fine = await asyncio.gather(*tasks, return_exceptions=True)
     with pytest.raises(ScoreError, match="a bad row"):
