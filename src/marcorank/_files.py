@@ -1,4 +1,4 @@
-"""Text files in and out. Every complaint names the file, and the line where there is one."""
+"""Files in and out. Every error names the file, and the line where there is one."""
 
 from __future__ import annotations
 
@@ -6,28 +6,32 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import shutil
 import uuid
 import zlib
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
+from marcorank._text import brief
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    import os
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 _BLOCK_BYTES = 1 << 20
+_TRIES = 5
+# What another process causes that writes or clears the same folder.
+_RACES = (FileExistsError, FileNotFoundError)
 
 
 def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int = 1) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers, without their ends; a file named .gz is unpacked.
+    """Yield the lines of a file with their numbers, without line endings; a file named .gz is decompressed.
 
     Args:
-        path: Of the file.
-        offset: Byte at which the first line begins, of the unpacked file.
+        path: File to read.
+        offset: Byte at which the first line begins, in the decompressed file.
         first: Number of that line.
 
     Raises:
@@ -41,7 +45,7 @@ def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int 
 
 
 def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Iterator[tuple[int, str]]:
-    """Yield lines with their numbers from `first`, without their ends.
+    """Yield lines with their numbers from `first`, without line endings.
 
     Raises:
         InvalidInputError: A line is not UTF-8.
@@ -59,12 +63,12 @@ def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Itera
 
 
 def opened_bytes(path: str | os.PathLike[str]) -> gzip.GzipFile | BinaryIO:
-    """Open a file to read; one named .gz is unpacked."""
+    """Open a file to read; one named .gz is decompressed."""
     return gzip.open(path) if Path(path).suffix.lower() == ".gz" else Path(path).open("rb")
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
-    """Return what tells the content of a file from every other."""
+    """Return the SHA-256 digest of a file's content."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
@@ -74,41 +78,41 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def errors_named(shown: str) -> Iterator[None]:
-    """Turn what goes wrong in reading into errors that name what was read.
+    """Turn errors of reading into errors that name what was read.
 
     Raises:
-        InvalidInputError: Something went wrong.
+        InvalidInputError: It cannot be read.
     """
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InvalidInputError(f"{shown} is damaged or no gzip file: {error}") from error
+        raise InvalidInputError(f"{shown} is damaged or not a gzip file: {error}") from error
     except OSError as error:
         raise InvalidInputError(f"{shown} cannot be read: {error.strerror or error}.") from error
 
 
-def json_object(line: str, place: str, *, expected: str) -> dict[str, Any]:
-    """Return the object that stands in a line of JSONL.
+def json_object(line: str, location: str, *, expected: str) -> dict[str, Any]:
+    """Return the object in a line of JSONL.
 
     Args:
-        line: What was read.
-        place: File and line, for messages.
-        expected: What should stand there, for messages, such as `"an object with a text field"`.
+        line: Text of the line.
+        location: File and line, for messages.
+        expected: What the line should hold, for messages, such as `"an object with a text field"`.
 
     Raises:
-        InvalidInputError: The line is no JSON, or no object.
+        InvalidInputError: The line is not JSON, or not an object.
     """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{place} is no JSON: {error}.") from error
+        raise InvalidInputError(f"{location} is not JSON: {error}.") from error
     if not isinstance(row, dict):
-        raise InvalidInputError(f"{place} is {brief(row)}; expected {expected}.")
+        raise InvalidInputError(f"{location} is {brief(row)}; expected {expected}.")
     return row
 
 
 def json_line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON that every UTF-8 file can hold; what JSON lacks, such as dates, becomes text."""
+    """Return a row as a line of JSON in valid UTF-8; values that JSON lacks, such as dates, become text."""
     line = json.dumps(row, ensure_ascii=False, default=str)
     try:
         line.encode()
@@ -117,35 +121,26 @@ def json_line(row: dict[str, Any]) -> str:
     return f"{line}\n"
 
 
-def brief(value: object) -> str:
-    """Return a value of JSON as it is written there, cut where it is long."""
-    shown = json.dumps(value, ensure_ascii=False, default=str)
-    return shown if len(shown) <= 60 else f"{shown[:59]}…"
-
-
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a file to write; it appears when everything is written, or not at all. One named .gz is packed.
+    """Open a text file to write; it appears when it is complete, or not at all. One named .gz is compressed.
 
     Raises:
         InvalidInputError: The path cannot be written.
     """
-    shown = repr(str(path))
     # A link keeps pointing where it points.
     target = Path(path).resolve()
     packed = target.suffix == ".gz"
     if target.exists() and not target.is_file():
         if target.is_dir():
-            raise InvalidInputError(f"{shown} is a folder; expected the path of a file to write.")
+            raise InvalidInputError(f"{str(path)!r} is a folder; expected the path of a file to write.")
         # A device or a named pipe must not be replaced by a file.
         with target.open("wb") as raw, _text(raw, packed=packed) as file:
             yield file
         return
-    part = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")
-    try:
+    part = _hidden_beside(target)
+    with errors_of_writing(path):
         raw = part.open("xb")
-    except OSError as error:
-        raise InvalidInputError(f"{shown} cannot be written: {error.strerror or error}.") from error
     try:
         with raw, _text(raw, packed=packed) as file:
             yield file
@@ -154,6 +149,122 @@ def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_durably(
+    path: Path,
+    fill: Callable[[BinaryIO], None],
+    *,
+    before_naming: Callable[[], None] = lambda: None,
+    only_new: bool = False,
+) -> None:
+    """Write a file that gets its name when it is complete and on disk.
+
+    Args:
+        path: File to write.
+        fill: Writes the content; called again if another process removes the unfinished file.
+        before_naming: Called just before the file gets its name; may raise.
+        only_new: Whether an existing file is kept.
+
+    Raises:
+        InvalidInputError: The file cannot be written.
+        FileExistsError: The file exists, and `only_new` is set.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        part = _hidden_beside(path)
+        try:
+            with errors_of_writing(path, but=_RACES), part.open("xb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            before_naming()
+            with errors_of_writing(path, but=_RACES):
+                _rename(part, path, only_new=only_new)
+                _sync_folder(path.parent)
+        except FileNotFoundError as error:
+            if not tries_left or not path.parent.is_dir():
+                raise InvalidInputError(f"{str(path)!r} cannot be written: its folder was removed.") from error
+        else:
+            return
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(target: Path, *, last: str) -> Iterator[Path]:
+    """Make a folder beside `target` to write to; its files move into `target` when the block ends without an error.
+
+    Files of the same names in `target` are replaced, others are kept.
+
+    Args:
+        target: Folder to write.
+        last: Relative path of the file that moves last: where it is, the files that it needs are there too.
+
+    Raises:
+        InvalidInputError: The folder cannot be written.
+    """
+    if target.exists() and not target.is_dir():
+        raise InvalidInputError(f"{str(target)!r} is a file; expected a folder to write.")
+    staging = _hidden_beside(target)
+    with errors_of_writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        (staging / last).parent.mkdir(parents=True)
+    try:
+        yield staging
+        (target / last).parent.mkdir(parents=True, exist_ok=True)
+        # An older one must not be found beside the new files.
+        (target / last).unlink(missing_ok=True)
+        files = [path.relative_to(staging) for path in sorted(staging.rglob("*")) if path.is_file()]
+        for file in sorted(files, key=lambda file: file == Path(last)):
+            (target / file).parent.mkdir(parents=True, exist_ok=True)
+            (staging / file).replace(target / file)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def errors_of_writing(path: str | os.PathLike[str], *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
+    """Turn errors of writing, except those in `but`, into errors that name the path.
+
+    Raises:
+        InvalidInputError: The path cannot be written.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except OSError as error:
+        raise InvalidInputError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def _hidden_beside(path: Path) -> Path:
+    """Return a free hidden path in the same folder, for what takes the name of `path` when it is complete."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+
+
+def _rename(part: Path, path: Path, *, only_new: bool) -> None:
+    if not only_new:
+        part.replace(path)
+        return
+    try:
+        path.hardlink_to(part)
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(str(path)) from error
+        part.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without it a crash of the machine may forget the name. Windows opens no folders.
+    with suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 @contextmanager

@@ -24,8 +24,8 @@ from marcorank import Logistic, Reranker, __version__
 from marcorank._models import loading
 from marcorank._models.catalogue import CATALOGUE
 from marcorank._models.selection import ModelSettings, choose
+from marcorank._text import cells
 from marcorank.cli import main
-from marcorank.cli.table import cells
 from random_models import bundled_folder
 
 QUERY = "How many people live in Berlin?"
@@ -340,7 +340,7 @@ def test_a_failed_run_leaves_the_old_output(run, write, tmp_path):
     source = write([*[good] * 40, "{broken"], "requests.jsonl")
     status, _, error = run("rerank", "--requests", source, "--output", target)
     assert (status, target.read_text()) == (1, "old")
-    assert error.startswith(f"marcorank: error: {str(source)!r}, line 41 is no JSON")
+    assert error.startswith(f"marcorank: error: {str(source)!r}, line 41 is not JSON")
     assert {path.name for path in tmp_path.iterdir()} == {"answers.jsonl", "requests.jsonl"}
 
 

@@ -455,7 +455,7 @@ def test_an_evaluation_is_plain_to_look_at():
 def test_what_cannot_be_written_is_named(tmp_path):
     """The message names the path."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(InvalidInputError, match="file' cannot be made"):
+    with pytest.raises(InvalidInputError, match="file' cannot be written"):
         results_of().write_json(tmp_path / "file" / "results.json")
 
 

@@ -157,9 +157,9 @@ def test_the_feed_forward_layer_is_known_by_its_activation(activation, tmp_path)
     save(BertForSequenceClassification(BertConfig(**size, num_labels=1, hidden_act=activation)), tmp_path / "model")
     export_onnx(tmp_path / "model", tmp_path / "model")
     graph = shared_core().read_model(tmp_path / "model/onnx/model.onnx")
-    from marcorank._models.quantization import _left_as_they_are
+    from marcorank._models.quantization import _kept_in_fp32
 
-    left = [name for name in _left_as_they_are(graph) if "/layer." in name]
+    left = [name for name in _kept_in_fp32(graph) if "/layer." in name]
     parts = Counter(name.split("layer.")[1].split("/", 1)[1].rsplit("/", 1)[0] for name in left)
     assert parts == {"attention/self": 4, "output/dense": 2}
 
@@ -241,7 +241,7 @@ def test_a_model_of_the_hub_is_found_by_its_name(small_bert, tmp_path, write, ru
     [
         ([], "holds 0 pairs of a query and a passage; expected at least 20"),
         (requests(2, 3), "holds 6 pairs of a query and a passage; expected at least 20, better 300"),
-        ([*requests(), "{"], "line 7 is no JSON"),
+        ([*requests(), "{"], "line 7 is not JSON"),
         ([*requests(), {"query": "no passages"}], "line 7 has no field 'passages'"),
         ([*requests(), {"query": " ", "passages": ["a"]}], "line 7: 'query' is"),
     ],

@@ -104,8 +104,8 @@ def test_requests_hold_texts_or_objects(write):
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{broken", "line 2 is no JSON: Expecting property name"),
-        ("[" * 100_000, "line 2 is no JSON: "),
+        ("{broken", "line 2 is not JSON: Expecting property name"),
+        ("[" * 100_000, "line 2 is not JSON: "),
         ('"text"', 'line 2 is "text"; expected an object with a text field'),
         ('{"id": 1, "title": "x"}', "line 2 has the fields 'id', 'title'; expected 'text' or .* --text-field"),
         ("{}", "line 2 has no fields; expected 'text' or"),
@@ -152,11 +152,11 @@ def test_a_damaged_gzip_file_is_named(write, tmp_path):
     whole = write("text\n" * 1000, "in.txt.gz")
     short = tmp_path / "short.txt.gz"
     short.write_bytes(Path(whole).read_bytes()[:-9])
-    with pytest.raises(InvalidInputError, match=r"short.txt.gz' is damaged or no gzip file: Compressed file ended"):
+    with pytest.raises(InvalidInputError, match=r"short.txt.gz' is damaged or not a gzip file: Compressed file ended"):
         passages(str(short))
     plain = tmp_path / "plain.gz"
     plain.write_text("text")
-    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or no gzip file: Not a gzipped file"):
+    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or not a gzip file: Not a gzipped file"):
         passages(str(plain))
 
 

@@ -225,10 +225,10 @@ def test_what_is_no_file_is_named(read, write, tmp_path):
         read(tmp_path)
     whole = write("q1 0 d1 1\n" * 1000, "whole.gz").read_bytes()
     (tmp_path / "short.gz").write_bytes(whole[:-9])
-    with pytest.raises(InvalidInputError, match=r"short.gz' is damaged or no gzip file: Compressed file ended"):
+    with pytest.raises(InvalidInputError, match=r"short.gz' is damaged or not a gzip file: Compressed file ended"):
         read(tmp_path / "short.gz")
     (tmp_path / "plain.gz").write_text("q1 0 d1 1\n")
-    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or no gzip file: Not a gzipped file"):
+    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or not a gzip file: Not a gzipped file"):
         read(tmp_path / "plain.gz")
 
 
@@ -394,7 +394,7 @@ def test_notes_say_what_became_of_odd_input(folder, write):
             "line 2: the id 'q1' stands in an e",
         ),
         ("queries.jsonl", "", r"queries.jsonl' is empty; expected a text with its id in each line"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{broken', r"corpus.jsonl', line 2 is no JSON: Expecting"),
+        ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{broken', r"corpus.jsonl', line 2 is not JSON: Expecting"),
         ("corpus.jsonl", '"text"', r"corpus.jsonl', line 1 is \"text\"; expected an object with an id and a text"),
         ("corpus.jsonl", '{"text": "a"}', r"line 1 has the fields 'text'; expected '_id' or 'id' among them"),
         (
@@ -580,7 +580,7 @@ def test_a_passage_may_stand_in_several_rows(write):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ("{broken", "line 1 is no JSON: Expecting"),
+        ("{broken", "line 1 is not JSON: Expecting"),
         ("[1]", r"line 1 is \[1\]; expected an object such as \{\"query\""),
         ({"query": "q", "passages": []}, r"line 1 has no field 'relevant'; expected a row such as \{\"query\""),
         ({"passages": []}, "line 1 has no field 'query' and no field 'relevant'"),

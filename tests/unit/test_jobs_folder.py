@@ -7,9 +7,11 @@ import shutil
 
 import pytest
 
+from marcorank._files import write_durably
+from marcorank.collections import parquet
 from marcorank.collections.requests import Passage, Request
 from marcorank.errors import InvalidInputError
-from marcorank.jobs import folder, parquet
+from marcorank.jobs import folder
 from marcorank.jobs.folder import MANIFEST, Folder
 
 MANIFEST_OF_A_RUN = {
@@ -92,7 +94,7 @@ def test_a_run_whose_unfinished_file_is_cleared_writes_it_again(tmp_path):
             for unfinished in tmp_path.iterdir():
                 unfinished.unlink()
 
-    folder.write_whole(tmp_path / "part-00000.jsonl", fill)
+    write_durably(tmp_path / "part-00000.jsonl", fill)
     assert [path.name for path in tmp_path.iterdir()] == ["part-00000.jsonl"]
     assert (tmp_path / "part-00000.jsonl").read_bytes() == b"all of it"
     assert len(attempts) == 2

@@ -131,7 +131,7 @@ def test_a_path_that_finds_nothing_is_an_error(tmp_path, path, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{oops", "is no JSON"),
+        ("{oops", "is not JSON"),
         ("[1]", r"is \[1\]; expected an object with a query"),
         ('{"passages": []}', "has no field 'query'"),
         ('{"query": " ", "passages": []}', "'query' is \" \"; expected a text that is not blank"),
@@ -169,7 +169,7 @@ def test_damaged_files_are_named(tmp_path):
     (tmp_path / "b.jsonl.gz").write_bytes(b"no gzip")
     for name, message in {
         "a.parquet": r"a\.parquet' cannot be read as Parquet",
-        "b.jsonl.gz": r"b\.jsonl\.gz' is damaged or no gzip file",
+        "b.jsonl.gz": r"b\.jsonl\.gz' is damaged or not a gzip file",
         "c.jsonl": r"c\.jsonl' cannot be read: No such file",
     }.items():
         with pytest.raises(InvalidInputError, match=message):

@@ -6,13 +6,14 @@ Only this module needs both torch and transformers; they are imported when an ex
 from __future__ import annotations
 
 import shutil
-import uuid
 import warnings
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marcorank._files import staged_folder
+from marcorank._progress import without_transformers_bars
 from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ __all__ = ["export_onnx"]
 # Opset 17 is the first with LayerNormalization as one node; the exporter pairs it with IR version 8.
 # Every onnxruntime since 1.12 reads both.
 _OPSET = 17
-_ONNX_FILE = Path("onnx", "model.onnx")
+_ONNX_FILE = "onnx/model.onnx"
 _COPIED = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
 # Both sides compute in fp32: logits of standard deviation 4 differ by less than 1e-4. A baked-in shape or mask
 # differs by far more.
@@ -40,8 +41,8 @@ def export_onnx(source: Path, target: Path) -> Path:
         input_ids, attention_mask, token_type_ids: (batch, sequence) int64, both axes dynamic.
         logits: (batch, 1) float32.
 
-    Everything is written to a folder beside `target` first and moved when it is complete, so an interrupted
-    export changes nothing. Files of the same names in an existing `target` are replaced, others are kept.
+    The files move into `target` when all are complete, so an interrupted export changes nothing. Files of the same
+    names in an existing `target` are replaced, others are kept.
 
     Args:
         source: Folder with `config.json`, tokenizer files and safetensors weights of a one-label
@@ -52,6 +53,7 @@ def export_onnx(source: Path, target: Path) -> Path:
         The path of the ONNX file.
 
     Raises:
+        InvalidInputError: `target` cannot be written.
         MissingExtraError: torch, transformers or onnx is not installed.
         ModelLoadError: `source` holds no such model, or the model cannot be exported.
     """
@@ -61,14 +63,8 @@ def export_onnx(source: Path, target: Path) -> Path:
             f"No `config.json` in {str(source)!r}: expected a local folder with a cross-encoder's config, "
             "tokenizer and safetensors."
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-    staging.mkdir()
-    try:
+    with staged_folder(target, last=_ONNX_FILE) as staging:
         _write(source, staging)
-        _move(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return target / _ONNX_FILE
 
 
@@ -89,7 +85,6 @@ def _write(source: Path, folder: Path) -> None:
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
         _copy_texts(source, tokenizer, folder)
         path = folder / _ONNX_FILE
-        path.parent.mkdir()
         try:
             _trace(torch, model, _input_names(model, tokenizer), path)
         except Exception as error:
@@ -218,11 +213,10 @@ def _check(module: Any, example: tuple[Any, ...], names: list[str], path: Path) 
 def _quiet(torch: Any, transformers: Any) -> Iterator[None]:
     """Keep progress bars, load reports and tracing remarks off the caller's terminal, then restore the settings."""
     log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    level = log.get_verbosity()
     log.set_verbosity_error()
-    log.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
+        with without_transformers_bars, warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
             for category in (DeprecationWarning, UserWarning):
                 warnings.filterwarnings("ignore", category=category, module=r"torch\.onnx\.")
@@ -232,15 +226,3 @@ def _quiet(torch: Any, transformers: Any) -> Iterator[None]:
             yield
     finally:
         log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()
-
-
-def _move(staging: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    # The model goes last: where it lies, the files it needs lie too.
-    files.sort(key=lambda file: file == _ONNX_FILE)
-    for file in files:
-        (target / file).parent.mkdir(exist_ok=True)
-        (staging / file).replace(target / file)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 
 from marcorank._models import catalogue
+from marcorank._progress import without_hub_bars
 from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -291,7 +291,7 @@ class HubModel:
     def _border(self, what: str) -> Iterator[None]:
         """Turn what huggingface_hub and the HTTP libraries below it raise into marcorank's errors."""
         try:
-            with _no_progress_bars:
+            with without_hub_bars:
                 yield
         except MarcoRankError:
             raise
@@ -375,38 +375,3 @@ def _reason(error: BaseException) -> str:
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
     return f"the download broke off ({type(error).__name__})"
-
-
-class _NoProgressBars:
-    """Keeps huggingface_hub's bars off while any thread is inside: its switch is one for the whole process."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._restore = False
-
-    def __enter__(self) -> None:
-        from huggingface_hub import constants
-        from huggingface_hub.utils import (  # type: ignore[attr-defined]
-            are_progress_bars_disabled,
-            disable_progress_bars,
-        )
-
-        with self._lock:
-            self._inside += 1
-            # Where the environment variable says something, the switch does nothing but warn.
-            if self._inside == 1 and constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-                self._restore = not are_progress_bars_disabled()
-                disable_progress_bars()
-
-    def __exit__(self, *_: object) -> None:
-        from huggingface_hub.utils import enable_progress_bars  # type: ignore[attr-defined]
-
-        with self._lock:
-            self._inside -= 1
-            if self._inside == 0 and self._restore:
-                self._restore = False
-                enable_progress_bars()
-
-
-_no_progress_bars = _NoProgressBars()

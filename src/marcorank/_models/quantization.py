@@ -5,27 +5,26 @@ Only this module needs nncf; it is imported when a model is quantised.
 
 from __future__ import annotations
 
-import io
 import logging
 import shutil
-import uuid
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from marcorank._files import staged_folder
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._models.catalogue import QUANTIZED_IR_FILE
-from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
+from marcorank._progress import without_rich_bars
+from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from marcorank._inference.pairs import TokenBatch
 
 __all__ = ["import_packages", "quantize"]
 
-_FILE = Path(QUANTIZED_IR_FILE)
 # What a feed-forward layer has between its two products, as OpenVINO names it; GELU also in parts.
 _ACTIVATION_FUNCTIONS = {
     "Gelu", "Erf", "Tanh", "Relu", "Elu", "PRelu", "Sigmoid", "Swish", "HSwish", "Mish", "SoftPlus",
@@ -37,13 +36,13 @@ _SMOOTHING = 0.5
 
 
 def import_packages() -> tuple[Any, Any]:
-    """Import nncf and openvino so that they report their use to nobody, and return them.
+    """Import nncf and openvino with their telemetry off, and return them.
 
     Raises:
         MissingExtraError: One of them is not installed.
     """
-    # nncf makes its own class that of all later loggers.
-    of_loggers = logging.getLoggerClass()
+    # nncf makes its own class the default of all later loggers.
+    logger_class = logging.getLoggerClass()
     try:
         with without_telemetry():
             import nncf
@@ -53,23 +52,23 @@ def import_packages() -> tuple[Any, Any]:
             "Quantising a model needs openvino and nncf: pip install 'marcorank[quantize]'"
         ) from error
     finally:
-        logging.setLoggerClass(of_loggers)
+        logging.setLoggerClass(logger_class)
     return nncf, openvino
 
 
 def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: Iterable[Path] = ()) -> Path:
     """Write `target/openvino/marcorank_int8.xml`, its .bin and the tokenizer and config files that go with it.
 
-    Weights have one scale an output, activations one for all tokens, which the pairs decide. Products of attention,
-    the second product of each feed-forward layer and the head are left as they are: with those fixed too, the logits
-    of a MiniLM-L6 were off by nine times as much. Loading in int8 rounds what is left as it does in any other model.
+    Weights have one scale for each output, activations one for all tokens, calibrated on the pairs. Products of
+    attention, the second product of each feed-forward layer and the head stay in fp32: with those quantised too, the
+    logits of a MiniLM-L6 were off by nine times as much. Loading in int8 rounds them as in any other model.
 
-    Everything is written to a folder beside `target` first and moved when it is complete, so an interrupted call
-    changes nothing. Files of the same names in an existing `target` are replaced, others are kept.
+    The files move into `target` when all are complete, so an interrupted call changes nothing. Files of the same names
+    in an existing `target` are replaced, others are kept.
 
     Args:
         graph: ONNX file or OpenVINO IR that computes in fp32.
-        pairs: Of the kind that will be scored, some hundred; each as the encoder of the model makes them.
+        pairs: A few hundred encoded pairs, like those that will be scored.
         target: Folder to write. It may be the model's own.
         texts: `config.json` and the tokenizer files, to be copied.
 
@@ -82,26 +81,15 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
         ModelLoadError: The graph cannot be read or quantised.
     """
     nncf, openvino = import_packages()
-    if target.exists() and not target.is_dir():
-        raise InvalidInputError(f"{str(target)!r} is a file; expected a folder to write.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = target.with_name(f".{target.name}.{uuid.uuid4().hex}.partial")
-        (staging / _FILE).parent.mkdir(parents=True)
-    except OSError as error:
-        raise InvalidInputError(f"{str(target)!r} cannot be written: {error.strerror or error}.") from error
-    try:
+    with staged_folder(target, last=QUANTIZED_IR_FILE) as staging:
         with _quiet(nncf):
             model = _quantized(nncf, graph, pairs)
-            openvino.save_model(model, staging / _FILE, compress_to_fp16=False)
+            openvino.save_model(model, staging / QUANTIZED_IR_FILE, compress_to_fp16=False)
         for text in texts:
             # Those of the model's own folder stay untouched.
             if text.parent.resolve() != target.resolve():
                 shutil.copyfile(text, staging / text.name)
-        _move(staging, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return target / _FILE
+    return target / QUANTIZED_IR_FILE
 
 
 def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
@@ -120,7 +108,7 @@ def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
             subset_size=len(feeds),
             model_type=nncf.ModelType.TRANSFORMER,
             preset=nncf.QuantizationPreset.MIXED,
-            ignored_scope=nncf.IgnoredScope(names=_left_as_they_are(model), validate=False),
+            ignored_scope=nncf.IgnoredScope(names=_kept_in_fp32(model), validate=False),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 smooth_quant_alphas=nncf.AdvancedSmoothQuantParameters(matmul=_SMOOTHING)
             ),
@@ -130,7 +118,7 @@ def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
         raise ModelLoadError(f"{str(graph)!r} cannot be quantised: {error}") from error
 
 
-def _left_as_they_are(model: Any) -> list[str]:
+def _kept_in_fp32(model: Any) -> list[str]:
     """Return the names of the products that cost more accuracy in 8 bits than they gain in time."""
     names = []
     for node in model.get_ordered_ops():
@@ -171,29 +159,12 @@ def _comes_from_activation_function(output: Any) -> bool:
 
 @contextmanager
 def _quiet(nncf: Any) -> Iterator[None]:
-    """Keep log, progress bars and warnings of nncf off the caller's terminal, then restore the settings."""
-    import rich
-
+    """Keep the log, progress bars and warnings of nncf off the caller's terminal, then restore the settings."""
     level = nncf.nncf_logger.level
     nncf.nncf_logger.setLevel(logging.CRITICAL + 1)
-    # The bars go to the console of the process. This is how rich itself exchanges what it is made of.
-    console = rich.get_console()
-    made_of = vars(console)
-    rich.reconfigure(file=io.StringIO())
     try:
-        with warnings.catch_warnings():
+        with without_rich_bars, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        console.__dict__ = made_of
         nncf.nncf_logger.setLevel(level)
-
-
-def _move(staging: Path, target: Path) -> None:
-    (target / _FILE).parent.mkdir(parents=True, exist_ok=True)
-    # An older graph must not be found beside the new weights, and where the new graph lies, all it needs lies too.
-    (target / _FILE).unlink(missing_ok=True)
-    files = sorted(path.relative_to(staging) for path in staging.rglob("*") if path.is_file())
-    files.sort(key=lambda file: file == _FILE)
-    for file in files:
-        (staging / file).replace(target / file)

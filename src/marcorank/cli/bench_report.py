@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from marcorank.cli.table import one_line, table
+from marcorank._text import one_line, table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

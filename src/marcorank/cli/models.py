@@ -23,6 +23,7 @@ from marcorank._models.catalogue import (
 )
 from marcorank._models.loading import LocalFolder, locate
 from marcorank._models.selection import ModelSettings
+from marcorank._text import table
 from marcorank.cli import quantize
 from marcorank.cli.options import (
     add_cache_option,
@@ -34,7 +35,6 @@ from marcorank.cli.options import (
     new_parser,
 )
 from marcorank.cli.progress import Progress
-from marcorank.cli.table import table
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.reranker import Reranker
 

@@ -9,7 +9,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from marcorank.cli.table import clip
+from marcorank._text import clip
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

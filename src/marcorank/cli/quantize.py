@@ -20,10 +20,10 @@ from marcorank._models.catalogue import BUNDLED
 from marcorank._models.loading import LocalFolder, graph_file, load_scorer, locate
 from marcorank._models.quantization import import_packages, quantize
 from marcorank._models.selection import ModelSettings, choose
+from marcorank._text import table
 from marcorank.cli.options import add_file_options, file_settings, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import read_requests
-from marcorank.cli.table import table
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation import wording
 from marcorank.reranker import Reranker

@@ -11,6 +11,7 @@ from marcorank._arguments import score_threshold_or_none
 from marcorank._files import json_line
 from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import one_line, table
 from marcorank.cli import rerank_files
 from marcorank.cli.options import (
     add_engine_options,
@@ -22,7 +23,6 @@ from marcorank.cli.options import (
 )
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import STANDARD_INPUT, read_passages, read_requests
-from marcorank.cli.table import one_line, table
 from marcorank.cli.writing import opened
 from marcorank.collections.requests import Request, answer_row, result_row
 from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation, shown_number

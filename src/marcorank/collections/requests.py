@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import brief
+from marcorank._text import brief
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:

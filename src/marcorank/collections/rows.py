@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import brief, json_object, numbered_lines
+from marcorank._files import json_object, numbered_lines
+from marcorank._text import brief
 from marcorank.collections.records import Collection
 from marcorank.collections.texts import id_of, text_of
 from marcorank.collections.trec import ID_RULE, is_id

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import brief, json_object, numbered_lines
+from marcorank._files import json_object, numbered_lines
+from marcorank._text import brief
 from marcorank.collections.trec import ID_RULE, is_id
 from marcorank.errors import InvalidInputError
 

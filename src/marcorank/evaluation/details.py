@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.records import Calibration, CutPoint, Cuts, MeasureResult, ModelResult
-    from marcorank.evaluation.results import Evaluation
+    from marcorank.evaluation.records import Calibration, CutPoint, Cuts, EvaluationRecord, MeasureResult, ModelResult
 
 # The recall whose cut the pictures mark.
 _MARKED_RECALL = 0.95
@@ -59,7 +58,7 @@ class _Logits:
     queries: int
 
 
-def details(evaluation: Evaluation, result: ModelResult) -> dict[str, Any]:
+def details(evaluation: EvaluationRecord, result: ModelResult) -> dict[str, Any]:
     """Return what the page's template shows of one model at its greatest depth, by name."""
     depth = result.depths[-1]
     found = depth.measures[0]
@@ -88,14 +87,14 @@ def details(evaluation: Evaluation, result: ModelResult) -> dict[str, Any]:
     }
 
 
-def _orders(evaluation: Evaluation, result: ModelResult, top_k: int) -> Iterator[_Orders]:
+def _orders(evaluation: EvaluationRecord, result: ModelResult, top_k: int) -> Iterator[_Orders]:
     run = evaluation.collection.run
     candidates, ordered = identity(run, top_k), reranked(run, result.logits, top_k)
     for query_id in evaluation.collection.queries:
         yield _Orders(query_id, list(candidates.get(query_id, ())), list(ordered.get(query_id, ())))
 
 
-def _logits(evaluation: Evaluation, result: ModelResult) -> _Logits:
+def _logits(evaluation: EvaluationRecord, result: ModelResult) -> _Logits:
     found = judged_candidates(evaluation.collection, result.logits, relevant_grade=evaluation.relevant_grade)
     return _Logits(
         relevant=found.logits[found.relevant],
@@ -119,7 +118,7 @@ def _gain_figure(found: MeasureResult, differences: Sequence[float]) -> Figure:
     return Figure(title, charts.gains(title, differences, measure=found.measure), f"{said}.")
 
 
-def _move_figure(evaluation: Evaluation, orders: Mapping[str, _Orders], top_k: int) -> Figure:
+def _move_figure(evaluation: EvaluationRecord, orders: Mapping[str, _Orders], top_k: int) -> Figure:
     title = "Where relevant passages moved"
     old: list[int] = []
     new: list[int] = []
@@ -152,7 +151,7 @@ def _move_figure(evaluation: Evaluation, orders: Mapping[str, _Orders], top_k: i
     return Figure(title, charts.moves(title, moved, labels), said)
 
 
-def _cut_figures(evaluation: Evaluation, cuts: Cuts | None, logits: _Logits) -> Iterator[Figure]:
+def _cut_figures(evaluation: EvaluationRecord, cuts: Cuts | None, logits: _Logits) -> Iterator[Figure]:
     if not len(logits.relevant) and not len(logits.others):
         return
     marked = _marked(cuts)
@@ -279,7 +278,9 @@ def _calibration_figure(calibration: Calibration | None, logits: _Logits) -> Fig
     return Figure(title, charts.reliability(title, series), caption)
 
 
-def _query_view(evaluation: Evaluation, result: ModelResult, found: MeasureResult, order: _Orders) -> dict[str, Any]:
+def _query_view(
+    evaluation: EvaluationRecord, result: ModelResult, found: MeasureResult, order: _Orders
+) -> dict[str, Any]:
     query_id = order.query_id
     query = evaluation.collection.queries[query_id]
     old = _relevant_ranks(evaluation, query_id, order.before)
@@ -309,7 +310,7 @@ def _query_view(evaluation: Evaluation, result: ModelResult, found: MeasureResul
     }
 
 
-def _passage_view(evaluation: Evaluation, result: ModelResult, order: _Orders, doc_id: str) -> dict[str, Any]:
+def _passage_view(evaluation: EvaluationRecord, result: ModelResult, order: _Orders, doc_id: str) -> dict[str, Any]:
     text = evaluation.collection.passages[doc_id]
     head = text[:_PREVIEW_CHARS]
     if len(text) > len(head):
@@ -330,15 +331,15 @@ def _passage_view(evaluation: Evaluation, result: ModelResult, order: _Orders, d
     }
 
 
-def _is_relevant(evaluation: Evaluation, query_id: str, doc_id: str) -> bool:
+def _is_relevant(evaluation: EvaluationRecord, query_id: str, doc_id: str) -> bool:
     grade = evaluation.collection.qrels.get(query_id, {}).get(doc_id)
     return grade is not None and grade >= evaluation.relevant_grade
 
 
-def _relevant_ranks(evaluation: Evaluation, query_id: str, doc_ids: Sequence[str]) -> list[int]:
+def _relevant_ranks(evaluation: EvaluationRecord, query_id: str, doc_ids: Sequence[str]) -> list[int]:
     return [rank for rank, doc_id in enumerate(doc_ids, 1) if _is_relevant(evaluation, query_id, doc_id)]
 
 
-def _relevant_passages(evaluation: Evaluation) -> int:
+def _relevant_passages(evaluation: EvaluationRecord) -> int:
     least = evaluation.relevant_grade
     return sum(grade >= least for grades in evaluation.collection.qrels.values() for grade in grades.values())

@@ -21,15 +21,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from marcorank.collections.records import Collection
-    from marcorank.evaluation.records import DepthResult, MeasureResult, ModelResult
-    from marcorank.evaluation.results import Evaluation
+    from marcorank.evaluation.records import DepthResult, EvaluationRecord, MeasureResult, ModelResult
 
 # A difference with a greater p, or with 0 in its interval, is not called one.
 _SURE_P = 0.05
 _PACKAGES = ("marcorank", "ir-measures", "scipy", "onnxruntime", "tokenizers", "torch", "sentence-transformers")
 
 
-def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, model: str | None = None) -> None:
+def write_report(evaluation: EvaluationRecord, path: str | os.PathLike[str], *, model: str | None = None) -> None:
     """Write an evaluation as one HTML page without scripts and without loads from anywhere.
 
     matplotlib's settings are the report's own while each picture is drawn; reports of several threads take turns.
@@ -50,7 +49,7 @@ def write_report(evaluation: Evaluation, path: str | os.PathLike[str], *, model:
         file.write(page.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
-def render_report(evaluation: Evaluation, *, model: str | None = None) -> str:
+def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> str:
     """Return what `write_report` writes.
 
     Raises:
@@ -138,7 +137,7 @@ def _after_p(number: float) -> str:
     return found if found.startswith("<") else f"= {found}"
 
 
-def _quality(evaluation: Evaluation) -> Figure:
+def _quality(evaluation: EvaluationRecord) -> Figure:
     measure = evaluation.measures[0]
     every = [(result, depth) for result in evaluation.models for depth in result.depths]
     timed = any(depth.latency_p50_ms is not None for _, depth in every)

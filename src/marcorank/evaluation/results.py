@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank import __version__
-from marcorank._files import written
+from marcorank._files import errors_of_writing, written
+from marcorank._text import table
 from marcorank.collections.trec import write_run
 from marcorank.errors import InvalidInputError
 from marcorank.evaluation import wording
 from marcorank.evaluation.comparison import Comparison, compare
 from marcorank.evaluation.measures import reranked
+from marcorank.evaluation.records import EvaluationRecord
+from marcorank.evaluation.report import write_report
 from marcorank.evaluation.scores import file_name
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Mapping, Sequence
 
-    from marcorank.collections.records import Collection
     from marcorank.evaluation.records import Cuts, DepthResult, MeasureResult, ModelResult
 
 _HEADER = (
@@ -40,35 +42,18 @@ _TOLD_RECALL = 0.9
 _RUNS_HEADER = ("run", "measure", "value", "difference", "95 % interval", "p", "wins/ties/losses")
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
+class Evaluation(EvaluationRecord):
     """What reranking gave: by model, depth and measure.
 
     Attributes:
         collection: What was evaluated on.
         measures: As ir_measures spells them, in the order that was asked for.
         models: What each model reached.
-        relevant_grade: Least grade that counts as relevant.
-        notes: What was odd and what became of it, a sentence each.
+        relevant_grade: Minimum grade that counts as relevant.
+        notes: What was unusual and how it was handled, a sentence each.
     """
 
-    collection: Collection = field(repr=False)
-    measures: tuple[str, ...]
-    models: tuple[ModelResult, ...] = field(repr=False)
-    relevant_grade: int = 1
-    notes: tuple[str, ...] = ()
-
-    def model(self, label: str) -> ModelResult:
-        """Return what one model reached.
-
-        Raises:
-            InvalidInputError: No model has this label.
-        """
-        for result in self.models:
-            if result.label == label:
-                return result
-        labels = ", ".join(repr(result.label) for result in self.models)
-        raise InvalidInputError(f"No model has the label {label!r}; expected one of {labels}.")
+    __slots__ = ()
 
     def compare(self, label: str, baseline: str, *, top_k: int | None = None) -> dict[str, Comparison]:
         """Compare two models at one depth, by the names of the measures.
@@ -182,8 +167,6 @@ class Evaluation:
             InvalidInputError: The path cannot be written, or no model has this label.
             MissingExtraError: matplotlib or jinja2 is not installed.
         """
-        from marcorank.evaluation.report import write_report
-
         _make_folder_of(path)
         write_report(self, Path(path), model=model)
 
@@ -192,7 +175,11 @@ class Evaluation:
         candidates = max((len(collection.run.get(query_id, ())) for query_id in collection.queries), default=0)
         head = f"{collection.name}: {len(collection.queries)} judged queries, up to {candidates} candidates each"
         tables = [
-            _aligned(_HEADER, [_cells(depth, found) for depth in result.depths for found in depth.measures])
+            table(
+                _HEADER,
+                [_cells(depth, found) for depth in result.depths for found in depth.measures],
+                left=["measure"],
+            )
             for result in self.models
         ]
         blocks = [
@@ -260,7 +247,7 @@ class RunsEvaluation:
             + (("-",) * 4 if result.label == self.baseline else _comparison_cells(result.comparison))
             for result in self.runs
         ]
-        return "\n".join([head, *_aligned(_RUNS_HEADER, rows)])
+        return "\n".join([head, *table(_RUNS_HEADER, rows, left=["run", "measure"])])
 
 
 def _depth(result: ModelResult, top_k: int | None) -> DepthResult:
@@ -344,18 +331,6 @@ def _comparison_cells(found: Comparison | MeasureResult) -> tuple[str, str, str,
     )
 
 
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table; names are set flush left, numbers flush right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if name in {"measure", "run"} else cell.rjust(width)
-            for name, cell, width in zip(header, cells, widths, strict=True)
-        ).rstrip()
-        for cells in (header, *rows)
-    ]
-
-
 def _distinct(names: Sequence[str]) -> list[str]:
     """Number the names that stand more than once."""
     given: list[str] = []
@@ -371,7 +346,5 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 def _make_folder_of(path: str | os.PathLike[str]) -> None:
     folder = Path(path).parent
-    try:
+    with errors_of_writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{str(folder)!r} cannot be made: {error.strerror or error}.") from error

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import uuid
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from marcorank._files import brief, json_line
+from marcorank._files import json_line, write_durably
+from marcorank._text import brief
 from marcorank.collections import parquet
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
 OutputFormat = Literal["jsonl", "parquet"]
 
@@ -29,7 +28,6 @@ MANIFEST = "_marcorank.json"
 _SHARD = re.compile(r"part-\d{5,}\.(jsonl|parquet)")
 _UNFINISHED = re.compile(r"\.(part-\d{5,}\.(jsonl|parquet)|_marcorank\.json|_candidates-\w+\.jsonl)\.\w+\.tmp")
 _JOINED = re.compile(r"_candidates-\w+\.jsonl")
-_TRIES = 5
 _CHUNK_BYTES = 1 << 20
 _WAY_OUT = (
     "Write to another folder, or start anew with `overwrite` (--overwrite), which removes the shards that are there."
@@ -79,7 +77,7 @@ class Folder:
             else:
                 file.writelines(json_line(row).encode() for row in rows)
 
-        write_whole(self.shard_path(number), fill, before_it_counts=self._check_mine)
+        write_durably(self.shard_path(number), fill, before_naming=self._check_mine)
 
     def _check_mine(self) -> None:
         try:
@@ -146,7 +144,7 @@ def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     """
     content = (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
     try:
-        write_whole(folder / MANIFEST, lambda file: _write(file, content), only_new=True)
+        write_durably(folder / MANIFEST, lambda file: _write(file, content), only_new=True)
     except FileExistsError:
         check_same(folder, read_manifest(folder) or {}, manifest)
 
@@ -182,80 +180,6 @@ def clear_unfinished(folder: Path) -> None:
         if _UNFINISHED.fullmatch(file.name):
             with suppress(OSError):  # on Windows who writes a file keeps it
                 file.unlink(missing_ok=True)
-
-
-def write_whole(
-    path: Path,
-    fill: Callable[[BinaryIO], None],
-    *,
-    before_it_counts: Callable[[], None] = lambda: None,
-    only_new: bool = False,
-) -> None:
-    """Write a file that takes its name when it is whole and on disk.
-
-    Args:
-        path: Of the file.
-        fill: Writes the content; called again where the unfinished file was removed by another run that starts.
-        before_it_counts: Called just before the file takes its name; may raise.
-        only_new: Whether a file that is there stays.
-
-    Raises:
-        InvalidInputError: It cannot be written.
-        FileExistsError: It is there, and `only_new` is set.
-    """
-    for tries_left in reversed(range(_TRIES)):
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
-            with _errors_of_writing(path), part.open("xb") as file:
-                fill(file)
-                file.flush()
-                os.fsync(file.fileno())
-            before_it_counts()
-            with _errors_of_writing(path):
-                _take_name(part, path, only_new=only_new)
-                _sync_folder(path.parent)
-        except FileNotFoundError as error:
-            if not tries_left or not path.parent.is_dir():
-                raise InvalidInputError(f"{str(path)!r} cannot be written: its folder was removed.") from error
-        else:
-            return
-        finally:
-            with suppress(OSError):
-                part.unlink(missing_ok=True)
-
-
-def _take_name(part: Path, path: Path, *, only_new: bool) -> None:
-    if not only_new:
-        part.replace(path)
-        return
-    try:
-        path.hardlink_to(part)
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except OSError as error:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(str(path)) from error
-        part.replace(path)
-
-
-@contextmanager
-def _errors_of_writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (FileExistsError, FileNotFoundError):
-        raise
-    except OSError as error:
-        raise InvalidInputError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
-
-
-def _sync_folder(folder: Path) -> None:
-    # Without it a crash of the machine may forget the name. Windows opens no folders.
-    with suppress(OSError):
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
 
 
 def _ends_after(path: Path, rows: int) -> bool:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from marcorank._files import json_line
+from marcorank._files import json_line, write_durably
 from marcorank.collections.texts import read_texts
 from marcorank.collections.trec import read_run
 from marcorank.errors import InvalidInputError
-from marcorank.jobs.folder import write_whole
 
 if TYPE_CHECKING:
     import os
@@ -56,7 +55,7 @@ def join(files: RunFiles, path: Path) -> None:
     def fill(file: BinaryIO) -> None:
         file.writelines(line.encode() for line in _lines(run, queries, passages))
 
-    write_whole(path, fill)
+    write_durably(path, fill)
 
 
 def _lines(run: Run, queries: dict[str, str], passages: dict[str, str]) -> Iterator[str]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marcorank._progress import without_transformers_bars
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -104,7 +104,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         ) from error
     dtype = getattr(torch, _DTYPES[precision])
     try:
-        with _no_progress_bars():
+        with without_transformers_bars:
             model = CrossEncoder(
                 str(folder),
                 device=device,
@@ -176,21 +176,6 @@ def _dtype_argument() -> str:
 
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
-
-
-@contextmanager
-def _no_progress_bars() -> Iterator[None]:
-    """Keep transformers from drawing on the terminal of a program that only uses this library."""
-    from transformers.utils import logging
-
-    if not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
 
 
 def writes_its_own_prompt(cross_encoder: Any) -> bool:

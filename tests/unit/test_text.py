@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank.cli.table import cells, clip, one_line, table
+from marcorank._text import cells, clip, one_line, table
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 

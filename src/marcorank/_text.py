@@ -1,0 +1,90 @@
+"""Text for people: shortened values, and tables whose columns line up on a terminal whatever the letters are."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+_GAP = "  "
+# A text clipped to less than this says nothing; the line may then exceed the width.
+_MIN_CELLS = 16
+
+
+def shorten(text: str, max_chars: int = 60) -> str:
+    """Return a text of at most `max_chars` characters; an ellipsis stands for an end that is left out."""
+    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+
+
+def brief(value: object) -> str:
+    """Return a value as JSON, shortened."""
+    return shorten(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def first_few(values: Collection[object]) -> str:
+    """Return the first three values, and an ellipsis if there are more."""
+    shown = ", ".join(map(repr, list(values)[:3]))
+    return shown if len(values) <= 3 else f"{shown}, …"
+
+
+def one_line(text: str) -> str:
+    """Return a text without line breaks and control characters."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str], width: int | None = None
+) -> list[str]:
+    """Return the lines of a table.
+
+    Args:
+        header: Names of the columns.
+        rows: A text for each column.
+        left: Names of the columns that are aligned left; the others hold numbers.
+        width: Width of the terminal in cells, to which the last column is clipped and always aligned left; None
+            clips nothing.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    aligned = columns if width is None else columns[:-1]
+    widths = [max(map(cells, column)) for column in aligned]
+    lines = [
+        [_pad(text, cells_wide, align_left=name in left) for name, text, cells_wide in zip(header, row, widths)]  # noqa: B905
+        for row in zip(*columns, strict=True)
+    ]
+    if width is not None:
+        remaining = max(_MIN_CELLS, width - sum(widths) - len(_GAP) * len(widths))
+        for line, text in zip(lines, columns[-1], strict=True):
+            line.append(clip(text, remaining))
+    return [_GAP.join(line).rstrip() for line in lines]
+
+
+def cells(text: str) -> int:
+    """Return how many terminal cells a text fills."""
+    return sum(map(_cells_of, text))
+
+
+def clip(text: str, max_cells: int) -> str:
+    """Return a text that fills at most `max_cells` terminal cells; an ellipsis stands for an end that is left out."""
+    if cells(text) <= max_cells:
+        return text
+    used, kept = 1, []
+    for letter in text:
+        used += _cells_of(letter)
+        if used > max_cells:
+            break
+        kept.append(letter)
+    return "".join(kept).rstrip() + "…"
+
+
+def _cells_of(letter: str) -> int:
+    if unicodedata.combining(letter) or unicodedata.category(letter) in {"Me", "Mn"}:
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in {"W", "F"} else 1
+
+
+def _pad(text: str, width: int, *, align_left: bool) -> str:
+    space = " " * (width - cells(text))
+    return text + space if align_left else space + text
