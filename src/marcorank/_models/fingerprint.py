@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from marcorank import __version__
 from marcorank._files import brief, errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
 from marcorank._models.hub import HubModel
@@ -43,10 +43,10 @@ def fingerprint(model: ModelSettings | Scorer) -> dict[str, Any]:
         return {
             "model": scorer_name(model),
             "scorer": f"{kind.__module__}.{kind.__qualname__}",
-            "marcorank": __version__,
+            "marcorank": version("marcorank"),
         }
     if is_remote(model.model):
-        return {"model": model.model, "scorer": "server", "marcorank": __version__}
+        return {"model": model.model, "scorer": "server", "marcorank": version("marcorank")}
     files = locate(model)
     choice, graph = resolve(files, model)
     if graph is None:
@@ -63,7 +63,7 @@ def fingerprint(model: ModelSettings | Scorer) -> dict[str, Any]:
         "max_length": model.max_length,
         "max_query_tokens": model.max_query_tokens,
         "long_passages": model.long_passages,
-        "marcorank": __version__,
+        "marcorank": version("marcorank"),
         "files": {name: _digest(path) for name, path in sorted(read.items())},
     }
 

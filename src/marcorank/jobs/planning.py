@@ -106,6 +106,9 @@ class Job:
             MarcoRankError: A file of the model is missing or cannot be fetched.
         """
         here = scorer_fingerprint(reranker)
+        if not isinstance(reranker.model, str):
+            # The scorer itself was sent here, and a class that is pickled by value loses part of its name.
+            here["scorer"] = self.scorer["scorer"]
         different = differences(self.scorer, here)
         if different:
             hint = advice(self.scorer, here) or "Every machine needs the same model files and version of marcorank."
