@@ -29,6 +29,7 @@ from marcorank._calls.results import RankOptions, make_ranking
 from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
+from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import kind_of_model, load_scorer, start_anew_in_child
 from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank._steps import arun, run
@@ -406,6 +407,10 @@ class Reranker:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """Return everything that decides the logits; see `fingerprint`."""
+        return fingerprint(self._settings if self._custom is None else self._custom)
 
     def _plain_settings(self) -> dict[str, Any]:
         settings = asdict(self._settings)

@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 
 from marcorank import InvalidInputError, Reranker, ScoreError
 from marcorank.errors import MissingExtraError
-from marcorank.jobs.planning import plan
+from marcorank.jobs.planning import plan, scorer_fingerprint
 from marcorank.ray.datasets import _cores_of_an_actor, rerank_dataset
 from marcorank.testing import WordOverlapScorer
 
@@ -132,6 +132,32 @@ def test_errors_of_actors_are_ours(candidates, tmp_path):
 
     with pytest.raises(ScoreError, match=r"Model `Broken` returned nan for `passages\[0\]`"):
         rerank_dataset(candidates, tmp_path / "out", model=Broken())
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_actors_that_would_compute_otherwise_are_refused(candidates, tmp_path, small_bert, monkeypatch):
+    """Where `auto` finds another precision in the actors than where the job was begun, nothing is scored."""
+    with monkeypatch.context() as patch:
+        # The actors see the processor that is here, this process the other kind.
+        actual = scorer_fingerprint(Reranker(small_bert, device="cpu"))["precision"]
+        other = "fp32" if actual == "bf16" else "bf16"
+        features = frozenset({"avx512_bf16"} if other == "bf16" else ())
+        patch.setattr("marcorank._models.selection.cpu_features", lambda: features)
+        patch.setattr("marcorank._inference.backends.openvino.computes", lambda _: True)
+        with pytest.raises(InvalidInputError, match=f'begun with: precision was "{other}" and is "{actual}"') as caught:
+            rerank_dataset(candidates, tmp_path / "out", model=small_bert)
+    assert f"To go on as before, set `precision='{other}'`" in str(caught.value)
+    assert shards_of(tmp_path / "out") == {}
+    assert rerank_dataset(candidates, tmp_path / "named", model=small_bert, precision="fp32").ranked == 1
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_gpu_of_this_process_decides_nothing_for_actors_without_one(candidates, tmp_path, small_bert, monkeypatch):
+    """Ray hides the GPUs from actors that ask for none: the job is one of the CPU from the start."""
+    monkeypatch.setattr("marcorank._models.selection._gpu_usable", lambda: True)
+    assert rerank_dataset(candidates, tmp_path / "out", model=small_bert).ranked == 1
+    manifest = json.loads((tmp_path / "out" / "_marcorank.json").read_text(encoding="utf-8"))
+    assert manifest["scorer"]["device"] == "cpu"
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -211,8 +211,8 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
         (["--score-threshold", "0"], "score_threshold was null and is 0.0"),
         (["--shard-size", "9"], "shard_size was 8 and is 9"),
         (
-            ["--precision", "int8", "--max-length", "64"],
-            'precision was "auto" and is "int8"; max_length was 512 and is 64',
+            ["--precision", "int8", "--max-length", "64", "--max-query-tokens", "8"],
+            "max_length was 512 and is 64; max_query_tokens was null and is 8",
         ),
         (["--output-format", "parquet"], 'output_format was "jsonl" and is "parquet"'),
     ],
@@ -412,7 +412,7 @@ def test_a_model_that_changed_in_its_folder_is_another(candidates, tmp_path, sma
     plan(candidates, made, Reranker(model))
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (model / "config.json").write_text(json.dumps(config | {"trained": "again"}), encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="model_files was"):
+    with pytest.raises(InvalidInputError, match=r"the model file config\.json has another content"):
         plan(candidates, made, Reranker(model))
 
 

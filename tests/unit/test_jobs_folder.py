@@ -163,7 +163,7 @@ def test_shards_without_a_manifest_are_refused(tmp_path):
 def test_a_broken_manifest_is_refused(tmp_path, content):
     """It is named, with the way out."""
     (tmp_path / MANIFEST).write_text(content)
-    with pytest.raises(InvalidInputError, match=r"_marcorank\.json' (cannot be read|is no manifest).*--overwrite"):
+    with pytest.raises(InvalidInputError, match=r"_marcorank\.json' (cannot be read|is not a manifest).*--overwrite"):
         folder.read_manifest(tmp_path)
 
 

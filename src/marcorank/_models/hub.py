@@ -119,7 +119,17 @@ class HubModel:
 
         # `cached_assets_path` would create the folder, and this only looks.
         base = Path(self.cache_folder or constants.HF_ASSETS_CACHE)
-        return base / "marcorank" / self.name.replace("/", "--") / self._settled().revision
+        return base / "marcorank" / self.name.replace("/", "--") / self.commit
+
+    @property
+    def commit(self) -> str:
+        """The commit that all files come from; looked up if no file was fetched yet.
+
+        Raises:
+            UnknownModelError: The hub has no such repository.
+            ModelLoadError: The commit cannot be found out.
+        """
+        return self._settled().revision
 
     def _settled(self) -> _Source:
         if self._source is None:

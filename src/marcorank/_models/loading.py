@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from marcorank.ranking import ScoreKind
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
-_TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers that know no limit say so with a huge number.
 _NO_LIMIT = 1_000_000
 # Those that a server decides on for itself.
@@ -180,26 +180,36 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
         return _remote(settings)
     files = locate(settings)
     try:
-        return _load_local(files, settings)
+        choice, graph = resolve(files, settings)
+        if graph is None:
+            return _load_torch(files, choice, settings)
+        return _load_graph(files, graph, choice, settings)
     except MarcoRankError:
         raise
     except OSError as error:  # no permission, a disk that fails
         raise ModelLoadError(f"A file of model `{files.name}` in {files.place} cannot be read: {error}") from error
 
 
-def _load_local(files: ModelFiles, settings: ModelSettings) -> RequestScorer:
+def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | None]:
+    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend.
+
+    Raises:
+        InvalidInputError: The settings contradict each other.
+        MissingExtraError: The backend is not installed.
+        ModelLoadError: There is no graph for the backend, or a file cannot be fetched.
+    """
     choice = choose(settings)
     if choice.backend == "torch":
-        return _load_torch(files, choice, settings)
+        return choice, None
     # The large file comes last: who is interrupted in it has no model, rather than one that reads fewer settings.
-    for name in _TEXT_FILES:
+    for name in TEXT_FILES:
         files.fetch(name)
-    file = graph_file(files, choice)
-    if file is None:
+    graph = graph_file(files, choice)
+    if graph is None:
         if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
-            return _load_torch(files, choose(replace(settings, backend="torch")), settings)
+            return choose(replace(settings, backend="torch")), None
         raise _no_graph_file(files, choice)
-    return _load_graph(files, file, choice, settings)
+    return _confirmed(choice, settings), graph
 
 
 def graph_file(files: ModelFiles, choice: Choice) -> Path | None:
@@ -274,7 +284,6 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSe
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
     workers = Workers.of(settings.threads)
-    choice = _confirmed(choice, settings)
     # Weights may lie beside the graph. Batches mix the pairs of all who share a model, so they share its tokenizer too.
     read = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
     backend = _loaded.shared(

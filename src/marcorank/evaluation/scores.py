@@ -12,73 +12,27 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from marcorank import __version__
-from marcorank._files import sha256_of
-from marcorank._models.catalogue import PICKLED_WEIGHTS
-from marcorank._models.loading import LocalFolder, graph_file, load_scorer, locate
-from marcorank._models.selection import choose
 from marcorank.errors import InvalidInputError
-from marcorank.remote import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from typing_extensions import Self
 
-    from marcorank._models.loading import ModelFiles
-    from marcorank._models.selection import Choice, ModelSettings
     from marcorank.reranker import Reranker
 
 _KIND = "marcorank scores"
 # Lines reach the system at once and so survive the end of the process; the disk is asked for more only this often.
 _SYNC_S = 1.0
-_TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-_TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", PICKLED_WEIGHTS)
 
 
 def scoring_settings(reranker: Reranker) -> dict[str, Any]:
-    """Return all that decides which logits a reranker gives, ready for JSON; files by their content.
-
-    A scorer of the caller's own is known by its name and its class only, a server by its address.
+    """Return the fingerprint of a reranker: everything that decides its logits, ready for JSON.
 
     Raises:
-        MarcoRankError: The settings contradict each other, or the files of the model cannot be had.
+        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
     """
-    if not isinstance(reranker.model, str):
-        kind = type(reranker.model)
-        return {"model": reranker.name, "scorer": f"{kind.__module__}.{kind.__qualname__}", "marcorank": __version__}
-    if is_remote(reranker.model):
-        return {"model": reranker.name, "scorer": "server", "marcorank": __version__}
-    settings = reranker._settings  # noqa: SLF001 -- the token is needed to find the files, and no dict has it
-    files = locate(settings)
-    choice = choose(settings)
-    backend, content = _content(files, choice, settings)
-    return {
-        "model": files.path.resolve().name if isinstance(files, LocalFolder) else files.name,
-        "revision": settings.revision,
-        "backend": backend,
-        "precision": choice.precision,
-        "device": choice.device,
-        "max_length": settings.max_length,
-        "max_query_tokens": settings.max_query_tokens,
-        "long_passages": settings.long_passages,
-        "marcorank": __version__,
-        "files": {path.name: sha256_of(path) for path in sorted(content)},
-    }
-
-
-def _content(files: ModelFiles, choice: Choice, settings: ModelSettings) -> tuple[str, set[Path]]:
-    """Return the backend that will run, and the files that it reads."""
-    if choice.backend != "torch":
-        weights = graph_file(files, choice)
-        if weights is not None:
-            texts = {path for name in _TEXT_FILES if (path := files.fetch(name))}
-            beside = {*weights.parent.glob(f"{weights.name}_data*"), *weights.parent.glob(f"{weights.stem}.bin")}
-            return choice.backend, {weights, *beside, *texts}
-        # Tells what is wrong, unless it finds torch in its place.
-        load_scorer(settings)
-    folder = files.snapshot(allow_pickle=settings.allow_pickle)
-    return "torch", {path for pattern in _TORCH_FILES for path in folder.glob(pattern)}
+    return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
 class ScoreStore:

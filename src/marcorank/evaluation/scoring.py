@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int, str], None]
 
 # What tells models of the same name apart.
-_TELLING = ("backend", "precision", "device", "long_passages", "max_length", "max_query_tokens", "revision", "scorer")
+_TELLING = ("backend", "precision", "device", "long_passages", "max_length", "max_query_tokens", "commit", "scorer")
 # A few texts that were changed between two calls, and so were scored apart, do not hide the time of all others.
 _TIMED_SHARE = 0.9
 
@@ -164,6 +164,8 @@ def _labels(rerankers: Sequence[Reranker], settings: Sequence[Mapping[str, Any]]
 
 
 def _told(key: str, value: object) -> str:
+    if key == "commit":
+        return f"commit={str(value)[:7]}"
     return str(value) if key in {"backend", "precision", "device", "scorer"} else f"{key}={value}"
 
 

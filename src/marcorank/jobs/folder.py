@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from marcorank._files import json_line, write_durably
-from marcorank._text import brief
+from marcorank._models.fingerprint import advice, content_differences, differences
 from marcorank.collections import parquet
 from marcorank.errors import InvalidInputError
 
@@ -29,7 +29,7 @@ _SHARD = re.compile(r"part-\d{5,}\.(jsonl|parquet)")
 _UNFINISHED = re.compile(r"\.(part-\d{5,}\.(jsonl|parquet)|_marcorank\.json|_candidates-\w+\.jsonl)\.\w+\.tmp")
 _JOINED = re.compile(r"_candidates-\w+\.jsonl")
 _CHUNK_BYTES = 1 << 20
-_WAY_OUT = (
+_RECOVERY_HINT = (
     "Write to another folder, or start anew with `overwrite` (--overwrite), which removes the shards that are there."
 )
 
@@ -55,7 +55,7 @@ class Folder:
         return self.path / f"part-{number:05d}.{self.output_format}"
 
     def is_finished(self, number: int, rows: int) -> bool:
-        """Say whether a shard is there with all its rows."""
+        """Whether a shard is there with all its rows."""
         path = self.shard_path(number)
         try:
             if self.output_format == "parquet":
@@ -95,7 +95,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return what the manifest of a folder says; None if there is none.
 
     Raises:
-        InvalidInputError: It cannot be read, there are shards without one, or the path is no folder.
+        InvalidInputError: It cannot be read, there are shards without one, or the path is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"{str(folder)!r} is a file; expected a folder to write to, or a path that is free.")
@@ -107,12 +107,12 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if shard is None:
             return None
         raise InvalidInputError(
-            f"{str(folder)!r} holds {shard}, and no {MANIFEST} that says what it is of. {_WAY_OUT}"
+            f"{str(folder)!r} holds {shard}, and no {MANIFEST} that says what it is of. {_RECOVERY_HINT}"
         ) from None
     except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{str(path)!r} cannot be read: {error}. {_WAY_OUT}") from error
+        raise InvalidInputError(f"{str(path)!r} cannot be read: {error}. {_RECOVERY_HINT}") from error
     if not isinstance(found, dict):
-        raise InvalidInputError(f"{str(path)!r} is no manifest of marcorank. {_WAY_OUT}")
+        raise InvalidInputError(f"{str(path)!r} is not a manifest of marcorank. {_RECOVERY_HINT}")
     return found
 
 
@@ -123,16 +123,12 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         InvalidInputError: Something differs.
     """
     there, here = _settings(found), _settings(wanted)
-    different = [
-        f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
-        for name in {**there, **here}
-        if there.get(name) != here.get(name)
-    ]
-    different += _differences_of_input(_input(found), _input(wanted))
+    different = differences(there, here) + content_differences("input", _input(found), _input(wanted))
     if different:
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
+        ways_out = " ".join(filter(None, (advice(there, here), _RECOVERY_HINT)))
         raise InvalidInputError(
-            f"{str(folder)!r} was begun with something else: {'; '.join(different[:4])}{more}. {_WAY_OUT}"
+            f"{str(folder)!r} was begun with something else: {'; '.join(different[:4])}{more}. {ways_out}"
         )
 
 
@@ -150,7 +146,7 @@ def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def manifest_digest(folder: Path) -> str:
-    """Return what tells the manifest of a folder from every other."""
+    """Return the digest of the manifest of a folder."""
     return _digest((folder / MANIFEST).read_bytes())
 
 
@@ -204,26 +200,20 @@ def _write(file: BinaryIO, content: bytes) -> None:
 
 
 def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    settings = manifest.get("settings")
-    return {"marcorank": manifest.get("marcorank"), **(settings if isinstance(settings, dict) else {})}
-
-
-def _input(manifest: Mapping[str, Any]) -> dict[str, tuple[object, ...]]:
-    """Return what tells the files of the input from others, by their place and name; folders may have moved."""
-    files = manifest.get("input")
-    known = [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    """Return the fingerprint of the scorer and the settings of the job in one."""
+    scorer, settings = (manifest.get(name) for name in ("scorer", "settings"))
     return {
-        f"{Path(str(file.get('path'))).name!r} (file {place})": (file.get("bytes"), file.get("sha256"))
-        for place, file in enumerate(known, 1)
+        "marcorank": manifest.get("marcorank"),
+        **(scorer if isinstance(scorer, dict) else {}),
+        **(settings if isinstance(settings, dict) else {}),
     }
 
 
-def _differences_of_input(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
-    def what(name: str) -> str:
-        return "is new" if name not in there else "is gone" if name not in here else "has another content"
-
-    return [f"the input {name} {what(name)}" for name in {**there, **here} if there.get(name) != here.get(name)]
-
-
-def _shown(values: Mapping[str, Any], name: str) -> str:
-    return brief(values[name]) if name in values else "not known"
+def _input(manifest: Mapping[str, Any]) -> dict[str, tuple[object, ...]]:
+    """Return the size and digest of each input file, by its name and position; folders may have moved."""
+    files = manifest.get("input")
+    known = [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    return {
+        f"{Path(str(file.get('path'))).name!r} (file {number})": (file.get("bytes"), file.get("sha256"))
+        for number, file in enumerate(known, 1)
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from marcorank import __version__
 from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none, whole_number
+from marcorank._models.fingerprint import advice, differences
 from marcorank.collections import parquet
 from marcorank.collections.requests import answer_row
 from marcorank.errors import InvalidInputError
@@ -22,17 +24,13 @@ from marcorank.ranking import plain_activation
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from marcorank.jobs.inputs import Paths, Shard
     from marcorank.reranker import Reranker
 
 SHARD_SIZE = 100
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
-# Of a model's folder; logs and checkpoints of a training may lie beside them.
-_MODEL_FILES = {".json", ".txt", ".model", ".safetensors", ".onnx", ".onnx_data", ".xml", ".bin"}
-# They change where a score comes from, not which it is.
-_FREE_SETTINGS = ("threads", "cache_folder", "local_files_only", "cache_size", "on_error", "timeout_s", "fallback")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +86,36 @@ class Job:
 
     Attributes:
         folder: To write to.
-        top_n: Most results of a query.
-        score_threshold: Least score of a result.
+        scorer: Fingerprint of the scorer; see `scorer_fingerprint`.
+        top_n: Maximum number of results of a query.
+        score_threshold: Minimum score of a result.
         text_field: Field of a passage that holds its text.
     """
 
     folder: Folder
+    scorer: Mapping[str, Any]
     top_n: int | None
     score_threshold: float | None
     text_field: str | None
+
+    def check_scorer(self, reranker: Reranker) -> None:
+        """Check that a reranker computes, in this process, what the folder was begun with; nothing is scored.
+
+        Raises:
+            InvalidInputError: It computes something else.
+            MarcoRankError: A file of the model is missing or cannot be fetched.
+        """
+        here = scorer_fingerprint(reranker)
+        if not isinstance(reranker.model, str):
+            # The scorer itself was sent here, and a class that is pickled by value loses part of its name.
+            here["scorer"] = self.scorer["scorer"]
+        different = differences(self.scorer, here)
+        if different:
+            hint = advice(self.scorer, here) or "Every machine needs the same model files and version of marcorank."
+            raise InvalidInputError(
+                f"The worker on {platform.node()!r} would give other scores than {str(self.folder.path)!r} was begun "
+                f"with: {'; '.join(different[:4])}. Nothing was scored there. {hint}"
+            )
 
     def rank(self, reranker: Reranker, shard: Shard) -> Done:
         """Read a shard, rank it and write it.
@@ -135,7 +154,7 @@ class Plan:
     begun: ShardRun
 
     def follow(self, done: Iterable[Done], progress: Callable[[ShardRun], None] | None) -> ShardRun:
-        """Count shards as they come, and tell of each.
+        """Count shards as they come, and report each.
 
         Args:
             done: What came of the shards, in any order.
@@ -181,18 +200,19 @@ def plan(
     Args:
         source: Paths of files and folders, or patterns; or the files of a run.
         output: Folder to write to.
-        reranker: Whose settings are used; no model is loaded.
-        top_n: Most results of a query; None for all.
-        score_threshold: Least score of a result, on the scale of the activation.
+        reranker: The scorer. Its model is not loaded, but its files are read, and downloaded if they are not cached.
+        top_n: Maximum number of results of a query; None for all.
+        score_threshold: Minimum score of a result, on the scale of the activation.
         text_field: Field of a passage that holds its text; None for the first of `requests.TEXT_FIELDS`.
         shard_size: Rows of a shard.
         output_format: None for that of the input: Parquet if all of it is.
         overwrite: Whether to remove what an earlier run wrote and to start anew.
 
     Raises:
-        InvalidInputError: An argument is not allowed, the input cannot be read, a row is no request, or the folder
-            was begun with other input or settings.
+        InvalidInputError: An argument is not allowed, the input cannot be read, a row is not a request, or the folder
+            was begun with another input, other settings, or a scorer that computes something else.
         MissingExtraError: pyarrow is needed and not installed.
+        MarcoRankError: A file of the model is missing or cannot be fetched.
     """
     if reranker.on_error != "raise" or reranker.fallback is not None:
         raise InvalidInputError(
@@ -207,13 +227,15 @@ def plan(
     sources = [_source(file) for file in files]
     if output_format is None:
         output_format = "parquet" if all(inputs.is_parquet(file) for file in files) else "jsonl"
+    scorer = scorer_fingerprint(reranker)
     manifest: dict[str, Any] = {
         "marcorank": __version__,
-        # Tells a run from one that starts anew with the same settings.
+        # Another one in a run that starts anew with the same settings.
         "run": uuid.uuid4().hex,
+        "scorer": scorer,
         "input": sources,
         "settings": {
-            **_settings_of(reranker),
+            "activation": plain_activation(reranker.activation),
             "top_n": top_n_or_none(top_n),
             "score_threshold": score_threshold_or_none(score_threshold),
             "text_field": text_or_none("text_field", text_field),
@@ -244,10 +266,19 @@ def plan(
     )
     left = tuple(shard for shard in shards if not to_write.is_finished(shard.number, shard.rows))
     return Plan(
-        Job(to_write, top_n, score_threshold, text_field),
+        Job(to_write, scorer, top_n, score_threshold, text_field),
         left,
         ShardRun(str(out), len(shards), len(shards) - len(left)),
     )
+
+
+def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
+    """Return everything that decides the logits of a reranker, as this process would compute them.
+
+    Raises:
+        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
+    """
+    return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
 def _joined(source: RunFiles, sources: Sequence[dict[str, Any]], out: Path) -> Path:
@@ -285,24 +316,3 @@ def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bo
         if as_parquet:
             columns.append(parquet.columns_of_file(file))
     return parquet.answer_columns(columns) if as_parquet else None
-
-
-def _settings_of(reranker: Reranker) -> dict[str, Any]:
-    """Return what decides which scores come out; no token is among it."""
-    if isinstance(reranker.model, str):
-        settings = {name: value for name, value in reranker.to_dict().items() if name not in _FREE_SETTINGS}
-        folder_of_model = Path(reranker.model).expanduser()
-        if folder_of_model.is_dir():
-            settings["model"] = str(folder_of_model.resolve())
-            settings["model_files"] = {
-                str(file.relative_to(folder_of_model)): inputs.digest(file)
-                for file in sorted(folder_of_model.rglob("*"))
-                if file.is_file() and file.suffix in _MODEL_FILES
-            }
-        return settings
-    kind = type(reranker.model)
-    return {
-        "model": reranker.name,
-        "scorer": f"{kind.__module__}.{kind.__qualname__}",
-        "activation": plain_activation(reranker.activation),
-    }

@@ -14,6 +14,7 @@ from marcorank._inference.cpu import usable_cores
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.jobs.inputs import Shard
 from marcorank.jobs.planning import SHARD_SIZE, Done, plan
+from marcorank.remote import is_remote
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def rerank_dataset(
         )
     actors = None if num_actors is None else whole_number("num_actors", num_actors, 1)
     cores = None if threads is None else whole_number("threads", threads, 1)
+    if not num_gpus and settings.get("device") is None and _is_local(model):
+        # Ray hides the GPUs from actors that ask for none, so none may decide here either.
+        settings["device"] = "cpu"
     planned = plan(
         input,
         output,
@@ -121,10 +125,15 @@ class RankShard:
     def __init__(self, job: Job, reranker: Reranker) -> None:
         self._job = job
         self._reranker = reranker
+        self._checked = False
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Rank the shard of a row; return what came of it, or the error, pickled."""
+        """Rank the shard of a row; return how many requests and pairs it had, or the error, pickled."""
         try:
+            # Not in the constructor: Ray starts an actor whose constructor raised again and again.
+            if not self._checked:
+                self._job.check_scorer(self._reranker)
+                self._checked = True
             done = self._job.rank(self._reranker, Shard.from_dict(row))
         except (MarcoRankError, OSError) as error:
             return {"requests": 0, "pairs": 0, "error": pickle.dumps(error)}
@@ -193,6 +202,10 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
     finally:
         log.setLevel(level)
         ray.shutdown()
+
+
+def _is_local(model: str | os.PathLike[str] | Scorer) -> bool:
+    return isinstance(model, (str, os.PathLike)) and not is_remote(os.fspath(model))
 
 
 def _absolute(model: str | os.PathLike[str] | Scorer) -> str | os.PathLike[str] | Scorer:

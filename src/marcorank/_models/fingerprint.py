@@ -1,0 +1,147 @@
+"""The fingerprint of a scorer: everything that decides which logits it computes."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from functools import lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from marcorank._files import errors_named, sha256_of
+from marcorank._models.catalogue import PICKLED_WEIGHTS
+from marcorank._models.hub import HubModel
+from marcorank._models.loading import TEXT_FILES, LocalFolder, locate, resolve
+from marcorank._models.selection import ModelSettings
+from marcorank._text import brief
+from marcorank.remote import is_remote
+from marcorank.scorer import scorer_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from marcorank._models.loading import ModelFiles
+    from marcorank.scorer import Scorer
+
+_TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+# What `auto` may resolve differently on another machine.
+_RESOLVED = ("backend", "precision", "device")
+
+
+def fingerprint(model: ModelSettings | Scorer) -> dict[str, Any]:
+    """Return everything that decides the logits of a scorer, ready for JSON. No model is loaded.
+
+    `auto` is resolved as loading resolves it on this machine. Files are known by their content, hub models by their
+    commit as well; files that are not cached are downloaded. A scorer of your own is known by its class and name
+    only, a server by its address.
+
+    Raises:
+        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
+    """
+    if not isinstance(model, ModelSettings):
+        kind = type(model)
+        return {
+            "model": scorer_name(model),
+            "scorer": f"{kind.__module__}.{kind.__qualname__}",
+            "marcorank": version("marcorank"),
+        }
+    if is_remote(model.model):
+        return {"model": model.model, "scorer": "server", "marcorank": version("marcorank")}
+    files = locate(model)
+    choice, graph = resolve(files, model)
+    if graph is None:
+        read = _torch_files(files.snapshot(allow_pickle=model.allow_pickle))
+    else:
+        read = _graph_files(files, graph)
+    return {
+        # A folder may be mounted elsewhere on another machine.
+        "model": files.path.resolve().name if isinstance(files, LocalFolder) else files.name,
+        "commit": files.commit if isinstance(files, HubModel) else None,
+        "backend": choice.backend,
+        "precision": choice.precision,
+        "device": choice.device.partition(":")[0],
+        "max_length": model.max_length,
+        "max_query_tokens": model.max_query_tokens,
+        "long_passages": model.long_passages,
+        "marcorank": version("marcorank"),
+        "files": {name: _digest(path) for name, path in sorted(read.items())},
+    }
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """Name what differs between two fingerprints, or two records of settings; empty if nothing does.
+
+    Args:
+        there: What was recorded.
+        here: What it is now.
+    """
+    found = [
+        f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
+        for name in {**there, **here}
+        if name != "files" and there.get(name) != here.get(name)
+    ]
+    return found + content_differences("model file", there.get("files") or {}, here.get("files") or {})
+
+
+def content_differences(what: str, there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """Name the files whose content differs, each with its kind in front."""
+
+    def change(name: str) -> str:
+        return "is new" if name not in there else "is gone" if name not in here else "has another content"
+
+    return [f"the {what} {name} {change(name)}" for name in {**there, **here} if there.get(name) != here.get(name)]
+
+
+def advice(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return which settings give the recorded fingerprint again; empty where no setting does."""
+    wanted = {name: there[name] for name in _RESOLVED if there.get(name) and there[name] != here.get(name)}
+    if there.get("commit") and here.get("commit") and there["commit"] != here["commit"]:
+        wanted["revision"] = there["commit"]
+    if not wanted or there.get("model") != here.get("model"):
+        return ""
+    return f"To go on as before, set {', '.join(f'`{name}={value!r}`' for name, value in wanted.items())}."
+
+
+def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:
+    """Return the files that the onnx and openvino backends read, by name."""
+    texts = [path for name in TEXT_FILES if (path := files.fetch(name))]
+    # Weights may lie beside the graph.
+    beside = [*graph.parent.glob(f"{graph.name}_data*"), *graph.parent.glob(f"{graph.stem}.bin")]
+    return {path.name: path for path in (graph, *beside, *texts)}
+
+
+def _torch_files(folder: Path) -> dict[str, Path]:
+    """Return the files that sentence-transformers reads, by their path in the folder."""
+    folders = [folder, *(folder / path for path in _module_paths(folder / "modules.json"))]
+    read = {path for parent in folders for path in _matching(parent)}
+    return {path.relative_to(folder).as_posix(): path for path in read}
+
+
+def _matching(folder: Path) -> Iterable[Path]:
+    found = [path for pattern in _TORCH_FILES for path in folder.glob(pattern)]
+    # Pickled weights are not read where there are others, and may have been downloaded by another program.
+    return found if any(path.suffix == ".safetensors" for path in found) else [*found, *folder.glob(PICKLED_WEIGHTS)]
+
+
+def _module_paths(modules: Path) -> list[str]:
+    # A file that cannot be read is for the backend to report.
+    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        return [str(module["path"]) for module in json.loads(modules.read_bytes()) if module["path"]]
+    return []
+
+
+def _digest(path: Path) -> str:
+    with errors_named(repr(str(path))):
+        found = path.stat()
+        return _digest_of(path, (found.st_size, found.st_mtime_ns, found.st_ino))
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(path: Path, _version: tuple[int, int, int]) -> str:
+    """Return the digest of a file, computed once for each size, time and inode that it has."""
+    return sha256_of(path)
+
+
+def _shown(values: Mapping[str, Any], name: str) -> str:
+    return brief(values[name]) if name in values else "not known"
