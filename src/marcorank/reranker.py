@@ -30,7 +30,7 @@ from marcorank._calls.threads import Threads
 from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
-from marcorank._models.loading import kind_of_model, load_scorer
+from marcorank._models.loading import load_scorer, validate_model
 from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.errors import ClosedError, InvalidInputError
 from marcorank.ranking import (
@@ -185,7 +185,7 @@ class Reranker:
         self._score_kind = (
             score_kind(self._custom)
             if self._custom is not None
-            else kind_of_model(self._settings, has_fallback=fallback is not None)
+            else validate_model(self._settings, has_fallback=fallback is not None)
         )
         if self._score_kind == "probability" and isinstance(self.activation, Logistic):
             raise InvalidInputError(
