@@ -1,4 +1,4 @@
-"""Checks of what callers pass: each returns the usable value or says what was found and what is allowed."""
+"""Argument checks: each returns the valid value, or raises an error with the value found and what is allowed."""
 
 from __future__ import annotations
 
@@ -17,41 +17,41 @@ T = TypeVar("T")
 
 
 def one_of(name: str, value: T, allowed: Sequence[object]) -> T:
-    """Return a value that is one of those allowed.
+    """Return the value if it is one of the allowed ones.
 
     Raises:
-        InvalidInputError: It is none of them.
+        InvalidInputError: It is not one of them.
     """
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
         raise InvalidInputError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, allowed))}.")
     return value
 
 
-def whole_number(name: str, value: object, least: int) -> int:
-    """Return a whole number that is not below `least`; `True` and `"3"` are no numbers here.
+def whole_number(name: str, value: object, minimum: int) -> int:
+    """Return a whole number of at least `minimum`; `True` and `"3"` are rejected.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The value is invalid.
     """
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
-        raise InvalidInputError(f"`{name}` is {value!r}; expected a whole number of at least {least}.")
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < minimum:
+        raise InvalidInputError(f"`{name}` is {value!r}; expected a whole number of at least {minimum}.")
     return int(value)
 
 
 def top_n_or_none(value: object) -> int | None:
-    """Return a usable `top_n`: None for all passages, else at least 1.
+    """Return a valid `top_n`: None for all passages, or a whole number of at least 1.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The value is invalid.
     """
     return None if value is None else whole_number("top_n", value, 1)
 
 
 def score_threshold_or_none(value: object) -> float | None:
-    """Return a usable `score_threshold`: None for no threshold, else a finite number.
+    """Return a valid `score_threshold`: None for no threshold, or a finite number.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The value is invalid.
     """
     if value is None:
         return None
@@ -64,23 +64,23 @@ def score_threshold_or_none(value: object) -> float | None:
 
 
 def finite_number(value: object) -> float | None:
-    """Return a finite number as a float, else None; `True` and `"3"` are no numbers here."""
+    """Return a finite number as a float; None for anything else, including `True` and `"3"`."""
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         return None
     return float(value) if math.isfinite(value) else None
 
 
 def positive_number(value: object) -> float | None:
-    """Return a finite number above 0 as a float, else None."""
+    """Return a finite number above 0 as a float; None for anything else."""
     number = finite_number(value)
     return number if number is not None and number > 0 else None
 
 
 def text_or_none(name: str, value: object) -> str | None:
-    """Return None or a text that is not empty. The message holds no value: it may be a token.
+    """Return None or a non-empty text. The error message omits the value, which may be a token.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The value is invalid.
     """
     if value is not None and (not isinstance(value, str) or not value):
         found = "empty" if value == "" else f"of type {type(value).__name__}"
@@ -89,15 +89,15 @@ def text_or_none(name: str, value: object) -> str | None:
 
 
 def query_text(value: object) -> str:
-    """Return a query: a text that is not blank.
+    """Return the query if it is a text that is not blank.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The value is invalid.
     """
     if not isinstance(value, str):
         raise InvalidInputError(f"`query` is {value!r}; expected a str.")
     if not value.strip():
-        raise InvalidInputError(f"`query` is blank ({value!r}); expected what is searched for.")
+        raise InvalidInputError(f"`query` is blank ({value!r}); expected the text to search for.")
     return value
 
 
@@ -105,17 +105,17 @@ def passage_texts(value: object) -> list[str]:
     """Return passages as a list of texts; blank ones are allowed.
 
     Raises:
-        InvalidInputError: It is no collection of texts, or one of them is no text.
+        InvalidInputError: It is not a collection of texts, or one of its items is not a text.
     """
     if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
         raise InvalidInputError(
-            f"`passages` is a {type(value).__name__}; expected a list of str, even for one passage."
+            f"`passages` is a {type(value).__name__}; expected a list of str, even for a single passage."
         )
     passages = list(value)
     for index, passage in enumerate(passages):
         if not isinstance(passage, str):
             raise InvalidInputError(
-                f"`passages[{index}]` is {passage!r}; expected a str. Leave out what has no text, or pass ''."
+                f"`passages[{index}]` is {passage!r}; expected a str. Leave out passages without text, or pass ''."
             )
     return passages
 
@@ -124,7 +124,7 @@ def request_pair(value: object) -> tuple[str, list[str]]:
     """Return a query and its passages.
 
     Raises:
-        InvalidInputError: It is no such pair.
+        InvalidInputError: It is not such a pair.
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise InvalidInputError(f"A request is {value!r}; expected a pair of a query and a list of passages.")

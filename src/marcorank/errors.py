@@ -1,34 +1,34 @@
-"""Everything that marcorank raises on purpose.
+"""The errors that marcorank raises.
 
     MarcoRankError
-      InvalidInputError(ValueError)    an argument: what was found, what is allowed
-      UnknownModelError(LookupError)   no such model: near matches, how to pass a folder
-      MissingExtraError(ImportError)   a package is missing: the pip command that brings it
-      ModelLoadError(OSError)          a model is known but cannot be loaded: file, revision, what was tried
-      ScoreError(ValueError)           a scorer returned something that is no ranking: passage index, model
-      ClosedError(RuntimeError)        a reranker was used after `close()`
-      RerankTimeoutError(TimeoutError) a call took longer than its `timeout_s`
+      InvalidInputError(ValueError)    an invalid argument: the value found, the values allowed
+      UnknownModelError(LookupError)   no such model: similar names, how to pass a folder
+      MissingExtraError(ImportError)   a package is missing: the pip command to install it
+      ModelLoadError(OSError)          a model exists but cannot be loaded: file, revision, what was tried
+      ScoreError(ValueError)           a scorer returned invalid scores: passage index, model
+      ClosedError(RuntimeError)        a reranker or scorer was used after `close()`
+      RerankTimeoutError(TimeoutError) a call took longer than `timeout_s`
       RemoteError(ConnectionError)     a server could not be reached or used: url, attempts
-        RemoteTimeoutError(TimeoutError)  it did not answer in time
-        RemoteStatusError                 it answered with a status that says no
-        RemoteProtocolError               what it answered is no answer to the question
+        RemoteTimeoutError(TimeoutError)  the server did not respond in time
+        RemoteStatusError                 the server responded with an error status
+        RemoteProtocolError               the response of the server is invalid
 
-Each class also derives from the built-in that callers already catch for such a fault.
+Each class also derives from the built-in exception that callers would catch for this kind of error.
 """
 
 from __future__ import annotations
 
 
 class MarcoRankError(Exception):
-    """Base of every error that marcorank raises on purpose."""
+    """Base class of all errors that marcorank raises."""
 
 
 class InvalidInputError(MarcoRankError, ValueError):
-    """An argument has a value that cannot be used."""
+    """An argument has an invalid value."""
 
 
 class UnknownModelError(MarcoRankError, LookupError):
-    """No model of this name exists."""
+    """No model with this name exists."""
 
 
 class MissingExtraError(MarcoRankError, ImportError):
@@ -36,31 +36,31 @@ class MissingExtraError(MarcoRankError, ImportError):
 
 
 class ModelLoadError(MarcoRankError, OSError):
-    """A model was found but cannot be loaded, or could not be fetched."""
+    """A model was found but could not be downloaded or loaded."""
 
 
 class ScoreError(MarcoRankError, ValueError):
-    """A scorer returned scores that are not finite or not one per passage."""
+    """A scorer returned scores that are not finite, or not one per passage."""
 
 
 class ClosedError(MarcoRankError, RuntimeError):
-    """A reranker was used after it was closed."""
+    """A reranker or scorer was used after it was closed."""
 
 
 class RerankTimeoutError(MarcoRankError, TimeoutError):
-    """A call did not end within its `timeout_s`."""
+    """A call took longer than `timeout_s`."""
 
 
 class RemoteError(MarcoRankError, ConnectionError):
-    """A server could not be reached or used. No message holds a key."""
+    """A server could not be reached or used. No message contains the API key."""
 
 
 class RemoteTimeoutError(RemoteError, TimeoutError):
-    """A server did not answer in time."""
+    """A server did not respond in time."""
 
 
 class RemoteStatusError(RemoteError):
-    """A server answered with a status that says no.
+    """A server responded with an error status.
 
     Attributes:
         status: The HTTP status.
@@ -75,7 +75,7 @@ class RemoteStatusError(RemoteError):
 
 
 class RemoteProtocolError(RemoteError):
-    """What a server answered is no answer to the question: no JSON, a wrong number of results, an odd redirect."""
+    """A server sent an invalid response: not JSON, a wrong number of results, or a redirect that is not followed."""
 
 
 def _status_error(message: str, status: int) -> RemoteStatusError:

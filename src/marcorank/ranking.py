@@ -1,6 +1,6 @@
-"""From logits to a ranking: activation, finite check, stable order, threshold, top_n.
+"""Turns logits into a ranking: activation, finite check, stable sort, threshold, top_n.
 
-Nothing here knows a model or a framework.
+Independent of models and frameworks.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Outcome = Literal["fallback", "passthrough"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
-_LONGEST_REASON = 500
+_MAX_REASON_CHARS = 500
 
 
 @dataclass(frozen=True, slots=True)
 class Logistic:
-    """An activation fitted on judged data: scores are `1 / (1 + exp(-(a * logit + b)))`, from 0 to 1.
+    """An activation fitted to relevance judgements: scores are `1 / (1 + exp(-(a * logit + b)))`, from 0 to 1.
 
     Attributes:
         a: Slope, above 0.
         b: Intercept.
 
     Raises:
-        InvalidInputError: One of them is no finite number, or `a` is not above 0.
+        InvalidInputError: `a` or `b` is not a finite number, or `a` is not above 0.
     """
 
     a: float
@@ -60,14 +60,14 @@ class RankedPassage:
     """One passage of a ranking.
 
     Attributes:
-        index: Position of the passage in the list that was given, from 0.
-        rank: Place in the ranking, from 1.
-        score: The logit after the activation, on the scale that `score_threshold` uses. None where nobody ranked, which
-            takes `on_error="passthrough"`.
-        logit: Raw model output; None where there is no score, and where a server gives probabilities only.
-        text: The passage.
-        truncated: Whether the model saw only the beginning of the passage; None if the scorer cannot tell.
-        span: Character range `(start, end)` of the best window, in windows mode; else None.
+        index: Position of the passage in the input, from 0.
+        rank: Position in the ranking, from 1.
+        score: The logit after the activation, on the scale of `score_threshold`. None if the passages were not
+            ranked, which happens only with `on_error="passthrough"`.
+        logit: Raw model output; None without a score, and for a server that returns only probabilities.
+        text: Text of the passage.
+        truncated: Whether the model read only the beginning of the passage; None if unknown.
+        span: Character range `(start, end)` of the best window, with `long_passages="windows"`, else None.
     """
 
     index: int
@@ -87,12 +87,12 @@ class RankedPassage:
 
 @dataclass(frozen=True, slots=True)
 class RerankStatus:
-    """Why a ranking is not that of the model that was asked.
+    """Why a ranking was not made by the requested model.
 
     Attributes:
-        outcome: `"fallback"`: another model ranked; `"passthrough"`: nobody did, and the order is that of the input.
-        error: Name of the error's class.
-        reason: Its message.
+        outcome: `"fallback"`: the fallback model ranked; `"passthrough"`: the passages are unranked, in input order.
+        error: Class name of the error.
+        reason: Message of the error.
     """
 
     outcome: Outcome
@@ -101,10 +101,10 @@ class RerankStatus:
 
     @classmethod
     def of(cls, outcome: Outcome, failure: Exception) -> RerankStatus:
-        """Return the status that an error leads to."""
+        """Return the status for an outcome and the error that caused it."""
         reason = str(failure)
-        if len(reason) > _LONGEST_REASON:
-            reason = f"{reason[: _LONGEST_REASON - 1]}…"
+        if len(reason) > _MAX_REASON_CHARS:
+            reason = f"{reason[: _MAX_REASON_CHARS - 1]}…"
         return cls(outcome, type(failure).__name__, reason)
 
     def to_dict(self) -> dict[str, str]:
@@ -120,12 +120,12 @@ class Ranking(Sequence[RankedPassage]):
     """Passages of one query, best first. Immutable.
 
     Attributes:
-        query: The query that was given.
-        model: Name of the model that scored.
-        results: The ranked passages.
-        query_truncated: Whether the query was longer than its cap and was cut; None if the scorer cannot tell.
-        score_kind: What the model gave: `"logit"`, or `"probability"` where a server gives nothing else.
-        status: Why this is not the ranking of the model that was asked; None if it is.
+        query: The query.
+        model: Name of the model that scored the passages.
+        results: The ranked passages, best first.
+        query_truncated: Whether the query was truncated to `max_query_tokens`; None if unknown.
+        score_kind: Output of the model: `"logit"`, or `"probability"` for a server that returns nothing else.
+        status: Why the requested model did not rank; None if it did.
     """
 
     query: str
@@ -146,7 +146,7 @@ class Ranking(Sequence[RankedPassage]):
         return self.results[key]
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return one plain JSON-ready dict a passage, best first."""
+        """Return one plain JSON-ready dict per passage, best first."""
         return [result.to_dict() for result in self.results]
 
     def __str__(self) -> str:
@@ -157,28 +157,28 @@ class Ranking(Sequence[RankedPassage]):
         widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
         lines = [
             "  ".join(
-                # The text comes last and is the only column set flush left.
-                cell if place == len(widths) - 1 else cell.rjust(width)
-                for place, (cell, width) in enumerate(zip(cells, widths, strict=True))
+                # The text is the last column, and the only one aligned left.
+                cell if column == len(widths) - 1 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
             )
             for cells in (_HEADER, *rows)
         ]
         return "\n".join([head, *lines])
 
     def _repr_html_(self) -> str:
-        """Table for notebooks; texts are escaped."""
+        """Return a table for notebooks, with all texts escaped."""
         head = "".join(f"<th>{name}</th>" for name in _HEADER)
         body = "".join(
             "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row_cells(result)) + "</tr>"
             for result in self.results
         )
-        told = "" if self.status is None else f" — {self.status}"
-        caption = html.escape(f"{self.query} — {self.model}{told}")
+        status = "" if self.status is None else f" — {self.status}"
+        caption = html.escape(f"{self.query} — {self.model}{status}")
         return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def unranked(query: str, model: str, passages: Sequence[str], status: RerankStatus) -> Ranking:
-    """Return passages in the order in which they came, without scores."""
+    """Return passages in input order, without scores."""
     results = tuple(RankedPassage(index, index + 1, None, None, text) for index, text in enumerate(passages))
     return Ranking(query, model, results, status=status)
 
@@ -197,7 +197,7 @@ def _row_cells(result: RankedPassage) -> tuple[str, ...]:
 
 
 def shown_number(value: float | None) -> str:
-    """Return a score or a logit for people."""
+    """Format a score or a logit for display."""
     return "-" if value is None else f"{value:.4f}"
 
 
@@ -208,11 +208,11 @@ def _preview(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Which passages a ranking holds, best first.
+    """The passages of a ranking, best first.
 
     Attributes:
         indices: Positions in the input. Shape: (results,), int64.
-        scores: Their scores after the activation. Shape: (results,), float64.
+        scores: Scores after the activation. Shape: (results,), float64.
     """
 
     indices: NDArray[np.int64]
@@ -226,16 +226,15 @@ def order_logits(
     score_threshold: float | None,
     top_n: int | None,
 ) -> Order:
-    """Sort by logit, keep what reaches the threshold, then the first `top_n`.
+    """Sort by logit, apply the threshold, then keep the first `top_n`.
 
-    Ties keep the order of the input. The order comes from the logits, so a sigmoid that saturates changes
-    nothing.
+    Ties keep the order of the input. Passages are sorted by logit, so a saturated sigmoid does not change the order.
 
     Args:
-        logits: One a passage, finite. Shape: (passages,), float32.
-        activation: How scores are made from logits.
-        score_threshold: Least score to keep, on the scale of the activation.
-        top_n: Most results to keep.
+        logits: One finite logit per passage. Shape: (passages,), float32.
+        activation: Turns logits into scores.
+        score_threshold: Minimum score to keep, on the scale of the activation.
+        top_n: Maximum number of results.
     """
     indices = np.argsort(-logits, kind="stable")
     scores = activate(logits, activation)[indices]
@@ -251,19 +250,19 @@ def activate(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.
     if activation == "identity":
         return wide
     if isinstance(activation, Logistic):
-        # A great `a` may pass the range of floats; infinity is the right end.
+        # A large `a` may overflow to infinity, which gives the right score.
         with np.errstate(over="ignore"):
             wide = activation.a * wide + activation.b
-    # exp(-|x|) never overflows, whichever sign the logit has.
+    # exp(-|x|) never overflows, whatever the sign of the logit.
     small = np.exp(-np.abs(wide))
     return np.where(wide >= 0, 1.0, small) / (1.0 + small)
 
 
 def checked_activation(value: object) -> Activation:
-    """Return an activation: one of the names, a `Logistic`, or one made of its dict form.
+    """Return a valid activation: a name, or a `Logistic`, also from its dict form.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The value is invalid.
     """
     if isinstance(value, Mapping) and set(value) == {"a", "b"}:
         return Logistic(**value)
@@ -274,20 +273,20 @@ def checked_activation(value: object) -> Activation:
 
 
 def plain_activation(activation: Activation) -> str | dict[str, float]:
-    """Return the JSON-ready form that `checked_activation` reads."""
+    """Return the activation in a JSON-ready form that `checked_activation` accepts."""
     return asdict(activation) if isinstance(activation, Logistic) else activation
 
 
 def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.float32]:
-    """Return the values as logits, one a passage.
+    """Return the values as logits, one per passage.
 
     Args:
-        values: What a scorer returned. Shape: (passages,), any real dtype.
-        count: How many passages were scored.
+        values: Output of a scorer. Shape: (passages,), any real dtype.
+        count: Number of passages.
         model: Name of the model, for the message.
 
     Raises:
-        ScoreError: The shape is another one.
+        ScoreError: The values do not have this shape.
     """
     try:
         logits = np.asarray(values, dtype=np.float32)
@@ -296,16 +295,16 @@ def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.floa
     if logits.shape != (count,):
         raise ScoreError(
             f"Model `{model}` returned logits of shape {logits.shape} for {count} passages; "
-            f"expected one float a passage, shape ({count},)."
+            f"expected one float per passage, shape ({count},)."
         )
     return logits
 
 
 def check_finite(logits: NDArray[np.float32], *, model: str) -> None:
-    """Check that every passage can be ranked.
+    """Check that all logits are finite.
 
     Args:
-        logits: One a passage. Shape: (passages,), float32.
+        logits: One per passage. Shape: (passages,), float32.
         model: Name of the model, for the message.
 
     Raises:
@@ -316,6 +315,6 @@ def check_finite(logits: NDArray[np.float32], *, model: str) -> None:
         first = int(broken[0])
         raise ScoreError(
             f"Model `{model}` returned {float(logits[first])!r} for `passages[{first}]` "
-            f"({broken.size} of {len(logits)} logits are not finite). Its weights or its precision are at fault; "
-            "half precision overflows where fp32 does not."
+            f"({broken.size} of {len(logits)} logits are not finite). Check the weights of the model and "
+            "its precision: half precision can overflow where fp32 does not."
         )

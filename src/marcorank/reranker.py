@@ -30,7 +30,7 @@ from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
-from marcorank._models.loading import kind_of_model, load_scorer, start_anew_in_child
+from marcorank._models.loading import load_scorer, reset_models_in_child, validate_model
 from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank._steps import arun, run
 from marcorank.errors import ClosedError, InvalidInputError
@@ -178,7 +178,7 @@ class Reranker:
         self._score_kind = (
             score_kind(self._custom)
             if self._custom is not None
-            else kind_of_model(self._settings, has_fallback=fallback is not None)
+            else validate_model(self._settings, has_fallback=fallback is not None)
         )
         if self._score_kind == "probability" and isinstance(self.activation, Logistic):
             raise InvalidInputError(
@@ -518,7 +518,7 @@ _rerankers: WeakSet[Reranker] = WeakSet()
 
 def _start_anew() -> None:
     """Give a forked child models, locks and threads of its own: those of the parent do not work there."""
-    start_anew_in_child()
+    reset_models_in_child()
     for reranker in _rerankers:
         reranker._start()  # noqa: SLF001
 

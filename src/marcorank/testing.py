@@ -1,4 +1,4 @@
-"""Fakes for other people's tests: a scorer that needs no model and always answers the same."""
+"""A fake scorer for your tests: deterministic, and needs no model."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _WORD = re.compile(r"\w+")
 
 
 class WordOverlapScorer:
-    """Scores a passage by the share of the query's words that it holds.
+    """Scores a passage by the share of the query words that it contains.
 
-    Usable wherever a model is: `Reranker(WordOverlapScorer())`. Logits run from -5 (no word) to 5 (all words),
-    so that a sigmoid spreads them over 0 to 1.
+    Use it in place of a model: `Reranker(WordOverlapScorer())`. Logits range from -5 (no word) to 5 (all words),
+    so a sigmoid maps them to nearly the whole range from 0 to 1.
 
     Attributes:
-        name: Shown as the model's name in rankings and traces.
+        name: Model name in rankings and traces.
         calls: Number of times that `score` was called.
     """
 
@@ -28,13 +28,13 @@ class WordOverlapScorer:
         self.calls = 0
 
     def score(self, query: str, passages: Sequence[str]) -> list[float]:
-        """Return one logit a passage, in input order."""
+        """Return one logit per passage, in input order."""
         self.calls += 1
-        wanted = set(_WORD.findall(query.casefold()))
-        return [10.0 * _share(wanted, passage) - 5.0 for passage in passages]
+        words = set(_WORD.findall(query.casefold()))
+        return [10.0 * _share(words, passage) - 5.0 for passage in passages]
 
 
-def _share(wanted: set[str], passage: str) -> float:
-    if not wanted:
+def _share(words: set[str], passage: str) -> float:
+    if not words:
         return 0.0
-    return len(wanted.intersection(_WORD.findall(passage.casefold()))) / len(wanted)
+    return len(words.intersection(_WORD.findall(passage.casefold()))) / len(words)

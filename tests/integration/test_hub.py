@@ -262,7 +262,7 @@ def test_a_private_model_opens_with_the_right_token(hub, cache):
     hub.private.add(OWN)
     assert model(OWN, cache, token=hub.token).fetch("config.json")
     assert set(hub.authorizations) == {f"Bearer {hub.token}"}
-    with pytest.raises(UnknownModelError, match="private and needs a `token`"):
+    with pytest.raises(UnknownModelError, match="private and your `token`"):
         model(OWN, cache / "other").fetch("config.json")
 
 
@@ -270,7 +270,7 @@ def test_a_wrong_token_is_refused_and_never_shown(hub, cache):
     """A token is in no message, repr or cause."""
     hub.add(OWN, OTHER, TEXTS)
     files = model(OWN, cache, token="hf_secret")
-    with pytest.raises(ModelLoadError, match="it refused the token") as caught:
+    with pytest.raises(ModelLoadError, match="the token is missing or was refused") as caught:
         files.fetch("config.json")
     shown = [repr(files)]
     error = caught.value
@@ -283,7 +283,7 @@ def test_a_wrong_token_is_refused_and_never_shown(hub, cache):
 @pytest.mark.parametrize("token", ["hf_se cret", "hf_secret\n", "hf_secrét"])
 def test_a_token_that_no_header_can_hold(token):
     """A token with a line end from a file is refused early, before an HTTP library shows it."""
-    with pytest.raises(InvalidInputError, match="holds blanks, line ends or characters") as caught:
+    with pytest.raises(InvalidInputError, match="contains whitespace or non-ASCII characters") as caught:
         Reranker(OWN, token=token)
     assert "secr" not in str(caught.value)
 
@@ -292,7 +292,7 @@ def test_credentials_in_the_address_of_the_hub_are_not_shown(hub, cache, monkeyp
     """An endpoint with a password appears without it."""
     hub.stop()
     set_endpoint(monkeypatch, hub.url.replace("//", "//user:password@"))
-    with pytest.raises(ModelLoadError, match=f"fetched from {hub.url} at") as caught:
+    with pytest.raises(ModelLoadError, match=f"downloaded from {hub.url} at") as caught:
         model(OWN, cache).fetch("config.json")
     assert "password" not in str(caught.value)
 
@@ -300,14 +300,14 @@ def test_credentials_in_the_address_of_the_hub_are_not_shown(hub, cache, monkeyp
 def test_a_refused_connection(hub, cache):
     """No server: the message says so at once, and how to work without network."""
     hub.stop()
-    with pytest.raises(ModelLoadError, match=r"config.json cannot be fetched from .*refused.*HF_HUB_OFFLINE=1"):
+    with pytest.raises(ModelLoadError, match=r"config.json cannot be downloaded from .*refused.*HF_HUB_OFFLINE=1"):
         model(OWN, cache).fetch("config.json")
 
 
 def test_a_host_that_has_no_address(hub, cache, monkeypatch):
     """A name that DNS does not know is an error of the same kind."""
     set_endpoint(monkeypatch, "http://no-such-host.invalid")
-    with pytest.raises(ModelLoadError, match=r"cannot be fetched from http://no-such-host.invalid at"):
+    with pytest.raises(ModelLoadError, match=r"cannot be downloaded from http://no-such-host.invalid at"):
         model(OWN, cache).fetch("config.json")
 
 
@@ -315,7 +315,7 @@ def test_a_host_that_has_no_address(hub, cache, monkeypatch):
 def test_a_server_in_trouble(hub, cache, status):
     """The status of a failing server is in the message."""
     hub.fault = hub_server.answers(status)
-    with pytest.raises(ModelLoadError, match=f"it answered with status {status}"):
+    with pytest.raises(ModelLoadError, match=f"the server returned status {status}"):
         model(OWN, cache).fetch("config.json")
 
 
@@ -330,7 +330,7 @@ def test_a_server_that_never_answers(hub, cache, monkeypatch):
     """A server that accepts and is silent gives an error after one timeout, not a hang."""
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.2)
     hub.fault = hub_server.hangs
-    with pytest.raises(ModelLoadError, match="did not answer in time"):
+    with pytest.raises(ModelLoadError, match="the request timed out"):
         model(OWN, cache).fetch("config.json")
     if MAJOR >= 1:  # 0.x asks some more times
         assert len(hub.requests) == 1
@@ -341,7 +341,7 @@ def test_a_download_that_stands_still(hub, cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
     hub.add(OWN, OTHER, {"model.onnx": b"weights " * 1000})
     hub.fault = hub_server.hangs_in_files
-    with pytest.raises(ModelLoadError, match="did not answer in time"):
+    with pytest.raises(ModelLoadError, match="the request timed out"):
         model(OWN, cache).fetch("model.onnx")
     assert not list(cache.rglob("model.onnx"))
 
@@ -352,7 +352,7 @@ def test_a_broken_download_leaves_nothing_behind_and_can_be_repeated(hub, cache,
     weights = bytes(range(256)) * 400
     hub.add(OWN, OTHER, {"model.onnx": weights})
     hub.fault = fault
-    with pytest.raises(ModelLoadError, match="the download broke off"):
+    with pytest.raises(ModelLoadError, match="the download was interrupted"):
         model(OWN, cache).fetch("model.onnx")
     assert not list(cache.rglob("model.onnx"))
     if MAJOR >= 2:  # older ones keep what came, and go on from there
@@ -367,7 +367,7 @@ def test_a_cache_that_cannot_be_written(hub, cache):
     """A fault of the disk is told apart from one of the network, with the folder."""
     hub.add(OWN, OTHER, TEXTS)
     cache.write_text("a file, not a folder")
-    with pytest.raises(ModelLoadError, match=f"cannot be kept in '{cache}'.*another `cache_folder`"):
+    with pytest.raises(ModelLoadError, match=f"cannot be saved to '{cache}'.*another `cache_folder`"):
         model(OWN, cache).fetch("config.json")
 
 
@@ -420,7 +420,7 @@ def test_the_torch_folder_holds_neither_pickles_nor_code_nor_other_engines(hub, 
 def test_pickled_weights_need_permission(hub, cache):
     """Pickles are refused by name, without a byte of them being fetched, and come when they are allowed."""
     hub.add(OWN, OTHER, {**TEXTS, "pytorch_model.bin": b"pickle", "training_args.bin": b"pickle"})
-    with pytest.raises(ModelLoadError, match=r"only as pickle \(pytorch_model.bin\).*allow_pickle=True"):
+    with pytest.raises(ModelLoadError, match=r"only pickled weights \(pytorch_model.bin\).*allow_pickle=True"):
         model(OWN, cache).snapshot(allow_pickle=False)
     assert not asked_for(hub, ".bin")
     assert (model(OWN, cache).snapshot(allow_pickle=True) / "pytorch_model.bin").read_bytes() == b"pickle"
@@ -430,7 +430,7 @@ def test_pickled_weights_need_permission(hub, cache):
 def test_a_repository_without_weights(hub, cache):
     """No weights at all is an error that lists what there is."""
     hub.add(OWN, OTHER, {**TEXTS, "README.md": b"soon"})
-    with pytest.raises(ModelLoadError, match=r"holds no weights: expected .*found README.md, config.json"):
+    with pytest.raises(ModelLoadError, match=r"has no weights: expected .*found README.md, config.json"):
         model(OWN, cache).snapshot(allow_pickle=True)
 
 

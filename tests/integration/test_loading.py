@@ -38,7 +38,7 @@ def fails(folder, match, **settings):
 def test_a_folder_without_weights_says_what_it_holds(small_bert, tmp_path, backend):
     """The message names the folder, what was expected and what was found."""
     folder = copy(small_bert, tmp_path, without=["*.safetensors", "*.onnx"])
-    fails(folder, "holds no weights: expected .*safetensors or onnx/model.onnx, found .*config.json", backend=backend)
+    fails(folder, "has no weights: expected .*safetensors or onnx/model.onnx, found .*config.json", backend=backend)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -49,8 +49,8 @@ def test_pickles_are_refused_unless_asked_for(small_bert, tmp_path):
 
     folder = copy(small_bert, tmp_path, without=["*.safetensors", "*.onnx"])
     torch.save(load_file(small_bert / "model.safetensors"), folder / "pytorch_model.bin")
-    fails(folder, r"only as pickle \(pytorch_model.bin\).*allow_pickle=True", backend="torch")
-    fails(folder, r"only as pickle \(pytorch_model.bin\).*allow_pickle=True", backend="auto")
+    fails(folder, r"only pickled weights \(pytorch_model.bin\).*allow_pickle=True", backend="torch")
+    fails(folder, r"only pickled weights \(pytorch_model.bin\).*allow_pickle=True", backend="auto")
     allowed = Reranker(folder, backend="torch", allow_pickle=True).score(QUERY, PASSAGES)
     assert np.array_equal(allowed, Reranker(small_bert, backend="torch").score(QUERY, PASSAGES))
 
@@ -146,7 +146,7 @@ def test_an_onnx_file_with_other_inputs_is_refused(small_bert, tmp_path, backend
     [
         ("onnx/model.onnx", "cannot be read as an ONNX model.*fetch or export it again"),
         ("tokenizer.json", "cannot be read as a tokenizer"),
-        ("config.json", "is no JSON"),
+        ("config.json", "is not valid JSON"),
     ],
 )
 def test_a_damaged_file_is_named(small_bert, tmp_path, file, match):
@@ -182,7 +182,7 @@ def test_a_file_is_no_folder(small_bert):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"backend": "torch"}, "bundled model is one int8 ONNX file; found `backend='torch'`"),
+        ({"backend": "torch"}, "bundled model is an int8 ONNX file; found `backend='torch'`"),
         ({"precision": "fp32"}, "found .*`precision='fp32'`"),
         ({"device": "tpu"}, "`device` is 'tpu'.*can use 'cpu'"),
         ({"device": "cuda"}, "`device` is 'cuda'.*can use 'cpu'"),
@@ -197,8 +197,11 @@ def test_the_bundled_model_names_what_it_can_do(settings, match):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"backend": "onnx", "precision": "bf16"}, "`precision` is 'bf16'; the onnx backend can do 'fp32' and 'int8'"),
-        ({"backend": "torch", "precision": "int8"}, "the torch backend can do 'fp32' and 'bf16' and 'fp16'"),
+        (
+            {"backend": "onnx", "precision": "bf16"},
+            "`precision` is 'bf16'; the onnx backend supports 'fp32' and 'int8'",
+        ),
+        ({"backend": "torch", "precision": "int8"}, "the torch backend supports 'fp32' and 'bf16' and 'fp16'"),
         ({"backend": "openvino", "device": "cuda"}, "`device` is 'cuda'; the openvino backend runs on 'cpu' alone"),
         ({"backend": "torch", "device": "cuda:0"}, "`device` is 'cuda:0'; torch .* cannot use it here"),
         ({"backend": "torch", "device": "nonsense"}, "`device` is 'nonsense'; torch .* cannot use it here"),

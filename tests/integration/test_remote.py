@@ -147,7 +147,7 @@ def test_scores_are_joined_by_index_whatever_the_order(tei, scorer):
 def test_a_base_path_is_kept(tei):
     """Servers behind a proxy live below one."""
     with RemoteScorer(f"{tei.url}/below/") as scorer:
-        fails_soon(scorer, RemoteStatusError, r"/below/rerank answered with status 404 \(1 attempt\): Not Found\. http")
+        fails_soon(scorer, RemoteStatusError, r"/below/rerank returned status 404 \(1 attempt\): Not Found\. http")
     assert tei.requests[0].path == "/below/rerank"
 
 
@@ -275,7 +275,7 @@ def test_what_passes_is_tried_again(tei, scorer, way):
 def test_what_does_not_pass_is_not_tried_again(tei, scorer, status):
     """The error has the status and what the server said."""
     tei.fault = says(status, {"error": "no\nway."})
-    error = fails_soon(scorer, RemoteStatusError, rf"/rerank answered with status {status} \(1 attempt\): no way\.")
+    error = fails_soon(scorer, RemoteStatusError, rf"/rerank returned status {status} \(1 attempt\): no way\.")
     assert error.status == status
     assert pickle.loads(pickle.dumps(error)).status == status  # noqa: S301
     assert len(tei.requests) == 1
@@ -292,7 +292,7 @@ def test_tries_end(tei):
 def test_a_server_that_is_not_there_is_an_error():
     """The message has the URL and the number of attempts."""
     with RemoteScorer(NOBODY, max_attempts=2) as scorer:
-        fails_soon(scorer, RemoteError, r"http://127\.0\.0\.1:9/rerank could not be asked \(2 attempts\): ")
+        fails_soon(scorer, RemoteError, r"The request to http://127\.0\.0\.1:9/rerank failed \(2 attempts\): ")
 
 
 def test_retry_after_is_honoured(tei, scorer):
@@ -307,7 +307,7 @@ def test_who_is_to_wait_too_long_is_told_at_once(tei, scorer):
     """Nobody sleeps for an hour because a server says so."""
     tei.fault = says(429, {"error": "quota"}, Retry_After="3600")
     fails_soon(
-        scorer, RemoteStatusError, r"\(1 attempt\): quota\. It asks to wait 3600 s; more than 30 s are not waited"
+        scorer, RemoteStatusError, r"\(1 attempt\): quota\. It requires a wait of 3600 s; retries wait at most 30 s"
     )
     assert len(tei.requests) == 1
 
@@ -317,7 +317,7 @@ def test_a_server_that_does_not_finish_is_given_up(tei, way):
     """The time limit is that of the whole attempt, so sending a byte now and then does not help."""
     tei.fault = way
     with RemoteScorer(tei.url, timeout_s=0.3, max_attempts=2) as scorer:
-        fails_soon(scorer, RemoteTimeoutError, r"did not answer within 0\.3 s \(2 attempts\); raise `timeout_s`")
+        fails_soon(scorer, RemoteTimeoutError, r"did not respond within 0\.3 s \(2 attempts\); raise `timeout_s`")
     assert len(tei.requests) == 2
 
 
@@ -331,12 +331,12 @@ def test_a_late_answer_is_asked_for_again(tei):
 @pytest.mark.parametrize(
     ("way", "message"),
     [
-        (sends(b"<html>Log in</html>", "text/html"), "sent no JSON but '<html>Log in"),
+        (sends(b"<html>Log in</html>", "text/html"), "sent '<html>Log in.*, which is not JSON"),
         (changes(lambda found: found[:-1]), "sent 5 scores for 6 passages"),
-        (changes(lambda found: [*found, {"index": 6, "score": 1}]), "for passage 6 of 6"),
-        (changes(lambda found: [*found[:-1], found[0]]), "two scores for passage"),
+        (changes(lambda found: [*found, {"index": 6, "score": 1}]), "for `index` 6, but the request had 6"),
+        (changes(lambda found: [*found[:-1], found[0]]), "two scores for `index`"),
         (floods, r"sent more than 1,0\d\d,\d\d\d bytes"),
-        (compresses, "sent a compressed answer, which was not asked for"),
+        (compresses, "sent a compressed response, which was not requested"),
         (promises(1 << 40), r"sent more than 1,0\d\d,\d\d\d bytes"),
         (sends(b" " * (2 << 20)), r"sent more than 1,0\d\d,\d\d\d bytes"),
     ],
@@ -430,11 +430,11 @@ def test_a_redirect_to_another_origin_is_refused(tei, scorer, target):
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (303, {"Location": "/page"}, r"redirects to a page \(status 303\)"),
-        (307, {}, r"redirects to nowhere \(status 307\)"),
+        (303, {"Location": "/page"}, r"redirects to another page \(status 303\)"),
+        (307, {}, r"redirects without a valid Location \(status 307\)"),
         (307, {"Location": "http://[::1"}, "Invalid URL in location header"),
-        (307, {"Location": "/rerank"}, "redirects to itself again and again"),
-        (304, {}, "answered with status 304"),
+        (307, {"Location": "/rerank"}, "redirects too many times"),
+        (304, {}, "returned status 304"),
     ],
 )
 def test_a_redirect_that_leads_nowhere_is_an_error(tei, scorer, status, headers, message):
@@ -499,14 +499,14 @@ def test_the_environment_is_read_at_use(tei, monkeypatch):
         fails_soon(
             scorer,
             RemoteStatusError,
-            r"status 401 .* No key was sent; pass `api_key` \(`token` of a reranker\) or set MARCORANK_API_KEY",
+            r"status 401 .* No API key was sent; pass `api_key` \(`token` for a `Reranker`\) or set MARCORANK_API_KEY",
         )
         monkeypatch.setenv("MARCORANK_API_KEY", "wrong")
-        fails_soon(scorer, RemoteStatusError, r"invalid api token Bearer \[key\]\. A key was sent; pass")
+        fails_soon(scorer, RemoteStatusError, r"invalid api token Bearer \[key\]\. An API key was sent; pass")
         monkeypatch.setenv("MARCORANK_API_KEY", SECRET)
         np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
         monkeypatch.setenv("MARCORANK_API_KEY", f"{SECRET}\n")
-        with pytest.raises(InvalidInputError, match="variable MARCORANK_API_KEY of the environment holds") as caught:
+        with pytest.raises(InvalidInputError, match="environment variable MARCORANK_API_KEY contains") as caught:
             scorer.score(QUERY, PASSAGES)
         assert SECRET not in str(caught.value)
 
@@ -548,7 +548,7 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(monkeypatch):
     """Its URL may hold one."""
     monkeypatch.setenv("ALL_PROXY", f"gopher://user:{SECRET}@proxy")
     with RemoteScorer("tei+http://far.example") as scorer:
-        error = fails_soon(scorer, RemoteError, "No HTTP client could be made for http://far.example .*proxies")
+        error = fails_soon(scorer, RemoteError, "Cannot create an HTTP client for http://far.example .*proxies")
     assert SECRET not in everything_of(error)
 
 
@@ -626,7 +626,7 @@ def test_close_ends_the_thread_and_what_waits(tei):
         with pytest.raises(ClosedError, match="closed while a call waited"):
             future.result(timeout=SOON_S)
     assert not threads_of_scorers()
-    with pytest.raises(ClosedError, match="The scorer was closed; make a new RemoteScorer"):
+    with pytest.raises(ClosedError, match="The scorer was closed; create a new RemoteScorer"):
         scorer.score(QUERY, PASSAGES)
     scorer.close()
 
@@ -748,7 +748,7 @@ def test_settings_survive_every_way(tei):
         ({"max_passages_per_request": 0}, "`max_passages_per_request` is 0"),
         ({"max_parallel_requests": 1.5}, "`max_parallel_requests` is 1.5"),
         ({"model": ""}, "`model` is empty"),
-        ({"api_key": f" {SECRET}"}, "`api_key` holds a space"),
+        ({"api_key": f" {SECRET}"}, "`api_key` contains a space"),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -761,7 +761,7 @@ def test_settings_are_checked(settings, message):
     ("settings", "message"),
     [
         ({"url": NOBODY, "api_key": "k", "x": 1}, "Unknown settings 'api_key', 'x'; expected some of dialect, max"),
-        ({"dialect": "tei"}, "There is no 'url'; expected some of dialect, max"),
+        ({"dialect": "tei"}, "'url' is missing; expected some of dialect, max"),
     ],
 )
 def test_a_dict_with_other_settings_is_refused(settings, message):
@@ -793,7 +793,7 @@ def test_httpx_comes_with_the_first_use_and_its_absence_is_told():
         "    print(error)\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
-    assert (ended.stdout, ended.stderr) == ("Asking a server needs httpx; pip install 'marcorank[remote]'.\n", "")
+    assert (ended.stdout, ended.stderr) == ("Scoring on a server needs httpx: pip install 'marcorank[remote]'\n", "")
 
 
 def test_the_kinds_of_servers_are_those_of_the_tests():

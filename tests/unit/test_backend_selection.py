@@ -17,7 +17,7 @@ def machine(monkeypatch):
         monkeypatch.setattr(selection, "installed", lambda backend: backend in backends)
         monkeypatch.setattr(selection, "cpu_features", lambda: frozenset(features))
         monkeypatch.setattr(selection, "_gpu_usable", lambda: gpu)
-        monkeypatch.setattr(selection, "_gpu_computes_bf16", lambda device: gpu_bf16 and device.startswith("cuda"))
+        monkeypatch.setattr(selection, "_gpu_supports_bf16", lambda device: gpu_bf16 and device.startswith("cuda"))
 
     return have
 
@@ -81,7 +81,7 @@ def test_a_gpu_is_taken_unless_told_otherwise(machine, settings, gpu_bf16, expec
 def test_the_reason_says_what_would_be_faster(machine):
     """Who has no openvino reads how to get it."""
     machine("onnx", features=BF16)
-    assert "pip install 'marcorank[openvino]' makes it faster" in choose(ModelSettings("owner/model")).reason
+    assert "pip install 'marcorank[openvino]' for more speed" in choose(ModelSettings("owner/model")).reason
 
 
 @pytest.mark.parametrize(
@@ -89,9 +89,9 @@ def test_the_reason_says_what_would_be_faster(machine):
     [
         (
             {"backend": "onnx", "precision": "bf16"},
-            "can do 'fp32' and 'int8'. bf16 takes `backend='openvino'` or .*torch",
+            "supports 'fp32' and 'int8'. For bf16, use `backend='openvino'` or .*torch",
         ),
-        ({"backend": "torch", "precision": "int8"}, "int8 takes `backend='openvino'` or `backend='onnx'`"),
+        ({"backend": "torch", "precision": "int8"}, "For int8, use `backend='openvino'` or `backend='onnx'`"),
     ],
 )
 def test_a_precision_that_a_backend_lacks_names_those_that_have_it(machine, settings, match):

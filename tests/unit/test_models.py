@@ -61,7 +61,7 @@ def test_near_names_are_suggested(name, near):
     """A misspelt name is answered with the name that was meant, ready to copy."""
     error = unknown_model(name, "there is no such folder")
     assert isinstance(error, UnknownModelError)
-    assert f"Model '{name}' is unknown: there is no such folder. Did you mean" in str(error)
+    assert f"Unknown model '{name}': there is no such folder. Did you mean" in str(error)
     assert repr(near) in str(error)
 
 
@@ -111,9 +111,11 @@ def test_which_files_are_weights(names, without_pickle, with_pickle):
 def test_missing_weights_are_explained():
     """The error tells a folder without weights from one whose weights are pickles, and what to do."""
     check_weights(["model.safetensors"], where="'x'", allow_pickle=False)
-    with pytest.raises(ModelLoadError, match=r"'x' holds no weights: expected .*onnx/model.onnx, found a.txt, b.txt"):
+    with pytest.raises(ModelLoadError, match=r"'x' has no weights: expected .*onnx/model.onnx, found a.txt, b.txt"):
         check_weights(["b.txt", "a.txt"], where="'x'", allow_pickle=True)
-    with pytest.raises(ModelLoadError, match=r"'x' holds no weights: expected .*, found nothing"):
+    with pytest.raises(ModelLoadError, match=r"'x' has no weights: expected .*, found nothing"):
         check_weights([], where="'x'", allow_pickle=False)
-    with pytest.raises(ModelLoadError, match=r"only as pickle \(pytorch_model.bin\).*`allow_pickle=True` if you trust"):
+    with pytest.raises(
+        ModelLoadError, match=r"only pickled weights \(pytorch_model.bin\).*`allow_pickle=True` if you trust"
+    ):
         check_weights(["pytorch_model.bin", "training_args.bin"], where="'x'", allow_pickle=False)

@@ -38,12 +38,12 @@ async def test_a_model_that_fails_is_the_servers_fault(scorer, caplog):
     endpoints = Endpoints(ServeSettings(), Reranker(scorer, activation="sigmoid"))
     body = json.dumps({"query": "q", "texts": ["a"]}).encode()
     with caplog.at_level(logging.ERROR):
-        answer = await endpoints.answer("POST", "/rerank", None, body)
+        answer = await endpoints.respond("POST", "/rerank", None, body)
     assert answer.status == 424
     assert json.loads(answer.body)["error_type"] == "Backend"
     assert b"0x7f" not in answer.body
     assert "Traceback" in caplog.text
-    assert (await endpoints.answer("GET", "/health", None, b"")).status == 503
+    assert (await endpoints.respond("GET", "/health", None, b"")).status == 503
 
 
 async def test_ray_hears_of_a_model_that_fails():
@@ -76,10 +76,10 @@ async def test_health_is_never_remembered():
     scorer = Breaks()
     endpoints = Endpoints(ServeSettings(cache_size=100), Reranker(scorer, activation="sigmoid"))
     for _ in range(2):
-        assert (await endpoints.answer("GET", "/health", None, b"")).status == 200
+        assert (await endpoints.respond("GET", "/health", None, b"")).status == 200
     assert len(set(scorer.asked)) == 2
     scorer.broken = True
-    assert (await endpoints.answer("GET", "/health", None, b"")).status == 503
+    assert (await endpoints.respond("GET", "/health", None, b"")).status == 503
 
 
 async def test_the_scheme_of_a_key_is_read_in_any_case():
@@ -87,7 +87,7 @@ async def test_the_scheme_of_a_key_is_read_in_any_case():
     digest = hashlib.sha256(b"K").hexdigest()
     endpoints = Endpoints(ServeSettings(api_key_sha256=digest), Reranker(Failing(), activation="sigmoid"))
     for header, status in (("bearer K", 200), ("Bearer K", 200), ("Basic K", 401), ("K", 401), ("Bearer \ud83d", 401)):
-        assert (await endpoints.answer("GET", "/info", header, b"")).status == status
+        assert (await endpoints.respond("GET", "/info", header, b"")).status == status
 
 
 def test_a_replica_may_pass_requests_on():

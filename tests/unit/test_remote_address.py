@@ -9,7 +9,7 @@ import pytest
 from marcorank.errors import InvalidInputError
 from marcorank.remote import DIALECTS, is_remote
 from marcorank.remote.address import parse_address
-from marcorank.remote.keys import Key, given_key, key_for
+from marcorank.remote.keys import Key, key_argument, key_from_environment
 
 SECRET = "sk-very-secret-123"
 
@@ -42,30 +42,30 @@ def test_a_url_names_server_kind_and_model(url, more, dialect, endpoint, model):
         (
             "http://host:8080",
             {},
-            "does not say what kind.* tei, vllm, infinity, cohere, jina, voyage .*tei.http://host",
+            "does not name the API.* tei, vllm, infinity, cohere, jina, voyage, .*tei.http://host",
         ),
         ("tie+http://host", {}, "`dialect` is 'tie'; expected one of tei, vllm"),
         ("http://host", {"dialect": "tie"}, "`dialect` is 'tie'; expected one of tei"),
         ("http://host", {"dialect": ""}, "`dialect` is ''; expected one of tei"),
         ("http://host", {"dialect": 3}, "`dialect` is 3; expected one of tei"),
-        ("tei+http://host", {"dialect": "vllm"}, "begins with 'tei' and `dialect` is 'vllm'"),
+        ("tei+http://host", {"dialect": "vllm"}, "begins with 'tei' but `dialect` is 'vllm'"),
         ("tei+ftp://host", {}, "the scheme 'ftp'; expected http or https"),
         ("file:///etc/passwd", {"dialect": "tei"}, "the scheme 'file'; expected http or https"),
         ("host:8080", {"dialect": "tei"}, "has no scheme"),
         (b"http://host", {}, "is of type bytes"),
-        ("tei+http://", {}, "no usable host"),
-        ("tei+http://:80", {}, "no usable host"),
-        ("tei+http://host:99999", {}, "no usable host and port"),
-        ("tei+http://host:0", {}, "no usable host and port"),
-        ("tei+http://host:x", {}, "no usable host and port"),
-        ("tei+http://a..b", {}, "no usable host"),
-        ("tei+http://" + "a" * 64, {}, "no usable host"),
-        ("tei+http://[::1", {}, "no usable host"),
+        ("tei+http://", {}, "no valid host"),
+        ("tei+http://:80", {}, "no valid host"),
+        ("tei+http://host:99999", {}, "no valid host and port"),
+        ("tei+http://host:0", {}, "no valid host and port"),
+        ("tei+http://host:x", {}, "no valid host and port"),
+        ("tei+http://a..b", {}, "no valid host"),
+        ("tei+http://" + "a" * 64, {}, "no valid host"),
+        ("tei+http://[::1", {}, "no valid host"),
         ("tei+http://hos t", {}, "a space, a backslash or a control character"),
         ("tei+http://host\n", {}, "a space, a backslash or a control character"),
         ("tei+http://host\\@other", {}, "a space, a backslash or a control character"),
         ("tei+http://host#a", {"model": "b"}, "names the model 'a' and `model` is 'b'"),
-        ("cohere+https://api.cohere.com", {}, "`model` is None; a cohere server has to be told"),
+        ("cohere+https://api.cohere.com", {}, "`model` is None, but a cohere server needs a model name"),
     ],
 )
 def test_a_url_that_cannot_be_used_is_refused(url, more, message):
@@ -77,9 +77,9 @@ def test_a_url_that_cannot_be_used_is_refused(url, more, message):
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        (f"tei+http://user:{SECRET}@host", "user name or password; leave them out and pass `api_key`"),
-        (f"tei+http://{SECRET}@host:x", "user name or password|no usable host"),
-        (f"tei+http://host?key={SECRET}", "query string; leave it out"),
+        (f"tei+http://user:{SECRET}@host", "user name or password; remove them and pass `api_key`"),
+        (f"tei+http://{SECRET}@host:x", "user name or password|no valid host"),
+        (f"tei+http://host?key={SECRET}", "query string; remove it"),
         (f"tei+http://user:{SECRET}@host\n", "control character"),
         (f"ftp://user:{SECRET}@host", "the scheme 'ftp'"),
         (f"http://user:{SECRET}@host", "user name or password"),
@@ -156,7 +156,7 @@ def test_a_key_of_the_environment_goes_to_its_owner_only(url, expected, monkeypa
     for name in ("COHERE", "JINA", "VOYAGE"):
         monkeypatch.setenv(f"{name}_API_KEY", f"of-{name.lower()}")
     monkeypatch.setenv("MARCORANK_API_KEY", "of-all")
-    assert header_of(key_for(parse_address(url))) == expected
+    assert header_of(key_from_environment(parse_address(url))) == expected
 
 
 def test_the_second_name_of_a_key_counts_where_the_first_is_not_set(monkeypatch):
@@ -164,22 +164,22 @@ def test_the_second_name_of_a_key_counts_where_the_first_is_not_set(monkeypatch)
     address = parse_address("cohere+https://api.cohere.com#m")
     for name in ("COHERE_API_KEY", "CO_API_KEY", "MARCORANK_API_KEY"):
         monkeypatch.delenv(name, raising=False)
-    assert key_for(address) is None
+    assert key_from_environment(address) is None
     monkeypatch.setenv("COHERE_API_KEY", "")
     monkeypatch.setenv("CO_API_KEY", "second")
-    assert header_of(key_for(address)) == "Bearer second"
+    assert header_of(key_from_environment(address)) == "Bearer second"
 
 
 @pytest.mark.parametrize("bad", ["", "  ", f"{SECRET}\n", f"Bearer {SECRET}", f"{SECRET}\u20ac", f"\t{SECRET}", 7])
 def test_a_key_that_http_cannot_carry_is_refused_and_not_repeated(bad, monkeypatch):
     """As an argument and in the environment alike."""
-    with pytest.raises(InvalidInputError, match=r"`api_key` (is blank|holds a space|is of type int)") as caught:
-        given_key(bad)
+    with pytest.raises(InvalidInputError, match=r"`api_key` (is blank|contains a space|is of type int)") as caught:
+        key_argument(bad)
     assert SECRET not in str(caught.value)
     if isinstance(bad, str) and bad:
         monkeypatch.setenv("MARCORANK_API_KEY", bad)
-        with pytest.raises(InvalidInputError, match="variable MARCORANK_API_KEY of the environment") as caught:
-            key_for(parse_address("tei+http://host"))
+        with pytest.raises(InvalidInputError, match="environment variable MARCORANK_API_KEY") as caught:
+            key_from_environment(parse_address("tei+http://host"))
         assert SECRET not in str(caught.value)
 
 
@@ -187,10 +187,10 @@ def test_a_key_shows_itself_to_nobody():
     """Neither in its repr nor in a pickle, and it finds itself in what others say."""
     key = Key('sk-"1&2/3')
     assert "sk-" not in f"{key} {key!r} {[key]}"
-    with pytest.raises(TypeError, match="not pickled"):
+    with pytest.raises(TypeError, match="cannot be pickled"):
         pickle.dumps(key)
     said = 'no sk-"1&2/3, sk-&quot;1&amp;2/3, sk-%221%262%2F3, sk-\\"1&2/3'
-    assert key.hide(said) == "no [key], [key], [key], [key]"
+    assert key.redact(said) == "no [key], [key], [key], [key]"
 
 
 def test_each_kind_of_server_says_what_its_scores_are():

@@ -199,8 +199,8 @@ def test_a_model_must_be_a_name_a_folder_or_a_scorer(value):
         ("./no-such-folder", "path of a model folder"),
         ("/no/such/folder", "no such folder"),
         ("C:\\models\\mine", "no such folder"),
-        ("~nobody-of-this-name/model", "it can be no path"),
-        ("x" * 5000, "it can be no path"),
+        ("~nobody-of-this-name/model", "it is not a valid path"),
+        ("x" * 5000, "it is not a valid path"),
     ],
 )
 def test_an_unknown_model_names_what_comes_near(name, near):
@@ -213,7 +213,7 @@ def test_broken_scorers_are_reported():
     """NaN or the wrong number of scores is an error that names passage and model."""
     with pytest.raises(ScoreError, match=r"`FixedScorer` returned nan for `passages\[1\]`"):
         Reranker(FixedScorer([1.0, float("nan")])).rank("q", ["a", "b"])
-    with pytest.raises(ScoreError, match="3 passages; expected one float a passage"):
+    with pytest.raises(ScoreError, match="3 passages; expected one float per passage"):
         Reranker(FixedScorer([1.0])).rank("q", ["a", "b", "c"])
 
 

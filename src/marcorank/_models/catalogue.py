@@ -1,4 +1,4 @@
-"""What is known of models: names, pinned revisions, licence, published figures, and which file serves what."""
+"""The model catalogue: names, pinned revisions, licences, published figures, and the files to load."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ORGANISATION = "cross-encoder"
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model of the catalogue.
+    """A model in the catalogue.
 
     Attributes:
         name: Name on the hub, in the new spelling.
         aliases: Older names of the same repository, which redirect online.
-        revision: Commit that is loaded unless another is asked for.
-        licence: SPDX identifier.
+        revision: Commit that is loaded unless you pass another.
+        licence: SPDX identifier of the licence.
         layers: Transformer layers.
         hidden_size: Width of the hidden states.
-        parameters: Trainable numbers in the model.
+        parameters: Number of trainable parameters.
         ndcg_dl19: nDCG@10 on TREC DL 2019, from 0 to 100, as published.
         mrr_dev: MRR@10 on the MS MARCO dev set, from 0 to 100, as published.
-        passages_per_s_v100: Passages a second on a V100, as published.
+        passages_per_s_v100: Passages per second on a V100, as published.
 
     Source: the model cards of the `cross-encoder` organisation on the Hugging Face hub.
     """
@@ -48,7 +48,7 @@ class ModelInfo:
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """Every name under which a cache may hold the model."""
+        """All names under which the model may be cached."""
         return (self.name, *self.aliases)
 
 
@@ -65,7 +65,7 @@ def _entry(
     )
 
 
-# Source of the revisions: public lock files and fetch scripts that name them with `onnx/model.onnx`.
+# Source of the revisions: public lock files and download scripts that pin them for `onnx/model.onnx`.
 CATALOGUE: tuple[ModelInfo, ...] = (
     _entry(
         "TinyBERT-L2", "TinyBERT-L-2", "81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc",
@@ -89,16 +89,16 @@ CATALOGUE: tuple[ModelInfo, ...] = (
     ),
 )  # fmt: skip
 
-# Inside a model's folder; the first that exists is taken.
+# Relative to the model folder; the first one that exists is used.
 FP32_ONNX_FILES: tuple[str, ...] = ("onnx/model.onnx", "model.onnx")
-# OpenVINO's own format; each has its weights in a .bin beside it.
+# OpenVINO's own format; the weights are in a .bin file next to the .xml.
 FP32_IR_FILES: tuple[str, ...] = ("openvino/openvino_model.xml", "openvino_model.xml")
 INT8_IR_FILES: tuple[str, ...] = ("openvino/openvino_model_qint8_quantized.xml",)
-# What `marcorank models quantize` makes.
+# Written by `marcorank models quantize`.
 QUANTIZED_IR_FILE = "openvino/marcorank_int8.xml"
-# As transformers names them; other pickles, such as training_args.bin, are no weights.
+# Named by transformers; other pickles, such as training_args.bin, do not hold weights.
 PICKLED_WEIGHTS = "pytorch_model*.bin"
-# By instruction set, best first; a file made for another one may saturate or be slow.
+# By instruction set, best first; a file built for a different one may saturate or be slow.
 _INT8_ONNX_FILES: tuple[tuple[str, str], ...] = (
     ("avx512_vnni", "onnx/model_qint8_avx512_vnni.onnx"),
     ("avx512f", "onnx/model_qint8_avx512.onnx"),
@@ -109,17 +109,17 @@ _PORTABLE_INT8_ONNX_FILES: tuple[str, ...] = ("onnx/model_int8.onnx", "onnx/mode
 
 
 def int8_onnx_files(features: frozenset[str]) -> tuple[str, ...]:
-    """Names of int8 ONNX files that suit a processor, best first.
+    """Return the names of the int8 ONNX files that suit a processor, best first.
 
     Args:
-        features: Instruction sets, as `marcorank._inference.cpu.cpu_features` names them.
+        features: Instruction sets, named as by `marcorank._inference.cpu.cpu_features`.
     """
-    made_for = tuple(file for feature, file in _INT8_ONNX_FILES if feature in features)
-    return made_for + _PORTABLE_INT8_ONNX_FILES
+    optimised = tuple(file for feature, file in _INT8_ONNX_FILES if feature in features)
+    return optimised + _PORTABLE_INT8_ONNX_FILES
 
 
 def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
-    """Whether these files of a model's folder hold weights that torch may read."""
+    """Whether these files include weights that torch is allowed to load."""
     return any(
         fnmatchcase(name, "*.safetensors") or (allow_pickle and fnmatchcase(name, PICKLED_WEIGHTS))
         for name in names
@@ -128,47 +128,47 @@ def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
 
 
 def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
-    """Check that there are weights for torch.
+    """Check that a model folder has weights that torch can load.
 
     Args:
-        names: Files of a model's folder.
-        where: What the folder is, for the message.
-        allow_pickle: Whether weights that come only as pickle may be read.
+        names: Names of the files in the folder.
+        where: Description of the folder, for the message.
+        allow_pickle: Whether pickled weights may be loaded.
 
     Raises:
-        ModelLoadError: There are none, or only pickles and those were not asked for.
+        ModelLoadError: There are no weights, or only pickled ones and `allow_pickle` is off.
     """
     if has_weights(names, allow_pickle=allow_pickle):
         return
     pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))
     if pickles:
         raise ModelLoadError(
-            f"{where} holds its weights only as pickle ({', '.join(pickles)}), which can run code when it is read. "
-            "Save it anew as safetensors, or pass `allow_pickle=True` if you trust its source."
+            f"{where} has only pickled weights ({', '.join(pickles)}), which can run code when they are loaded. "
+            "Convert them to safetensors, or pass `allow_pickle=True` if you trust the source."
         )
     raise ModelLoadError(
-        f"{where} holds no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
+        f"{where} has no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
         f"{', '.join(sorted(names)) or 'nothing'}."
     )
 
 
 def find(name: str) -> ModelInfo | None:
-    """Return the catalogue's entry of a hub name in any spelling, with or without the organisation."""
-    wanted = name.casefold()
+    """Look up a hub name in the catalogue, in any spelling, with or without the organisation."""
+    folded = name.casefold()
     for info in CATALOGUE:
         for spelling in info.spellings:
-            if wanted in (spelling.casefold(), spelling.split("/")[1].casefold()):
+            if folded in (spelling.casefold(), spelling.split("/")[1].casefold()):
                 return info
     return None
 
 
 def unknown_model(name: str, reason: str) -> UnknownModelError:
-    """Return the error for a name that is no model, with the names that come near."""
+    """Return the error for an unknown model name, with suggestions of similar names."""
     names = [spelling for info in CATALOGUE for spelling in info.spellings]
     short = {spelling.split("/")[1]: spelling for spelling in names}
-    near = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1], [*short, BUNDLED], n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(repr(short.get(match, match)) for match in near)}?" if near else ""
+    matches = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1], [*short, BUNDLED], n=3, cutoff=0.6)
+    hint = f" Did you mean {' or '.join(repr(short.get(match, match)) for match in matches)}?" if matches else ""
     return UnknownModelError(
-        f"Model {name!r} is unknown: {reason}.{hint} Expected 'bundled', a hub name such as "
+        f"Unknown model {name!r}: {reason}.{hint} Expected 'bundled', a hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."
     )

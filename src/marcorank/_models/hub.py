@@ -1,4 +1,4 @@
-"""Files of a model on the Hugging Face hub, from the cache or the network."""
+"""Downloads model files from the Hugging Face Hub, or finds them in the cache."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _log = logging.getLogger("marcorank")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAIN = "main"
-# Every model has it, so it stands for the model where no other file is named.
+# Every model has one, so it shows whether the model itself is there.
 _CONFIG = "config.json"
-# A list of what may come, so that a repository cannot slip in pickles, code or other engines' weights.
+# An allow list, so that a repository cannot add pickles, code or the weights of other backends to a download.
 _TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
-_OTHER_ENGINES = ("onnx/*", "openvino/*")
+_OTHER_BACKENDS = ("onnx/*", "openvino/*")
 
 
 class _Source(NamedTuple):
-    """Where files come from: one spelling of the model's name, at one revision."""
+    """One spelling of the model name at one revision."""
 
     spelling: str
     revision: str
@@ -41,14 +41,14 @@ class _Source(NamedTuple):
 
 @dataclass(slots=True)
 class HubModel:
-    """A model on the hub. All its files come from one commit: that of the first one that was fetched.
+    """A model on the Hub. All its files come from the commit of the first one that was fetched.
 
     Attributes:
-        name: Name on the hub; every spelling of a model of the catalogue is looked up.
-        revision: Branch, tag or commit; None for the commit that the catalogue pins, else `main`.
-        cache_folder: Where files are kept; None for the Hugging Face cache.
-        local_files_only: True forbids the network; otherwise `HF_HUB_OFFLINE` decides.
-        token: Access token; None for the one that huggingface_hub finds.
+        name: Name on the Hub; for a model in the catalogue, all spellings are looked up.
+        revision: Branch, tag or commit; None for the commit pinned in the catalogue, or `main`.
+        cache_folder: Folder for downloaded files; None for the Hugging Face cache.
+        local_files_only: True turns the network off; otherwise `HF_HUB_OFFLINE` decides.
+        token: Access token; None to use the one that huggingface_hub finds.
     """
 
     name: str
@@ -60,44 +60,43 @@ class HubModel:
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        # HTTP libraries show a header that they refuse, and with it the token.
+        # HTTP libraries quote an invalid header in their errors, and the token with it.
         if self.token is not None and re.fullmatch(r"[!-~]+", self.token) is None:
             raise InvalidInputError(
-                "`token` holds blanks, line ends or characters outside ASCII; expected an access token such as "
-                "'hf_...', without anything around it."
+                "`token` contains whitespace or non-ASCII characters; expected only the access token, such as 'hf_...'."
             )
 
     @property
-    def place(self) -> str:
-        """Where files are looked for, for messages."""
+    def location(self) -> str:
+        """Where files are looked up, for messages."""
         revision = (self._source or self._sources()[0]).revision
         if self._offline:
             return f"the cache {str(self._cache)!r} at revision {revision!r} ({self._why_offline})"
         return f"{_endpoint()} at revision {revision!r}"
 
     def fetch(self, *candidates: str) -> Path | None:
-        """Return the first of the files that the repository has, downloaded if needed; None if it has none.
+        """Return the first of the candidate files that the repository has, downloaded if needed; None if it has none.
 
-        Offline, None also means that the model is cached without them.
+        Offline, None also means that the model is cached but these files are not.
 
         Raises:
-            UnknownModelError: The hub has no such repository.
-            ModelLoadError: The model cannot be fetched, or is not cached and the network is off.
+            UnknownModelError: The Hub has no such repository.
+            ModelLoadError: The model cannot be downloaded, or is not cached and the network is off.
         """
-        with self._border(" or ".join(candidates)):
+        with self._map_errors(" or ".join(candidates)):
             if self._offline:
                 return self._fetch_cached(candidates)
             return next((path for file in candidates if (path := self._fetch_online(file))), None)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return a folder with everything that the torch backend needs.
+        """Return a folder with all files that the torch backend needs.
 
         Raises:
-            UnknownModelError: The hub has no such repository.
-            ModelLoadError: The model cannot be fetched, or has no weights that may be read.
+            UnknownModelError: The Hub has no such repository.
+            ModelLoadError: The model cannot be downloaded, or has no weights that may be loaded.
         """
-        source = self._settled()
-        with self._border("the weights"):
+        source = self._resolved_source()
+        with self._map_errors("the weights"):
             folder = self._download_folder(source, _TORCH_FILES)
             if allow_pickle and not any(folder.glob("*.safetensors")):
                 folder = self._download_folder(source, (*_TORCH_FILES, catalogue.PICKLED_WEIGHTS))
@@ -109,15 +108,15 @@ class HubModel:
         return folder
 
     def export_folder(self) -> Path:
-        """Return where `marcorank models export` puts an ONNX file of this commit; it need not exist.
+        """Return the folder to which `marcorank models export` writes the ONNX file of this commit; it may not exist.
 
         Raises:
-            UnknownModelError: The hub has no such repository.
-            ModelLoadError: The commit cannot be found out.
+            UnknownModelError: The Hub has no such repository.
+            ModelLoadError: The commit cannot be determined.
         """
         from huggingface_hub import constants
 
-        # `cached_assets_path` would create the folder, and this only looks.
+        # `cached_assets_path` would create the folder.
         base = Path(self.cache_folder or constants.HF_ASSETS_CACHE)
         return base / "marcorank" / self.name.replace("/", "--") / self.commit
 
@@ -127,16 +126,16 @@ class HubModel:
 
         Raises:
             UnknownModelError: The hub has no such repository.
-            ModelLoadError: The commit cannot be found out.
+            ModelLoadError: The commit cannot be looked up.
         """
-        return self._settled().revision
+        return self._resolved_source().revision
 
-    def _settled(self) -> _Source:
+    def _resolved_source(self) -> _Source:
         if self._source is None:
             self.fetch(_CONFIG)
         if self._source is None:
             raise ModelLoadError(
-                f"Model `{self.name}` has no {_CONFIG} in {self.place}; this is no model that can be loaded."
+                f"Model `{self.name}` has no {_CONFIG} in {self.location}; marcorank cannot load it as a model."
             )
         return self._source
 
@@ -145,33 +144,33 @@ class HubModel:
         for source in sources:
             for file in candidates:
                 if path := self._cached(file, source):
-                    return self._settle(path, file, source)
+                    return self._pin(path, file, source)
         if any(self._cached(_CONFIG, source) for source in sources):
             return None
         raise self._not_cached(" or ".join(candidates))
 
     def _fetch_online(self, file: str) -> Path | None:
-        # A commit never changes: what the cache knows of it needs no network.
+        # A commit never changes, so what is cached of it needs no network.
         commits = [source for source in self._sources() if source.is_commit]
         for source in commits:
             if path := self._cached(file, source):
-                return self._settle(path, file, source)
+                return self._pin(path, file, source)
         if any(self._known_missing(file, source) for source in commits):
             return None
         sources = sorted(self._sources(), key=lambda source: self._cached(file, source) is None)
         try:
-            self._reach(file, sources[0])
+            self._check_reachable(file, sources[0])
         except Exception:
             for source in self._cached_sources():
                 if path := self._cached(file, source):
-                    return self._settle(path, file, source)
+                    return self._pin(path, file, source)
                 if self._known_missing(file, source):
                     return None
             raise
         return self._download(file, *sources)
 
-    def _reach(self, file: str, source: _Source) -> None:
-        """Ask the server once: `hf_hub_download` would take minutes to find out that it does not answer."""
+    def _check_reachable(self, file: str, source: _Source) -> None:
+        """Send one request first: `hf_hub_download` would take minutes to notice that the server is down."""
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -181,7 +180,7 @@ class HubModel:
         try:
             get_hf_file_metadata(url, token=self.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
         except HfHubHTTPError:
-            _log.debug("%s answers with an error, which hf_hub_download deals with.", _endpoint(), exc_info=True)
+            _log.debug("%s returned an error; leaving it to hf_hub_download.", _endpoint(), exc_info=True)
         self._reached = True
 
     def _download(self, file: str, source: _Source, *others: _Source) -> Path | None:
@@ -209,7 +208,7 @@ class HubModel:
             if not others:
                 raise
             return self._download(file, *others)
-        return self._settle(Path(path), file, source)
+        return self._pin(Path(path), file, source)
 
     def _download_folder(self, source: _Source, patterns: Sequence[str]) -> Path:
         from huggingface_hub import snapshot_download
@@ -221,7 +220,7 @@ class HubModel:
             token=self.token,
             local_files_only=self._offline,
             allow_patterns=list(patterns),
-            ignore_patterns=list(_OTHER_ENGINES),
+            ignore_patterns=list(_OTHER_BACKENDS),
         )
         return Path(folder)
 
@@ -230,12 +229,12 @@ class HubModel:
 
         return HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
 
-    def _settle(self, path: Path, file: str, source: _Source) -> Path:
-        """Stay with the commit of a file that was found: a cached file lies in a folder of that name."""
+    def _pin(self, path: Path, file: str, source: _Source) -> Path:
+        """Use the commit of this file for all others; in the cache, a file is in a folder named after its commit."""
         if self._source is None:
             commit = path.parents[file.count("/")].name
             if source != self._sources()[0]:
-                _log.info("Model `%s` is taken from `%s` at commit %s.", self.name, source.spelling, commit)
+                _log.info("Model `%s` is loaded from `%s` at commit %s.", self.name, source.spelling, commit)
             self._source = _Source(source.spelling, commit)
         return path
 
@@ -247,7 +246,7 @@ class HubModel:
         return [_Source(spelling, revision) for spelling in self._spellings]
 
     def _cached_sources(self) -> list[_Source]:
-        """Where to look without network: where the pinned commit is not cached, what `main` was will do."""
+        """Sources to look up offline: a cached `main` is used where the pinned commit is not cached."""
         sources = self._sources()
         if self._source is None and self.revision is None:
             sources += [_Source(spelling, _MAIN) for spelling in self._spellings]
@@ -294,18 +293,18 @@ class HubModel:
         return ModelLoadError(
             f"Model `{self.name}` is not cached and the network is off ({self._why_offline}): looked for {what} of "
             f"{spellings} at {revisions} in {str(self._cache)!r}. Run `marcorank models download {self.name}` once "
-            "with the network and this cache folder, or pass the path of a model folder."
+            "while online, with the same cache folder, or pass the path of a model folder."
         )
 
     @contextmanager
-    def _border(self, what: str) -> Iterator[None]:
-        """Turn what huggingface_hub and the HTTP libraries below it raise into marcorank's errors."""
+    def _map_errors(self, what: str) -> Iterator[None]:
+        """Map errors of huggingface_hub and the HTTP libraries below it to errors of marcorank."""
         try:
             with without_hub_bars:
                 yield
         except MarcoRankError:
             raise
-        except Exception as error:  # requests, httpx, xet and the system each raise their own
+        except Exception as error:  # requests, httpx, xet and the OS each raise their own
             raise self._mapped(error, what) from error
 
     def _mapped(self, error: Exception, what: str) -> MarcoRankError:
@@ -317,23 +316,22 @@ class HubModel:
         if isinstance(error, LocalEntryNotFoundError):
             if self._offline:
                 return self._not_cached(what)
-            # huggingface_hub hides behind it why it could not look online.
+            # The cause is why huggingface_hub could not look online.
             reason = _reason(error.__cause__ or error)
         elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
             return ModelLoadError(
-                f"Model `{self.name}` cannot be kept in {str(self._cache)!r}: {error.strerror}. Make room or make the "
-                "folder writable, or pass another `cache_folder`."
+                f"Model `{self.name}` cannot be saved to {str(self._cache)!r}: {error.strerror}. Check "
+                "free space and permissions, or pass another `cache_folder`."
             )
         else:
             reason = _reason(error)
         return ModelLoadError(
-            f"Model `{self.name}`: {what} cannot be fetched from {self.place}: {reason}. Try again; without network "
-            "set HF_HUB_OFFLINE=1 if it is cached, or pass 'bundled' or the path of a "
-            "model folder."
+            f"Model `{self.name}`: {what} cannot be downloaded from {self.location}: {reason}. Try again. To work "
+            "offline, set HF_HUB_OFFLINE=1 if the model is cached, or pass 'bundled' or the path of a model folder."
         )
 
     def _refusal(self, error: Exception) -> MarcoRankError | None:
-        """Return the error for what the hub knows and says no to."""
+        """Return the error for a request that the Hub refused; None if it did not refuse."""
         from huggingface_hub.errors import (
             GatedRepoError,
             HFValidationError,
@@ -350,18 +348,18 @@ class HubModel:
             )
         if isinstance(error, RepositoryNotFoundError):
             return catalogue.unknown_model(
-                self.name, f"{_endpoint()} has no such repository, or it is private and needs a `token` that opens it"
+                self.name, f"{_endpoint()} has no such repository, or it is private and your `token` has no access"
             )
         if isinstance(error, RevisionNotFoundError):
             return ModelLoadError(
-                f"Model `{self.name}` has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass a branch, "
-                "tag or commit that it has, such as `revision='main'`."
+                f"Model `{self.name}` has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass an "
+                "existing branch, tag or commit, such as `revision='main'`."
             )
         return None
 
 
 def _endpoint() -> str:
-    """Return the address of the hub without the credentials that it may hold."""
+    """Return the URL of the Hub without credentials."""
     from huggingface_hub import constants
 
     parts = urlsplit(constants.ENDPOINT)
@@ -369,19 +367,19 @@ def _endpoint() -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Say why a request failed in words that hold no address: signed ones are as good as a token."""
+    """Describe why a request failed, without any URL: a signed URL is as secret as a token."""
     chain = [error]
     while (inner := chain[-1].__cause__ or chain[-1].__context__) is not None and inner not in chain:
         chain.append(inner)
     for link in chain:
         status = getattr(getattr(link, "response", None), "status_code", None)
         if status in {401, 403}:
-            return f"it refused the token, or asks for one (status {status}; pass `token` or set HF_TOKEN)"
+            return f"the token is missing or was refused (status {status}; pass `token` or set HF_TOKEN)"
         if status is not None:
-            return f"it answered with status {status}"
+            return f"the server returned status {status}"
     if any(isinstance(link, TimeoutError) or "Timeout" in type(link).__name__ for link in chain):
-        return "it did not answer in time (HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT set the limits)"
+        return "the request timed out (see HF_HUB_ETAG_TIMEOUT and HF_HUB_DOWNLOAD_TIMEOUT)"
     for link in reversed(chain):
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
-    return f"the download broke off ({type(error).__name__})"
+    return f"the download was interrupted ({type(error).__name__})"

@@ -1,4 +1,4 @@
-"""From settings to a scorer: where the files are, which backend reads them, one copy of the weights for all."""
+"""Loads scorers: finds the model files, chooses the backend, and shares one copy of the weights."""
 
 from __future__ import annotations
 
@@ -32,103 +32,102 @@ if TYPE_CHECKING:
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-# Tokenizers that know no limit say so with a huge number.
+# Tokenizers without a limit have a huge number here.
 _NO_LIMIT = 1_000_000
-# Those that a server decides on for itself.
+# Settings that only apply to a local model.
 _LOCAL_SETTINGS = {
     name: value
     for name, value in asdict(ModelSettings(model="")).items()
     if name not in {"model", "cache_size", "token"}
 }
-
-_OF_A_FALLBACK = ("threads", "cache_folder", "local_files_only")
+_FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
 
 
 class ModelFiles(Protocol):
-    """Where the files of a model come from."""
+    """The files of a model, wherever they are stored."""
 
     @property
     def name(self) -> str:
-        """Name to show."""
+        """Name for messages and results."""
         ...
 
     @property
-    def place(self) -> str:
-        """Where they are looked for, for messages."""
+    def location(self) -> str:
+        """Where files are looked up, for messages."""
         ...
 
     def fetch(self, *candidates: str) -> Path | None:
-        """Return the first of the files that there is; None if there is none of them."""
+        """Return the first of the candidate files that exists; None if there is none."""
         ...
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return a folder with everything that the torch backend needs."""
+        """Return a folder with all files that the torch backend needs."""
         ...
 
     def export_folder(self) -> Path:
-        """Return the folder in which an exported ONNX file would be."""
+        """Return the folder for an exported ONNX file."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
-    """A model in a folder of this machine."""
+    """A model in a local folder."""
 
     path: Path
     name: str
 
     @property
-    def place(self) -> str:
-        """Where files are looked for, for messages."""
+    def location(self) -> str:
+        """Where files are looked up, for messages."""
         return repr(str(self.path))
 
     def fetch(self, *candidates: str) -> Path | None:
-        """Return the first of the files that there is; None if there is none of them."""
+        """Return the first of the candidate files that exists; None if there is none."""
         return next((self.path / name for name in candidates if (self.path / name).is_file()), None)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
         """Return the folder.
 
         Raises:
-            ModelLoadError: It holds no weights that may be read.
+            ModelLoadError: It has no weights that may be loaded.
         """
         names = [path.name for path in self.path.iterdir()]
         catalogue.check_weights(names, where=repr(str(self.path)), allow_pickle=allow_pickle)
         return self.path
 
     def export_folder(self) -> Path:
-        """Return the folder itself: an exported file lies where the hub has it too."""
+        """Return the folder itself: an exported file has the same relative path as on the Hub."""
         return self.path
 
 
-def kind_of_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
-    """Check the name of a model, and return what the model gives; nothing is downloaded or asked yet.
+def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
+    """Check the name of a model and return the kind of its scores, without downloading or sending anything.
 
     Args:
-        settings: Of the model.
-        has_fallback: Whether some settings may be meant for another model.
+        settings: Settings of the model.
+        has_fallback: Whether settings for local models may be meant for the fallback.
 
     Raises:
-        UnknownModelError: The name is no model.
-        InvalidInputError: The name is an address that cannot be used, or settings were given that mean nothing to a
-            server.
+        UnknownModelError: No model has this name.
+        InvalidInputError: The name is an invalid URL, or the model is a server and a setting applies to local models
+            only.
     """
     if not is_remote(settings.model):
         locate(settings)
         return "logit"
-    # First, so that no message shows an address with a password. Not the shared one: another thread may be loading.
+    # First, so that no message shows a URL with a password. Not shared: the lock may be held by a load.
     server = RemoteScorer(settings.model, api_key=settings.token)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
-        if value != default and not (has_fallback and name in _OF_A_FALLBACK):
+        if value != default and not (has_fallback and name in _FALLBACK_SETTINGS):
             raise InvalidInputError(
-                f"`{name}` is {value!r} beside the server {settings.model!r}, where it means nothing; leave it out."
+                f"`{name}` is {value!r}, which has no effect on the server {settings.model!r}; leave it out."
             )
     return server.score_kind
 
 
 def _remote(settings: ModelSettings) -> RemoteScorer:
-    """Return the scorer of a server; who names the same one with the same key shares its connections."""
+    """Return the scorer for a server; scorers with the same URL and key share their connections."""
     scorer: RemoteScorer = _loaded.shared(
         ("remote", settings.model, settings.token), lambda: RemoteScorer(settings.model, api_key=settings.token)
     )
@@ -136,10 +135,10 @@ def _remote(settings: ModelSettings) -> RemoteScorer:
 
 
 def locate(settings: ModelSettings) -> ModelFiles:
-    """Return where the files of a model are; nothing is downloaded yet.
+    """Find out where the files of a model are, without downloading anything.
 
     Raises:
-        UnknownModelError: The name is no model.
+        UnknownModelError: No model has this name.
     """
     name = settings.model
     if name == catalogue.BUNDLED:
@@ -149,8 +148,8 @@ def locate(settings: ModelSettings) -> ModelFiles:
     try:
         folder = Path(name).expanduser()
         is_folder, is_file = folder.is_dir(), folder.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a home of nobody, a NUL
-        raise catalogue.unknown_model(name, f"it can be no path ({error})") from error
+    except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown home folder, a NUL
+        raise catalogue.unknown_model(name, f"it is not a valid path ({error})") from error
     if is_folder:
         return LocalFolder(folder, name)
     if is_file:
@@ -168,13 +167,13 @@ def locate(settings: ModelSettings) -> ModelFiles:
 
 
 def load_scorer(settings: ModelSettings) -> RequestScorer:
-    """Load a model, or share the weights that another caller has loaded with the same settings.
+    """Load a model, or share the weights if they are already loaded with the same settings.
 
     Raises:
-        UnknownModelError: The name is no model.
-        InvalidInputError: The settings contradict each other, or this machine cannot do what they ask.
+        UnknownModelError: No model has this name.
+        InvalidInputError: The settings contradict each other, or this machine does not support them.
         MissingExtraError: The backend is not installed.
-        ModelLoadError: A file is missing, damaged or cannot be fetched, or the model is no reranker.
+        ModelLoadError: A file is missing, damaged or cannot be downloaded, or the model is not a reranker.
     """
     if is_remote(settings.model):
         return _remote(settings)
@@ -187,7 +186,7 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
     except MarcoRankError:
         raise
     except OSError as error:  # no permission, a disk that fails
-        raise ModelLoadError(f"A file of model `{files.name}` in {files.place} cannot be read: {error}") from error
+        raise ModelLoadError(f"A file of model `{files.name}` in {files.location} cannot be read: {error}") from error
 
 
 def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | None]:
@@ -201,7 +200,7 @@ def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | 
     choice = choose(settings)
     if choice.backend == "torch":
         return choice, None
-    # The large file comes last: who is interrupted in it has no model, rather than one that reads fewer settings.
+    # The large file comes last: an interrupted download must not leave a model without its small settings files.
     for name in TEXT_FILES:
         files.fetch(name)
     graph = graph_file(files, choice)
@@ -209,11 +208,11 @@ def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | 
         if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
             return choose(replace(settings, backend="torch")), None
         raise _no_graph_file(files, choice)
-    return _confirmed(choice, settings), graph
+    return _with_supported_precision(choice, settings), graph
 
 
 def graph_file(files: ModelFiles, choice: Choice) -> Path | None:
-    """Return the file that the onnx or openvino backend reads; those that belong to it are beside it then.
+    """Fetch the graph file for the onnx or openvino backend, and the weight files that belong to it.
 
     Returns:
         None if the model has no such file.
@@ -221,27 +220,27 @@ def graph_file(files: ModelFiles, choice: Choice) -> Path | None:
     if choice.backend == "onnx" and choice.precision == "int8":
         return files.fetch(*catalogue.int8_onnx_files(cpu_features()))
     if choice.backend == "openvino" and choice.precision == "int8":
-        # Made by `marcorank models quantize`. Others are quantised from fp32 when they are loaded: the hub's own
-        # int8 IRs have one scale for all tokens, which costs accuracy, and are the last resort.
-        made = _made_here(files, catalogue.QUANTIZED_IR_FILE)
-        if made is not None:
-            return made
+        # The result of `marcorank models quantize`. Without it, fp32 is quantised while loading: int8 IRs on the Hub
+        # use one scale for all tokens, which costs accuracy, and are the last resort.
+        quantized = _find_exported(files, catalogue.QUANTIZED_IR_FILE)
+        if quantized is not None:
+            return quantized
     file = files.fetch(*catalogue.FP32_ONNX_FILES)
     if file is not None:
-        # Models above 2 GB keep their weights in a file beside the graph. Asking the hub each time costs a request.
+        # Models above 2 GB have their weights in a separate file. Looking it up always would cost one more request.
         if mentions(file, f"{file.name}_data"):
             files.fetch(f"{'onnx/' if file.parent.name == 'onnx' else ''}{file.name}_data")
         return file
     if choice.backend == "openvino":
         names = catalogue.INT8_IR_FILES if choice.precision == "int8" else ()
         for name in (*catalogue.FP32_IR_FILES, *names):
-            # Weights first: an IR without them would be found, and fail.
+            # Weights first: an IR without weights cannot be loaded.
             if files.fetch(str(Path(name).with_suffix(".bin"))) and (file := files.fetch(name)):
                 return file
-    return _made_here(files, *catalogue.FP32_ONNX_FILES)
+    return _find_exported(files, *catalogue.FP32_ONNX_FILES)
 
 
-def _made_here(files: ModelFiles, *names: str) -> Path | None:
+def _find_exported(files: ModelFiles, *names: str) -> Path | None:
     return LocalFolder(files.export_folder(), files.name).fetch(*names)
 
 
@@ -249,8 +248,8 @@ def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
     if choice.backend == "onnx" and choice.precision == "int8":
         return ModelLoadError(
             f"Model `{files.name}` has no int8 ONNX file for this processor: tried "
-            f"{', '.join(catalogue.int8_onnx_files(cpu_features()))} in {files.place}. Use `precision='fp32'`, or "
-            "`backend='openvino'`, which makes int8 of any model: pip install 'marcorank[openvino]'"
+            f"{', '.join(catalogue.int8_onnx_files(cpu_features()))} in {files.location}. Use `precision='fp32'`, or "
+            "`backend='openvino'`, which quantises any model while loading: pip install 'marcorank[openvino]'"
         )
     if isinstance(files, LocalFolder):
         files.snapshot(allow_pickle=True)
@@ -260,10 +259,14 @@ def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
         tried += [*catalogue.INT8_IR_FILES, catalogue.QUANTIZED_IR_FILE]
     else:
         torch = ", or use `backend='torch'`; both need"
-    download = "" if isinstance(files, LocalFolder) else f" Offline, `marcorank models download {files.name}` first."
+    download = (
+        ""
+        if isinstance(files, LocalFolder)
+        else f" To work offline, first run `marcorank models download {files.name}`."
+    )
     return ModelLoadError(
-        f"Model `{files.name}` has no ONNX file in {files.place} (tried "
-        f"{', '.join(tried)}).{download} Make one with "
+        f"Model `{files.name}` has no ONNX file in {files.location} (tried "
+        f"{', '.join(tried)}).{download} Export one with "
         f"`marcorank models export {files.name}`{torch or ', which needs'} pip install 'marcorank[torch]'"
     )
 
@@ -276,18 +279,18 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSe
     tokenizer_file = files.fetch("tokenizer.json")
     if tokenizer_file is None:
         raise ModelLoadError(
-            f"Model `{files.name}` has no tokenizer.json in {files.place}; without it only "
-            "`backend='torch'` can read it."
+            f"Model `{files.name}` has no tokenizer.json in {files.location}; without it, "
+            "only `backend='torch'` can load the model."
         )
     try:
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
     workers = Workers.of(settings.threads)
-    # Weights may lie beside the graph. Batches mix the pairs of all who share a model, so they share its tokenizer too.
-    read = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
+    # Weights may be in separate files. A batch mixes pairs of all callers, so they must use the same tokenizer too.
+    used = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
     backend = _loaded.shared(
-        (choice.backend, _identity(read), choice.device, choice.precision, workers),
+        (choice.backend, _fingerprint(used), choice.device, choice.precision, workers),
         lambda: Scheduler(_open_graph(file, choice, workers, config)),
     )
     encoder = _encoder(tokenizer, files, config, settings)
@@ -309,10 +312,11 @@ def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, 
     )
 
 
-def _confirmed(choice: Choice, settings: ModelSettings) -> Choice:
-    """Return what openvino can do where the system says more of the processor than openvino finds.
+def _with_supported_precision(choice: Choice, settings: ModelSettings) -> Choice:
+    """Fall back to fp32 if openvino does not support the precision that was chosen automatically.
 
-    So it is in some virtual machines. What was asked for by name is left for the backend to refuse.
+    Some virtual machines report CPU features that openvino does not find. A precision that you set is not changed;
+    the backend raises an error.
     """
     if choice.backend != "openvino" or settings.precision != "auto" or choice.precision == "fp32":
         return choice
@@ -332,7 +336,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     backend = _loaded.shared(
-        ("torch", _identity(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
+        ("torch", _fingerprint(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
         lambda: Scheduler(
             TorchBackend(
                 folder,
@@ -352,14 +356,14 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
 
 def _encoder(tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], settings: ModelSettings) -> PairEncoder:
     limits = [settings.max_length]
-    of_tokenizer = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
-    if of_tokenizer is not None and of_tokenizer < _NO_LIMIT:
-        limits.append(int(of_tokenizer))
+    tokenizer_limit = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
+    if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
+        limits.append(int(tokenizer_limit))
     pad_id = config.get("pad_token_id")
     pad_id = pad_id if isinstance(pad_id, int) else 0
     positions = config.get("max_position_embeddings")
     if isinstance(positions, int) and positions > 0:
-        # RoBERTa and its kin number positions from behind the padding's id.
+        # RoBERTa and its relatives start positions after the padding id.
         offset = pad_id + 1 if "roberta" in str(config.get("model_type")) else 0
         limits.append(positions - offset)
     return PairEncoder(
@@ -376,15 +380,15 @@ def _check_labels(files: ModelFiles, config: dict[str, Any]) -> None:
     if isinstance(labels, dict) and len(labels) > 1:
         raise ModelLoadError(
             f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
-            "needs a model with one logit a pair."
+            "needs a model with one logit per pair."
         )
 
 
-def _identity(files: Iterable[Path]) -> Hashable:
-    """Tell files from all others, also from those that took their place; what is no file does not count."""
-    found = [(file.name, file.resolve()) for file in files if file.is_file()]
-    known = [(name, str(path), path.stat()) for name, path in found]
-    return frozenset((name, path, at.st_mtime_ns, at.st_size, at.st_ino) for name, path, at in known)
+def _fingerprint(files: Iterable[Path]) -> Hashable:
+    """Fingerprint of files: path, size, mtime and inode, so that a replaced file is noticed; ignores missing files."""
+    existing = [(file.name, file.resolve()) for file in files if file.is_file()]
+    stats = [(name, str(path), path.stat()) for name, path in existing]
+    return frozenset((name, path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, path, stat in stats)
 
 
 def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -392,38 +396,38 @@ def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = No
     if file is None:
         if default is None:
             raise ModelLoadError(
-                f"Model `{files.name}` has no {name} in {files.place}; this is no model that can be loaded."
+                f"Model `{files.name}` has no {name} in {files.location}; marcorank cannot load it as a model."
             )
         return default
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ModelLoadError(f"{str(file)!r} is no JSON: {error}") from error
+        raise ModelLoadError(f"{str(file)!r} is not valid JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ModelLoadError(f"{str(file)!r} holds a {type(content).__name__}; expected an object.")
+        raise ModelLoadError(f"{str(file)!r} contains a {type(content).__name__}; expected a JSON object.")
     return content
 
 
 class _Loaded:
-    """What this process has loaded: one copy of the weights, freed when nobody uses it any more."""
+    """Models loaded in this process: one copy of the weights, freed when no scorer uses it any more."""
 
     def __init__(self) -> None:
-        self.start_anew()
+        self.reset()
 
-    def start_anew(self) -> None:
-        """Forget everything, with a lock that nobody holds."""
+    def reset(self) -> None:
+        """Start empty, with a new lock."""
         self._lock = threading.Lock()
         self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
-    def start_anew_in_child(self) -> None:
-        """Let a forked child load for itself: neither onnxruntime nor torch works on there."""
+    def reset_in_child(self) -> None:
+        """Make a forked child load its own models: sessions of onnxruntime and torch do not survive a fork."""
         for model in list(self._models.values()):
-            # To destroy an onnxruntime session is to wait for its threads, and a child has none of them.
+            # Destroying an onnxruntime session waits for its threads, which do not exist in the child.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
-        self.start_anew()
+        self.reset()
 
     def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """Return what is loaded under a key; load it if there is nothing."""
+        """Return the model that is loaded under a key, or load it."""
         with self._lock:
             loaded = self._models.get(key)
             if loaded is None:
@@ -432,4 +436,4 @@ class _Loaded:
 
 
 _loaded = _Loaded()
-start_anew_in_child = _loaded.start_anew_in_child
+reset_models_in_child = _loaded.reset_in_child

@@ -1,4 +1,4 @@
-"""From settings to an engine: which backend, device and precision, and why; no file of the model is looked at."""
+"""Chooses backend, device and precision from the settings, without looking at the model files."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-# What a backend can do somewhere; the processor or GPU decides what it can do here.
-_PRECISIONS_OF = {
+# What a backend supports in general; the processor or GPU may support less.
+_SUPPORTED_PRECISIONS = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
     "onnx": ("fp32", "int8"),
     "torch": ("fp32", "bf16", "fp16"),
 }
-_NEEDS = {"openvino": ("openvino",), "onnx": ("onnxruntime",), "torch": ("torch", "sentence_transformers")}
-# Present where an NVIDIA driver is: torch is only imported to look for a GPU where there can be one.
+_REQUIRED_MODULES = {"openvino": ("openvino",), "onnx": ("onnxruntime",), "torch": ("torch", "sentence_transformers")}
+# Present with an NVIDIA driver; without one, importing torch to look for a GPU would waste seconds.
 _GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
 
 
@@ -53,13 +53,13 @@ class ModelSettings:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Which engine runs a model, and why.
+    """Which backend runs a model, and why.
 
     Attributes:
         backend: `"openvino"`, `"onnx"` or `"torch"`.
-        device: As torch spells devices.
-        precision: What it computes in.
-        reason: Why, for people.
+        device: Device name, as in torch.
+        precision: Precision of the computation.
+        reason: Explanation for the user.
     """
 
     backend: str
@@ -69,12 +69,12 @@ class Choice:
 
 
 def installed(backend: str) -> bool:
-    """Whether the packages of a backend are here; none of them is imported."""
-    return all(importlib.util.find_spec(name) for name in _NEEDS[backend])
+    """Whether the packages of a backend are installed, without importing them."""
+    return all(importlib.util.find_spec(name) for name in _REQUIRED_MODULES[backend])
 
 
 def choose(settings: ModelSettings) -> Choice:
-    """Decide on backend, device and precision.
+    """Choose backend, device and precision.
 
     Raises:
         InvalidInputError: The settings contradict each other.
@@ -85,33 +85,33 @@ def choose(settings: ModelSettings) -> Choice:
     if settings.precision == "auto":
         precision, because = _best_precision(backend, device)
         return Choice(backend, device, precision, f"{reason}; {because}")
-    if settings.precision not in _PRECISIONS_OF[backend]:
-        others = [name for name, able in _PRECISIONS_OF.items() if settings.precision in able]
+    if settings.precision not in _SUPPORTED_PRECISIONS[backend]:
+        others = [name for name, supported in _SUPPORTED_PRECISIONS.items() if settings.precision in supported]
         raise InvalidInputError(
-            f"`precision` is {settings.precision!r}; the {backend} backend can do "
-            f"{' and '.join(map(repr, _PRECISIONS_OF[backend]))}. {settings.precision} takes "
+            f"`precision` is {settings.precision!r}; the {backend} backend supports "
+            f"{' and '.join(map(repr, _SUPPORTED_PRECISIONS[backend]))}. For {settings.precision}, use "
             f"{' or '.join(f'`backend={name!r}`' for name in others)}."
         )
-    return Choice(backend, device, settings.precision, f"{reason}; precision {settings.precision} was asked for")
+    return Choice(backend, device, settings.precision, f"{reason}; precision {settings.precision} was requested")
 
 
 def _bundled(settings: ModelSettings) -> Choice:
     if settings.backend not in {"auto", "onnx"} or settings.precision not in {"auto", "int8"}:
         raise InvalidInputError(
-            f"The bundled model is one int8 ONNX file; found `backend={settings.backend!r}` and "
-            f"`precision={settings.precision!r}`. Leave both at 'auto', or name another model."
+            f"The bundled model is an int8 ONNX file; found `backend={settings.backend!r}` and "
+            f"`precision={settings.precision!r}`. Leave both at 'auto', or choose another model."
         )
     return Choice("onnx", settings.device or "cpu", "int8", "the bundled model is an int8 ONNX file")
 
 
 def _backend(settings: ModelSettings) -> tuple[str, str, str]:
-    wanted, device, precision = settings.backend, settings.device, settings.precision
-    if wanted == "torch":
-        return "torch", device or ("cuda" if _gpu_usable() else "cpu"), "torch was asked for"
-    if wanted != "auto":
-        return wanted, device or "cpu", f"{wanted} was asked for"
+    backend, device, precision = settings.backend, settings.device, settings.precision
+    if backend == "torch":
+        return "torch", device or ("cuda" if _gpu_usable() else "cpu"), "torch was requested"
+    if backend != "auto":
+        return backend, device or "cpu", f"{backend} was requested"
     if device not in {None, "cpu"}:
-        return "torch", str(device), f"device {device} was asked for, which torch runs"
+        return "torch", str(device), f"device {device} was requested, which only torch supports"
     if device is None and precision != "int8" and _gpu_usable():
         return "torch", "cuda", "torch sees a GPU"
     return _on_cpu(precision)
@@ -119,33 +119,33 @@ def _backend(settings: ModelSettings) -> tuple[str, str, str]:
 
 def _on_cpu(precision: str) -> tuple[str, str, str]:
     better_in_torch = (precision == "fp16" and "arm64" not in cpu_features()) or (
-        precision == "bf16" and not _processor_computes_bf16() and installed("torch")
+        precision == "bf16" and not _processor_supports_bf16() and installed("torch")
     )
     if installed("openvino") and not better_in_torch:
-        return "openvino", "cpu", "openvino is installed, the fastest on a CPU"
+        return "openvino", "cpu", "openvino is installed and the fastest on a CPU"
     if precision == "fp16" or (precision == "bf16" and installed("torch")):
-        return "torch", "cpu", f"of what is installed, torch computes in {precision} on a CPU"
+        return "torch", "cpu", f"of the installed backends, torch supports {precision} on a CPU"
     if precision == "bf16":
-        # Not here, but what to install for it.
-        return "openvino", "cpu", "openvino computes in bf16 on a CPU"
-    hint = "pip install 'marcorank[openvino]' makes it faster"
-    return "onnx", "cpu", f"openvino is not installed ({hint}), and onnxruntime is the next fastest on a CPU"
+        # Not installed, but the error then says what to install.
+        return "openvino", "cpu", "openvino supports bf16 on a CPU"
+    hint = "pip install 'marcorank[openvino]' for more speed"
+    return "onnx", "cpu", f"openvino is not installed ({hint}), so onnxruntime is the fastest on a CPU"
 
 
 def _best_precision(backend: str, device: str) -> tuple[str, str]:
-    """Return the fastest precision that ranks as fp32 does, and why."""
+    """Return the fastest precision that ranks as well as fp32, and why."""
     if backend == "onnx":
-        return "fp32", "onnxruntime computes in fp32, and int8 has to be asked for"
+        return "fp32", "the default of onnxruntime is fp32; int8 has to be requested"
     if device != "cpu":
-        if _gpu_computes_bf16(device):
-            return "bf16", "this GPU computes in bf16, which ranks as fp32 does"
+        if _gpu_supports_bf16(device):
+            return "bf16", "this GPU supports bf16, which ranks as well as fp32"
         return "fp32", f"{device} has no fast bf16"
-    if _processor_computes_bf16():
-        return "bf16", "this processor computes in bf16, which ranks as fp32 does"
+    if _processor_supports_bf16():
+        return "bf16", "this processor supports bf16, which ranks as well as fp32"
     return "fp32", "this processor has no bf16 instructions"
 
 
-def _processor_computes_bf16() -> bool:
+def _processor_supports_bf16() -> bool:
     return bool(cpu_features() & {"avx512_bf16", "amx_bf16"})
 
 
@@ -158,9 +158,9 @@ def _gpu_usable() -> bool:
     return cuda_available()
 
 
-def _gpu_computes_bf16(device: str) -> bool:
+def _gpu_supports_bf16(device: str) -> bool:
     if not device.startswith("cuda") or not installed("torch"):
         return False
-    from marcorank._inference.backends.torch import cuda_computes_bf16
+    from marcorank._inference.backends.torch import cuda_supports_bf16
 
-    return cuda_computes_bf16()
+    return cuda_supports_bf16()

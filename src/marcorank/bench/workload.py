@@ -109,7 +109,7 @@ def read_tokenizer(model: str, cache_folder: str | None) -> Any:
     file = files.fetch("tokenizer.json")
     if file is None:
         raise ModelLoadError(
-            f"Model `{model}` has no tokenizer.json in {files.place}. The benchmark downloads nothing; a model of the "
+            f"Model `{model}` has no tokenizer.json in {files.location}. The benchmark never downloads; a model of the "
             f"hub is fetched with `marcorank models download {model}`."
         )
     try:

@@ -1,11 +1,11 @@
-"""The Ray Serve application: replicas that hold one reranker each."""
+"""The Ray Serve application: each replica has one reranker."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import MissingExtraError
-from marcorank.serving.endpoints import Endpoints, answer_to
+from marcorank.serving.endpoints import Endpoints, error_response
 from marcorank.serving.requests import RequestError
 from marcorank.serving.settings import ServeSettings
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from starlette.requests import Request
 
-    from marcorank.serving.endpoints import Answer
+    from marcorank.serving.endpoints import HttpResponse
 
 
 class Replica:
-    """One replica: it is ready once the model is loaded and has run."""
+    """One replica, ready once the model is loaded and has scored a passage."""
 
     def __init__(self, settings: ServeSettings) -> None:
         self._endpoints = Endpoints(settings, settings.reranker())
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request. Those that come meanwhile share the batches of the model."""
+        """Handle one request. Concurrent requests are batched together."""
         path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-        answer = await self._answer(request, path)
-        return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
+        response = await self._respond(request, path)
+        return Response(response.body, response.status, dict(response.headers), media_type="application/json")
 
     async def check_health(self) -> None:
-        """Fail where the model does: Ray then replaces this replica."""
+        """Raise if the model fails, so that Ray replaces this replica."""
         await self._endpoints.check_health()
 
-    async def _answer(self, request: Request, path: str) -> Answer:
+    async def _respond(self, request: Request, path: str) -> HttpResponse:
         authorization = request.headers.get("authorization")
         body = bytearray()
         try:
@@ -46,15 +46,15 @@ class Replica:
                 body += part
                 self._endpoints.check(request.method, path, authorization, len(body))
         except RequestError as error:
-            return answer_to(error)
-        return await self._endpoints.answer(request.method, path, authorization, bytes(body))
+            return error_response(error)
+        return await self._endpoints.respond(request.method, path, authorization, bytes(body))
 
 
 def build_app(args: dict[str, Any]) -> Application:
-    """Return the application, as `serve run marcorank.ray:build_app model=bundled` and config files want it.
+    """Build the application for `serve run marcorank.ray:build_app model=bundled` and for config files.
 
     Args:
-        args: Settings by the names of `ServeSettings`; the environment holds those that are not named.
+        args: Settings, named as in `ServeSettings`; others are read from the environment.
 
     Raises:
         InvalidInputError: An argument is unknown, or a value is not allowed.
@@ -69,7 +69,7 @@ def build_app(args: dict[str, Any]) -> Application:
             "min_replicas": settings.min_replicas,
             "max_replicas": settings.max_replicas,
             "target_ongoing_requests": settings.target_ongoing,
-            # Loading takes about a second, so a burst need not be waited out.
+            # Loading takes about a second, so scale up early in a burst.
             "upscale_delay_s": 5,
             "look_back_period_s": 15,
             "downscale_delay_s": 300,
@@ -79,7 +79,7 @@ def build_app(args: dict[str, Any]) -> Application:
 
 
 def __getattr__(name: str) -> object:
-    # Made when asked for, so that a wrong variable does not spoil an import.
+    # Built on first access, so that an invalid environment variable does not break the import.
     if name == "app":
         return build_app({})
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

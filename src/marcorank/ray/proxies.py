@@ -1,4 +1,4 @@
-"""What Ray Serve's HTTP proxies answer when a replica dies with a request in its hands."""
+"""Middleware for the HTTP proxies of Ray Serve: responds when a replica dies during a request."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class UnansweredIs503:
-    """Answers 503 where the application behind it gave no answer, for which uvicorn would answer 500.
+    """Responds with 503 if the application did not respond; uvicorn would respond with 500.
 
-    A client may send a request again that got 503; of 500 it cannot know.
+    Clients may retry after 503, but do not know whether they may after 500.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass everything on, and answer what was left without an answer."""
+        """Forward the request, and respond if the application did not."""
         started = scope["type"] != "http"
 
         async def note(message: Message) -> None:
@@ -37,7 +37,9 @@ class UnansweredIs503:
 
         await self._app(scope, receive, note)
         if not started:
-            error = RequestError(503, "Unhealthy", "The replica that worked on this request is gone; send it again.")
+            error = RequestError(
+                503, "Unhealthy", "The replica that handled this request is gone; send the request again."
+            )
             body = json.dumps(error.body()).encode()
             headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send({"type": "http.response.start", "status": error.status, "headers": headers})
@@ -45,5 +47,5 @@ class UnansweredIs503:
 
 
 def proxy_middlewares() -> list[Any]:
-    """Return what Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` wants: middlewares for all HTTP proxies."""
+    """Return the middlewares for all HTTP proxies, for Ray's `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`."""
     return [Middleware(UnansweredIs503)]

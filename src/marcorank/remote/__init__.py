@@ -1,4 +1,4 @@
-"""Scorers that ask an HTTP server for their scores; importing this loads no HTTP client."""
+"""Scoring by an HTTP reranking server. Importing this package does not import an HTTP client."""
 
 from marcorank.remote.address import is_remote
 from marcorank.remote.dialects import DIALECTS

@@ -1,4 +1,4 @@
-"""Names of servers: `dialect+http://host:port/prefix#model`."""
+"""Parses server URLs: `dialect+http://host:port/prefix#model`."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*", re
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """A server, and how it is spoken to.
+    """The address of a server and its dialect.
 
     Attributes:
-        dialect: Its kind.
-        url: Its base, without a slash at the end.
-        model: Name of the model to ask for; None for the one that it serves.
+        dialect: API that the server speaks.
+        url: Base URL without a trailing slash.
+        model: Name of the model to request; None for the one that the server serves.
     """
 
     dialect: Dialect
@@ -35,38 +35,38 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """The URL that is asked. A base that ends as the path begins, such as `/v1`, is not doubled."""
+        """URL of the endpoint. A prefix of its path at the end of the base URL, such as `/v1`, is not repeated."""
         first = "/" + self.dialect.path.split("/")[1]
         path = self.dialect.path
         return self.url + (path.removeprefix(first) if path != first and self.url.endswith(first) else path)
 
     @property
     def host(self) -> str:
-        """Name or number of the host, in small letters."""
+        """Host name or IP address, in lower case."""
         return urlsplit(self.url).hostname or ""
 
     @property
     def is_loopback(self) -> bool:
-        """Whether the server runs on this machine."""
+        """Whether the host is this machine."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost" or self.host.endswith(".localhost")
 
     @property
-    def is_of_vendor(self) -> bool:
-        """Whether this is the vendor's own server, reached in a way that nobody can listen to."""
-        return self.url.startswith("https:") and self.host in self.dialect.own_hosts
+    def is_vendor_host(self) -> bool:
+        """Whether this is the vendor's own server, reached over HTTPS."""
+        return self.url.startswith("https:") and self.host in self.dialect.vendor_hosts
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server and how patient one is with it.
+    """A server with its timeout and number of attempts.
 
     Attributes:
-        address: Where it is.
-        timeout_s: Most seconds that one attempt may take, from connecting to the last byte of the answer.
-        max_attempts: How often a question is asked at most.
+        address: Address of the server.
+        timeout_s: Time limit of one attempt, from connecting to the last byte of the response.
+        max_attempts: Maximum number of attempts per request.
     """
 
     address: Address
@@ -75,26 +75,26 @@ class Server:
 
 
 def is_remote(name: str) -> bool:
-    """Whether a model's name is meant as the URL of a server: `http://...` or `dialect+...://...`."""
-    found = _SCHEME.match(name)
-    if found is None:
+    """Whether a model name is the URL of a server: `http://...` or `dialect+...://...`."""
+    match = _SCHEME.match(name)
+    if match is None:
         return False
-    dialect, scheme = (found["dialect"] or "").lower(), found["scheme"].lower()
+    dialect, scheme = (match["dialect"] or "").lower(), match["scheme"].lower()
     return scheme in _SCHEMES or dialect in DIALECTS
 
 
 def parse_address(url: object, *, dialect: object = None, model: str | None = None) -> Address:
-    """Return the server that a URL means.
+    """Parse the URL of a server.
 
     Args:
-        url: `"http://host:8080"` with a `dialect`, or `"tei+http://host:8080"`. A base path is kept, and the fragment
-            names the model: `"infinity+http://host:7997#cross-encoder/ms-marco-MiniLM-L6-v2"`.
-        dialect: Kind of the server; None if the URL says it.
-        model: Name of the model; None if the URL says it or the server has only one.
+        url: `"http://host:8080"` with a `dialect`, or `"tei+http://host:8080"`. A base path is kept. The
+            fragment is the name of the model: `"infinity+http://host:7997#cross-encoder/ms-marco-MiniLM-L6-v2"`.
+        dialect: API of the server; None if it is part of the URL.
+        model: Name of the model; None if it is part of the URL or the server has only one.
 
     Raises:
-        InvalidInputError: The URL cannot be used, or says something else than the other arguments. No message
-            repeats a URL that may hold a password.
+        InvalidInputError: The URL is invalid or contradicts the other arguments. No message repeats a URL that may
+            contain a password.
     """
     if not isinstance(url, str):
         raise InvalidInputError(
@@ -108,42 +108,42 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
     model = parts.fragment or model
     if kind.needs_model and model is None:
         raise InvalidInputError(
-            f"`model` is None; a {kind.name} server has to be told which model to use, as `model` or behind a # in "
-            "the URL."
+            f"`model` is None, but a {kind.name} server needs a model name; pass `model`, or append it to the "
+            "URL after a #."
         )
     return Address(kind, f"{scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}", model)
 
 
 def _checked_scheme(url: str) -> tuple[str, str]:
-    found = _SCHEME.match(url)
-    if found is None:
+    match = _SCHEME.match(url)
+    if match is None:
         raise InvalidInputError("`url` has no scheme; expected a URL such as 'tei+http://host:8080'.")
-    if found["scheme"].lower() not in _SCHEMES:
-        raise InvalidInputError(f"`url` has the scheme {found['scheme']!r}; expected http or https.")
-    return found["dialect"] or "", found["scheme"].lower()
+    if match["scheme"].lower() not in _SCHEMES:
+        raise InvalidInputError(f"`url` has the scheme {match['scheme']!r}; expected http or https.")
+    return match["dialect"] or "", match["scheme"].lower()
 
 
 def _checked_parts(url: str) -> SplitResult:
-    # urlsplit drops some of these without a word.
+    # urlsplit silently drops some of these.
     if any(char.isspace() or not char.isprintable() or char == "\\" for char in url):
-        raise InvalidInputError("`url` holds a space, a backslash or a control character; expected a plain URL.")
+        raise InvalidInputError("`url` contains a space, a backslash or a control character; expected a plain URL.")
     try:
         parts = urlsplit(url)
-        # It raises where the port is no port.
-        usable = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
+        # `port` raises a ValueError for an invalid port.
+        valid = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
     except ValueError:
-        usable = False
+        valid = False
         parts = SplitResult("", "", "", "", "")
     if "@" in parts.netloc:
         raise InvalidInputError(
-            "`url` holds a user name or password; leave them out and pass `api_key` or set MARCORANK_API_KEY."
+            "`url` contains a user name or password; remove them and pass `api_key` or set MARCORANK_API_KEY."
         )
     if parts.query:
         raise InvalidInputError(
-            "`url` has a query string; leave it out. A key belongs in `api_key` or MARCORANK_API_KEY."
+            "`url` has a query string; remove it. Pass a key as `api_key` or set MARCORANK_API_KEY."
         )
-    if not usable:
-        raise InvalidInputError("`url` has no usable host and port; expected a URL such as 'tei+http://host:8080'.")
+    if not valid:
+        raise InvalidInputError("`url` has no valid host and port; expected a URL such as 'tei+http://host:8080'.")
     return parts
 
 
@@ -151,7 +151,7 @@ def _checked_dialect(prefix: str, dialect: object, *, host: str) -> Dialect:
     known = ", ".join(DIALECTS)
     if not prefix and dialect is None:
         raise InvalidInputError(
-            f"`url` does not say what kind of server answers at {host}; put one of {known} before it, as in "
+            f"`url` does not name the API of the server at {host}; prefix it with one of {known}, as in "
             f"'tei+http://{host}', or pass `dialect`."
         )
     named: set[str] = set()
@@ -161,5 +161,5 @@ def _checked_dialect(prefix: str, dialect: object, *, host: str) -> Dialect:
                 raise InvalidInputError(f"`dialect` is {name!r}; expected one of {known}.")
             named.add(name.lower())
     if len(named) > 1:
-        raise InvalidInputError(f"`url` begins with {prefix!r} and `dialect` is {dialect!r}; expected one of them.")
+        raise InvalidInputError(f"`url` begins with {prefix!r} but `dialect` is {dialect!r}; pass only one of them.")
     return DIALECTS[named.pop()]

@@ -1,7 +1,7 @@
-"""One thread, one event loop and one HTTP pool for all callers of a scorer.
+"""One thread with one event loop and one HTTP pool for all callers of a scorer.
 
-So time limits hold whatever the server does, a call can be cancelled at any point, callers in threads and in any
-number of event loops share connections, and no event loop of theirs is kept busy.
+Time limits hold whatever the server does, a call can be cancelled at any point, callers in any number of threads and
+event loops share connections, and their event loops are not blocked.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# How long the connections may take to say goodbye.
-_FAREWELL_S = 1.0
-# The thread may need a lock, such as one of logging, whose holder was interrupted by a finalizer that waits for it.
-_LONGEST_STOP_S = 5.0
+# Time limit for closing the connections.
+_CLOSE_TIMEOUT_S = 1.0
+# A finalizer may wait for the thread while the interrupted code holds a lock that the thread needs, as of logging.
+_STOP_TIMEOUT_S = 5.0
 
 
 class Pool:
-    """What all calls of a scorer share. Used in the thread of its event loop only.
+    """HTTP client and request slots shared by all calls of a scorer; used only in the thread of its event loop.
 
     Attributes:
-        parallel: Most requests under way at once.
-        turn: Has room for so many.
+        parallel: Maximum number of concurrent requests.
+        slots: Semaphore that limits them.
     """
 
     def __init__(self, make_client: Callable[[], httpx.AsyncClient], parallel: int) -> None:
         self._make_client = make_client
         self._client: httpx.AsyncClient | None = None
         self.parallel = parallel
-        self.turn = asyncio.Semaphore(parallel)
+        self.slots = asyncio.Semaphore(parallel)
 
     @property
     def client(self) -> httpx.AsyncClient:
-        """Sends requests; made at the first use, which takes some tenths of a second."""
+        """The HTTP client, created on first use, which takes a few tenths of a second."""
         if self._client is None:
             self._client = self._make_client()
         return self._client
@@ -55,48 +55,48 @@ class Pool:
         """Close all connections."""
         if self._client is not None:
             with suppress(Exception):
-                await asyncio.wait_for(self._client.aclose(), _FAREWELL_S)
+                await asyncio.wait_for(self._client.aclose(), _CLOSE_TIMEOUT_S)
 
 
 class Connection:
-    """Runs calls in a thread that begins with the first of them and ends with `stop`; a forked child begins anew."""
+    """Runs calls in a thread that starts with the first call and ends with `stop`; a forked child starts its own."""
 
     def __init__(self, make_client: Callable[[], httpx.AsyncClient], parallel: int) -> None:
         self._make_client = make_client
         self._parallel = parallel
         self._stopped = False
-        self.start_anew()
+        self.reset()
         _connections.add(self)
 
-    def start_anew(self) -> None:
-        """Forget the thread: it is that of the parent. What belongs to it is kept, since to free it would close it."""
+    def reset(self) -> None:
+        """Forget the thread of the parent. Its objects are kept alive, because freeing them would close them."""
         running = getattr(self, "_running", None)
         if running is not None:
-            _of_the_parent.append(running)
+            _kept_from_parent.append(running)
         self._lock = threading.Lock()
-        self._running: _Running | None = None
+        self._running: _LoopThread | None = None
 
     def submit(self, call: Callable[[Pool], Coroutine[Any, Any, T]], *, user: object) -> Future[T]:
-        """Begin a call and return its future; to cancel that drops what the call is doing.
+        """Start a call and return its future; cancelling the future cancels the call.
 
         Args:
-            call: What to do.
-            user: Whoever would `stop` this when it is freed; kept until the call has ended.
+            call: Coroutine function to run.
+            user: Object whose finalizer calls `stop`; kept alive until the call has ended.
 
         Raises:
-            ClosedError: This was stopped.
+            ClosedError: The connection was stopped.
         """
         with self._lock:
             if self._stopped:
-                raise ClosedError("The scorer was closed; make a new RemoteScorer.")
+                raise ClosedError("The scorer was closed; create a new RemoteScorer.")
             if self._running is None:
-                self._running = _Running(Pool(self._make_client, self._parallel))
+                self._running = _LoopThread(Pool(self._make_client, self._parallel))
             return self._running.submit(call, user)
 
     def stop(self) -> None:
-        """End the thread; what still runs fails.
+        """Stop the thread; calls that are still running fail.
 
-        Runs as a finalizer too, and then nobody else holds the lock: who does so holds the scorer.
+        Also runs as a finalizer. The lock is free then: a thread that holds it also holds a reference to the scorer.
         """
         with self._lock:
             self._stopped = True
@@ -105,46 +105,46 @@ class Connection:
             running.stop()
 
 
-class _Running:
+class _LoopThread:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._loop = asyncio.new_event_loop()
-        self._ending = asyncio.Event()
+        self._stopping = asyncio.Event()
         self._calls: set[asyncio.Task[Any]] = set()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="marcorank-remote", daemon=True)
         self._thread.start()
 
     def submit(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(self._perform(call, user), self._loop)
+        return asyncio.run_coroutine_threadsafe(self._run_call(call, user), self._loop)
 
     def stop(self) -> None:
         if os.getpid() != self._pid:
             return
-        # Behind all calls that were submitted, so that none is left without an answer.
-        self._loop.call_soon_threadsafe(self._ending.set)
-        # The last user may be let go of in the thread itself.
+        # After all submitted calls in the queue of the loop, so that each of them ends.
+        self._loop.call_soon_threadsafe(self._stopping.set)
+        # The finalizer may run in the thread itself.
         if threading.current_thread() is not self._thread:
-            self._thread.join(_LONGEST_STOP_S)
+            self._thread.join(_STOP_TIMEOUT_S)
 
-    async def _perform(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> T:
+    async def _run_call(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> T:
         task = asyncio.current_task()
         if task is not None:
             self._calls.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(self._forget)
         try:
             return await call(self._pool)
         except asyncio.CancelledError:
-            if self._ending.is_set():
+            if self._stopping.is_set():
                 raise ClosedError("The scorer was closed while a call waited for the server.") from None
             raise
         finally:
-            # A traceback keeps this frame, which is not to keep the scorer.
+            # A traceback keeps this frame alive, which must not keep the scorer alive.
             del user
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _forget(self, task: asyncio.Task[Any]) -> None:
         self._calls.discard(task)
-        # Of a call that was cancelled nobody else looks at the error, which asyncio would complain about.
+        # The error of a cancelled call is never retrieved, and asyncio would log that.
         if not task.cancelled():
             task.exception()
 
@@ -155,7 +155,7 @@ class _Running:
             self._loop.close()
 
     async def _serve(self) -> None:
-        await self._ending.wait()
+        await self._stopping.wait()
         calls = list(self._calls)
         for call in calls:
             call.cancel()
@@ -166,13 +166,13 @@ class _Running:
 
 
 _connections: WeakSet[Connection] = WeakSet()
-_of_the_parent: list[_Running] = []
+_kept_from_parent: list[_LoopThread] = []
 
 
-def _start_anew() -> None:
+def _reset_connections() -> None:
     for connection in list(_connections):
-        connection.start_anew()
+        connection.reset()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
+    os.register_at_fork(after_in_child=_reset_connections)

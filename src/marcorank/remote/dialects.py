@@ -1,6 +1,6 @@
-"""What each kind of reranking server is asked, and what its scores are: one record each.
+"""The API of each kind of reranking server: endpoint, request body, kind of scores.
 
-They differ in where and how they are asked. What they answer is alike enough for one reader, see `replies`.
+The responses are similar enough for one parser, see `responses`.
 """
 
 from __future__ import annotations
@@ -14,34 +14,34 @@ if TYPE_CHECKING:
 
     from marcorank.ranking import ScoreKind
 
-    # Makes the body of a request of a query, its passages, and the name of the model.
-    _Ask: TypeAlias = Callable[[str, Sequence[str], str | None], dict[str, Any]]
+    # From a query, its passages and the name of the model to the body of a request.
+    _RequestBody: TypeAlias = Callable[[str, Sequence[str], str | None], dict[str, Any]]
 
-_INFINITY_CHARS = 122_880
+_INFINITY_MAX_CHARS = 122_880
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of server is spoken to.
+    """The API of one kind of server.
 
     Attributes:
-        name: As in `"tei+http://host:8080"`.
-        path: Of the endpoint, below the base of the server.
-        ask: Makes the body of a request: all scores, no texts back, logits and truncation where one can ask for them.
-        score_kind: What the scores are.
-        max_passages: How many passages a request holds if the user does not say.
-        needs_model: Whether the server refuses a request that names no model.
-        own_hosts: Hosts of the vendor, the only ones that get its key from the environment.
-        key_names: Variables of the environment in which the vendor's clients look for its key.
+        name: Name, as in `"tei+http://host:8080"`.
+        path: Path of the endpoint, relative to the base URL.
+        request_body: Builds the body of a request: all scores, no texts, logits and truncation where the API has them.
+        score_kind: Kind of the scores.
+        max_passages: Default maximum number of passages per request.
+        needs_model: Whether a request must name a model.
+        vendor_hosts: The vendor's own hosts, the only ones to which its key from the environment is sent.
+        key_names: Environment variables in which the vendor's clients look for the key.
     """
 
     name: str
     path: str
-    ask: _Ask
+    request_body: _RequestBody
     score_kind: ScoreKind
     max_passages: int
     needs_model: bool = False
-    own_hosts: tuple[str, ...] = ()
+    vendor_hosts: tuple[str, ...] = ()
     key_names: tuple[str, ...] = ()
 
 
@@ -50,9 +50,9 @@ def _documents(query: str, passages: Sequence[str], model: str | None, **more: A
     return body if model is None else {"model": model, **body}
 
 
-# The number of passages is the server's own limit where it has one: `--max-client-batch-size` of TEI is 32 unless it
-# is set, Cohere advises against more than 1,000, Voyage takes 1,000. vLLM has none and infinity takes 2,048: what they
-# compute in a second or two comes sooner, and is sent again sooner where it has to be.
+# `max_passages` is the limit of the server if it is low: `--max-client-batch-size` of TEI defaults to 32, Cohere
+# recommends at most 1,000, Voyage accepts 1,000. vLLM has no limit and infinity accepts 2,048; smaller requests, which
+# take a second or two, return sooner and cost less to retry.
 # Sources: TEI router/src/http/types.rs; infinity_emb/fastapi_schemas/pymodels.py; vllm/entrypoints/pooling/scoring and
 # .../base/protocol.py; the API references of Cohere (v2/rerank), Jina (v1/rerank) and Voyage (v1/rerank).
 DIALECTS = {
@@ -61,7 +61,7 @@ DIALECTS = {
         Dialect(
             name="tei",
             path="/rerank",
-            ask=lambda query, passages, _: {
+            request_body=lambda query, passages, _: {
                 "query": query,
                 "texts": list(passages),
                 "raw_scores": True,
@@ -74,8 +74,8 @@ DIALECTS = {
         Dialect(
             name="vllm",
             path="/rerank",
-            # -1 stands for the length of the model.
-            ask=lambda query, passages, model: _documents(
+            # -1 means the maximum length of the model.
+            request_body=lambda query, passages, model: _documents(
                 query, passages, model, use_activation=False, truncate_prompt_tokens=-1
             ),
             score_kind="logit",
@@ -84,10 +84,10 @@ DIALECTS = {
         Dialect(
             name="infinity",
             path="/rerank",
-            # It always truncates, but refuses characters beyond these, which no model of it reads.
-            ask=lambda query, passages, model: _documents(
-                query[:_INFINITY_CHARS],
-                [passage[:_INFINITY_CHARS] for passage in passages],
+            # It always truncates, but rejects longer texts, of which no model reads the rest.
+            request_body=lambda query, passages, model: _documents(
+                query[:_INFINITY_MAX_CHARS],
+                [passage[:_INFINITY_MAX_CHARS] for passage in passages],
                 model,
                 raw_scores=True,
                 return_documents=False,
@@ -98,36 +98,36 @@ DIALECTS = {
         Dialect(
             name="cohere",
             path="/v2/rerank",
-            # Longer ones are cut there; 4,096 is its default.
-            ask=lambda query, passages, model: _documents(query, passages, model, max_tokens_per_doc=4096),
+            # Longer documents are truncated; 4,096 is the default.
+            request_body=lambda query, passages, model: _documents(query, passages, model, max_tokens_per_doc=4096),
             score_kind="probability",
             max_passages=1000,
             needs_model=True,
-            own_hosts=("api.cohere.com", "api.cohere.ai"),
+            vendor_hosts=("api.cohere.com", "api.cohere.ai"),
             key_names=("COHERE_API_KEY", "CO_API_KEY"),
         ),
         Dialect(
             name="jina",
             path="/v1/rerank",
             # It always truncates.
-            ask=lambda query, passages, model: _documents(query, passages, model, return_documents=False),
+            request_body=lambda query, passages, model: _documents(query, passages, model, return_documents=False),
             score_kind="probability",
             max_passages=1000,
             needs_model=True,
-            own_hosts=("api.jina.ai",),
+            vendor_hosts=("api.jina.ai",),
             key_names=("JINA_API_KEY",),
         ),
         Dialect(
             name="voyage",
             path="/v1/rerank",
-            # Where others say `top_n` it says `top_k`; without either all scores come.
-            ask=lambda query, passages, model: _documents(
+            # `top_n` is called `top_k` here; without it, all scores are returned.
+            request_body=lambda query, passages, model: _documents(
                 query, passages, model, return_documents=False, truncation=True
             ),
             score_kind="probability",
             max_passages=1000,
             needs_model=True,
-            own_hosts=("api.voyageai.com",),
+            vendor_hosts=("api.voyageai.com",),
             key_names=("VOYAGE_API_KEY",),
         ),
     )

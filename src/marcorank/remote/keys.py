@@ -1,4 +1,4 @@
-"""The key that a server wants: where it comes from, whom it is sent to, and that nothing else shows it."""
+"""API keys: where they come from, which server they are sent to, and how they are kept secret."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADER = "Authorization"
 
 
 class Key:
-    """A key that shows itself to nobody but the server."""
+    """An API key that appears nowhere but in requests to the server."""
 
     __slots__ = ("_text",)
 
@@ -28,11 +28,11 @@ class Key:
         self._text = text
 
     def sign(self, headers: MutableMapping[str, str]) -> None:
-        """Put the key into the headers of a request."""
+        """Add the key to the headers of a request."""
         headers[_HEADER] = f"Bearer {self._text}"
 
-    def hide(self, text: str) -> str:
-        """Return a text of the server without the key, however it may be spelled there."""
+    def redact(self, text: str) -> str:
+        """Replace the key in a text from the server, also in its escaped forms."""
         for spelling in (self._text, quote(self._text, safe=""), html.escape(self._text), json.dumps(self._text)[1:-1]):
             text = text.replace(spelling, "[key]")
         return text
@@ -41,33 +41,33 @@ class Key:
         return "Key(...)"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("A key is not pickled.")
+        raise TypeError("An API key cannot be pickled.")
 
 
-def forget(headers: MutableMapping[str, str]) -> None:
-    """Take the key out of the headers of a request that was sent: errors keep requests."""
+def remove_key(headers: MutableMapping[str, str]) -> None:
+    """Remove the key from the headers of a request after sending it: errors keep a reference to the request."""
     headers.pop(_HEADER, None)
 
 
-def given_key(text: object) -> Key | None:
-    """Return the key that a caller passed.
+def key_argument(text: object) -> Key | None:
+    """Return the key that was passed as `api_key`.
 
     Raises:
-        InvalidInputError: It cannot be sent as it is. The message does not hold it.
+        InvalidInputError: The key cannot be sent. The message does not contain it.
     """
     return None if text is None else _checked(text, "`api_key`")
 
 
-def key_for(address: Address) -> Key | None:
-    """Return the key that the environment holds for a server: the vendor's for its own host, or ours for any.
+def key_from_environment(address: Address) -> Key | None:
+    """Return the key for a server from the environment: the vendor's for its own host, or MARCORANK_API_KEY.
 
     Raises:
-        InvalidInputError: It cannot be sent as it is. The message does not hold it.
+        InvalidInputError: The key cannot be sent. The message does not contain it.
     """
-    names = (*address.dialect.key_names, KEY_VARIABLE) if address.is_of_vendor else (KEY_VARIABLE,)
+    names = (*address.dialect.key_names, KEY_VARIABLE) if address.is_vendor_host else (KEY_VARIABLE,)
     for name in names:
         if text := os.environ.get(name):
-            return _checked(text, f"The variable {name} of the environment")
+            return _checked(text, f"The environment variable {name}")
     return None
 
 
@@ -75,9 +75,10 @@ def _checked(text: object, where: str) -> Key:
     if not isinstance(text, str):
         raise InvalidInputError(f"{where} is of type {type(text).__name__}; expected None or a str.")
     if not text.strip():
-        raise InvalidInputError(f"{where} is blank; expected the key, or leave it out where the server needs none.")
+        raise InvalidInputError(f"{where} is blank; expected a key. Leave it out if the server needs none.")
     if not (text.isascii() and text.isprintable()) or " " in text:
         raise InvalidInputError(
-            f"{where} holds a space, a line break or a character that HTTP cannot carry; expected the bare key."
+            f"{where} contains a space, a line break or a character that is not allowed in an HTTP header; expected "
+            "only the key."
         )
     return Key(text)

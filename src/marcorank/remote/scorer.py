@@ -1,4 +1,4 @@
-"""`RemoteScorer`, which asks an HTTP server for its scores."""
+"""`RemoteScorer`, which gets its scores from an HTTP reranking server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.ranking import check_finite
 from marcorank.remote.address import Server, parse_address
 from marcorank.remote.connection import Connection
-from marcorank.remote.keys import given_key, key_for
+from marcorank.remote.keys import key_argument, key_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,14 +42,14 @@ _DEFAULTS: dict[str, Any] = {
 
 
 class RemoteScorer:
-    """Asks a reranking server: text-embeddings-inference, vLLM, infinity, Cohere, Jina, Voyage, or one alike.
+    """Scores passages on a server: text-embeddings-inference, vLLM, infinity, Cohere, Jina, Voyage or a compatible one.
 
-    Usable wherever a model is: `Reranker(RemoteScorer("tei+http://host:8080"))`. Any number of threads and event
-    loops may share one. Nothing is sent and no thread begins before the first use. Copies and pickles carry the
-    settings without the key. Two are equal if their settings are.
+    Use it in place of a model: `Reranker(RemoteScorer("tei+http://host:8080"))`. It can be shared by any number of
+    threads and event loops. Nothing is sent and no thread is started before the first use. Copies and pickles contain
+    the settings without the API key. Two scorers are equal if their settings are.
 
-    The key is `api_key`, else what the environment holds at the time of the call: the vendor's variable, such as
-    COHERE_API_KEY, for the vendor's own host, or MARCORANK_API_KEY for whatever server was named.
+    The API key is `api_key`, or is read from the environment at each call: the vendor's variable, such as
+    COHERE_API_KEY, is sent only to the vendor's own host, and MARCORANK_API_KEY to any server.
     """
 
     def __init__(
@@ -64,25 +64,25 @@ class RemoteScorer:
         max_passages_per_request: int | None = None,
         max_parallel_requests: int = 8,
     ) -> None:
-        """Take the settings; the server is not asked before the first use.
+        """Check the settings; nothing is sent before the first use.
 
         Args:
-            url: Base of the server with its kind, such as `"tei+http://host:8080"`; a model may follow behind a `#`.
-            dialect: `"tei"`, `"vllm"`, `"infinity"`, `"cohere"`, `"jina"` or `"voyage"`, if the URL does not say it.
-            model: Model to ask for; None for the one that the URL names or the server has.
-            api_key: Sent as a bearer token; kept out of every message, dict, repr and pickle.
-            timeout_s: Most seconds of one attempt, from connecting to the last byte of the answer.
-            max_attempts: How often a request is sent at most. It is sent again, after a wait, if the server cannot be
-                reached, breaks off, is late, or answers with status 429, 502, 503 or 504.
-            max_passages_per_request: Longer lists are split; None for what the kind of server takes.
-            max_parallel_requests: Most requests under way at once, of all callers together.
+            url: Base URL with the API of the server, such as `"tei+http://host:8080"`; append a model after a `#`.
+            dialect: `"tei"`, `"vllm"`, `"infinity"`, `"cohere"`, `"jina"` or `"voyage"`, if not in the URL.
+            model: Model to request; None for the one in the URL, or the one that the server has.
+            api_key: Sent as a bearer token; never part of a message, dict, repr or pickle.
+            timeout_s: Time limit of one attempt in seconds, from connecting to the last byte of the response.
+            max_attempts: Maximum number of attempts per request. A request is retried, after a delay, if the server
+                cannot be reached, disconnects, times out, or returns status 429, 502, 503 or 504.
+            max_passages_per_request: Longer lists are split; None for the default of the API.
+            max_parallel_requests: Maximum number of concurrent requests, over all callers.
 
         Raises:
-            InvalidInputError: A setting has a value that is not allowed.
+            InvalidInputError: A setting is invalid.
             MissingExtraError: httpx is not installed.
         """
         self._address = parse_address(url, dialect=dialect, model=text_or_none("model", model))
-        self._api_key = given_key(api_key)
+        self._api_key = key_argument(api_key)
         self._server = Server(self._address, _seconds(timeout_s), whole_number("max_attempts", max_attempts, 1))
         self._max_passages_per_request = (
             None
@@ -91,60 +91,60 @@ class RemoteScorer:
         )
         self._max_parallel_requests = whole_number("max_parallel_requests", max_parallel_requests, 1)
         if find_spec("httpx") is None:
-            raise MissingExtraError("Asking a server needs httpx; pip install 'marcorank[remote]'.")
+            raise MissingExtraError("Scoring on a server needs httpx: pip install 'marcorank[remote]'")
         self._connection = Connection(
             partial(_make_client, self._address, self._max_parallel_requests), self._max_parallel_requests
         )
-        # The thread knows the connection only, else it would keep the scorer alive.
+        # The thread refers only to the connection, else it would keep the scorer alive.
         weakref.finalize(self, self._connection.stop)
 
     @property
     def name(self) -> str:
-        """Name of the model where one was given, else the URL of the server."""
+        """Name of the model, or the URL of the server if no model is set."""
         return self._address.model or self._address.url
 
     @property
     def score_kind(self) -> ScoreKind:
-        """What the server's scores are: `"logit"`, or `"probability"` where it gives nothing else."""
+        """Kind of the scores: `"logit"`, or `"probability"` for a server that returns nothing else."""
         return self._address.dialect.score_kind
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-        """Return one score a passage, in input order. Shape: (passages,), float32.
+        """Return one score per passage, in input order. Shape: (passages,), float32.
 
         Raises:
-            InvalidInputError: The query or a passage is no text, the query is blank, or the key cannot be sent.
+            InvalidInputError: The query or a passage is not a text, the query is blank, or the API key cannot be sent.
             ScoreError: A score is not finite.
-            RemoteError: The server gave no usable answer; see `errors`.
-            ClosedError: This was closed.
+            RemoteError: The server sent no valid response; see `errors` for the subclasses.
+            ClosedError: The scorer was closed.
         """
         return self.score_requests([(query, passages)])[0].logits
 
     async def ascore(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-        """Return one score a passage without blocking the event loop; like `score`.
+        """Return one score per passage, like `score`, without blocking the event loop.
 
-        If the task is cancelled, the requests are dropped.
+        Cancelling the task cancels the requests.
         """
         return (await asyncio.wrap_future(self.begin([(query, passages)])))[0].logits
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        """Score the passages of each request, side by side; one answer a request, in their order.
+        """Score the passages of all requests in parallel; returns one result per request, in order.
 
-        `truncated` is known where the server says it of each passage.
+        `truncated` is known if the server reports it for each passage.
         """
         future = self.begin(requests)
         try:
             return future.result()
         except BaseException:
-            # Such as a KeyboardInterrupt while this waits.
+            # Such as a KeyboardInterrupt while waiting.
             future.cancel()
             raise
 
     def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
-        """Begin to score and return the future of what `score_requests` returns; to cancel it drops the requests.
+        """Start scoring and return a future of the result of `score_requests`; cancelling it cancels the requests.
 
         Raises:
-            InvalidInputError: The query or a passage is no text, the query is blank, or the key cannot be sent.
-            ClosedError: This was closed.
+            InvalidInputError: The query or a passage is not a text, the query is blank, or the API key cannot be sent.
+            ClosedError: The scorer was closed.
         """
         checked = [request_pair(request) for request in requests]
         if not any(passages for _, passages in checked):
@@ -154,7 +154,7 @@ class RemoteScorer:
         call = partial(
             _score,
             server=self._server,
-            key=self._api_key or key_for(self._address),
+            key=self._api_key or key_from_environment(self._address),
             requests=checked,
             limit=self._max_passages_per_request or self._address.dialect.max_passages,
             name=self.name,
@@ -162,7 +162,7 @@ class RemoteScorer:
         return self._connection.submit(call, user=self)
 
     def close(self) -> None:
-        """Close the connections and end the thread; calls under way end with `ClosedError`."""
+        """Close the connections and stop the thread; running calls raise `ClosedError`."""
         self._connection.stop()
 
     def __enter__(self) -> Self:
@@ -174,7 +174,7 @@ class RemoteScorer:
         self.close()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain JSON-ready values, without the key."""
+        """Return the settings as plain JSON-ready values, without the API key."""
         return {
             "url": self._address.url,
             "dialect": self._address.dialect.name,
@@ -187,16 +187,16 @@ class RemoteScorer:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
-        """Make a scorer from what `to_dict` returned.
+        """Create a scorer from the settings that `to_dict` returned.
 
         Raises:
-            InvalidInputError: A key is unknown or a value is not allowed.
+            InvalidInputError: A setting is unknown or invalid.
         """
         known = {"url", "dialect", *_DEFAULTS}
         unknown = sorted(set(settings) - known)
         if unknown or "url" not in settings:
-            found = f"Unknown settings {', '.join(map(repr, unknown))}" if unknown else "There is no 'url'"
-            raise InvalidInputError(f"{found}; expected some of {', '.join(sorted(known))}.")
+            fault = f"Unknown settings {', '.join(map(repr, unknown))}" if unknown else "'url' is missing"
+            raise InvalidInputError(f"{fault}; expected some of {', '.join(sorted(known))}.")
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:
@@ -218,7 +218,7 @@ class RemoteScorer:
         self.__init__(**state)  # type: ignore[misc]
 
 
-# These run in the thread of the connection and know nothing of the scorer, which may be let go of meanwhile.
+# These run in the thread of the connection without a reference to the scorer, which may be freed meanwhile.
 
 
 async def _score(
@@ -233,7 +233,7 @@ async def _score(
 
 
 def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
-    from marcorank.remote.asking import make_client
+    from marcorank.remote.client import make_client
 
     return make_client(address, parallel)
 

@@ -1,4 +1,4 @@
-"""Long requests in parts that a server takes, side by side, and joined again."""
+"""Splits long requests into parts that the server accepts, sends them in parallel, and joins the results."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from marcorank._inference.scorer import PassageScores
-from marcorank.remote.asking import ask
+from marcorank.remote.client import request_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class _Part(NamedTuple):
-    """Passages of one request that are asked for at once, from `start` to `end`."""
+    """Passages `start` to `end` of one request, sent together."""
 
     request: int
     start: int
@@ -31,53 +31,53 @@ class _Part(NamedTuple):
 async def score_all(
     pool: Pool, server: Server, key: Key | None, requests: Sequence[Request], *, limit: int
 ) -> list[PassageScores]:
-    """Score the passages of each request; one answer a request, in their order. The first failure ends all.
+    """Score the passages of each request; returns one result per request, in order. The first failure cancels the rest.
 
     Args:
-        pool: Has the HTTP client.
-        server: Whom to ask.
-        key: The key that it wants.
-        requests: Queries with their passages.
-        limit: Most passages that the server takes at once.
+        pool: Holds the HTTP client.
+        server: The server.
+        key: API key of the server.
+        requests: Queries and their passages.
+        limit: Maximum number of passages per HTTP request.
 
     Raises:
-        RemoteError: The server did not answer; `errors` tells the kinds.
+        RemoteError: The server sent no valid response; see `errors` for the subclasses.
     """
     parts = [
-        _Part(place, start, min(start + limit, len(passages)))
-        for place, (_, passages) in enumerate(requests)
+        _Part(position, start, min(start + limit, len(passages)))
+        for position, (_, passages) in enumerate(requests)
         for start in range(0, len(passages), limit)
     ]
-    answers: dict[_Part, PassageScores] = {}
-    left = iter(parts)
+    results: dict[_Part, PassageScores] = {}
+    waiting = iter(parts)
 
     async def work() -> None:
-        for part in left:
+        for part in waiting:
             query, passages = requests[part.request]
-            answers[part] = await ask(pool, server, key, query, passages[part.start : part.end])
+            results[part] = await request_scores(pool, server, key, query, passages[part.start : part.end])
 
-    # No more than can run, so that others have their turn beside a long call.
+    # No more tasks than can run, so that a long call does not block others.
     await _all(asyncio.create_task(work()) for _ in range(min(pool.parallel, len(parts))))
     scores = [PassageScores.empty() for _ in requests]
-    for place, of_request in groupby(parts, key=lambda part: part.request):
-        scores[place] = _joined([answers[part] for part in of_request])
+    for position, request_parts in groupby(parts, key=lambda part: part.request):
+        scores[position] = _joined([results[part] for part in request_parts])
     return scores
 
 
 async def _all(tasks: Iterator[asyncio.Task[None]]) -> None:
-    """Wait for all tasks. None outlives this: the first that fails takes the others along."""
-    begun = list(tasks)
+    """Wait for all tasks; cancel the others if one fails, and return only when all have ended."""
+    started = list(tasks)
     try:
-        await asyncio.gather(*begun)
+        await asyncio.gather(*started)
     finally:
-        for task in begun:
+        for task in started:
             task.cancel()
-        await asyncio.gather(*begun, return_exceptions=True)
+        await asyncio.gather(*started, return_exceptions=True)
 
 
-def _joined(answers: Sequence[PassageScores]) -> PassageScores:
-    truncated = [answer.truncated for answer in answers if answer.truncated is not None]
+def _joined(parts: Sequence[PassageScores]) -> PassageScores:
+    truncated = [part.truncated for part in parts if part.truncated is not None]
     return PassageScores(
-        np.concatenate([answer.logits for answer in answers]),
-        np.concatenate(truncated) if len(truncated) == len(answers) else None,
+        np.concatenate([part.logits for part in parts]),
+        np.concatenate(truncated) if len(truncated) == len(parts) else None,
     )

@@ -1,8 +1,8 @@
-"""Rerank requests and answers in the shapes of TEI and of Cohere, as JSON; nothing here knows Ray or a model.
+"""Reads rerank requests and writes responses in the JSON formats of TEI and Cohere.
 
-Source of names, statuses and words: `router/src/http/{types,server}.rs` of huggingface/text-embeddings-inference, and
-Cohere's reference of `POST /v2/rerank`. What a client sends beyond the fields that are read here is ignored, as both
-servers do.
+Source of field names, statuses and messages: `router/src/http/{types,server}.rs` of
+huggingface/text-embeddings-inference, and Cohere's API reference for `POST /v2/rerank`. Unknown fields are
+ignored, as by both servers.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class RequestError(Exception):
-    """A request that gets an answer other than 200.
+    """A request that gets a response other than 200.
 
     Attributes:
         status: The HTTP status.
-        kind: As TEI names it: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`.
+        kind: Error type as named by TEI: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`.
     """
 
     def __init__(self, status: int, kind: str, message: str) -> None:
@@ -32,24 +32,24 @@ class RequestError(Exception):
         self.kind = kind
 
     def body(self) -> dict[str, Any]:
-        """Return a body that clients of TEI (`error`) and of Cohere (`message`) understand."""
+        """Return a body for clients of TEI (`error`) and of Cohere (`message`)."""
         return {"error": str(self), "error_type": self.kind, "message": str(self)}
 
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One request, whatever its shape.
+    """One rerank request in either format.
 
     Attributes:
-        query: What is searched for.
-        passages: Texts to rank.
-        raw_scores: Whether the answer holds logits; else their sigmoid.
-        return_texts: Whether the answer holds the texts.
-        top_n: Most results; None for all.
-        truncate: Whether texts that are too long may be cut.
-        cohere: Whether the answer has Cohere's shape; else TEI's.
-        model: Name of the model that was asked for; None for whichever is served.
-        max_tokens: Tokens at which the caller wants each passage cut; None where the model's length decides.
+        query: The query.
+        passages: The passages to rank.
+        raw_scores: Whether to return logits; else their sigmoid.
+        return_texts: Whether to return the texts.
+        top_n: Maximum number of results; None for all.
+        truncate: Whether texts that are too long may be truncated.
+        cohere: Whether to respond in the format of Cohere; else of TEI.
+        model: Name of the requested model; None for any.
+        max_tokens: Requested maximum number of tokens per passage; None for the maximum of the model.
     """
 
     query: str
@@ -62,12 +62,12 @@ class RerankRequest:
     model: str | None = None
     max_tokens: int | None = None
 
-    def answer(self, ranking: Ranking, model: str) -> Any:
-        """Return the JSON-ready answer: results, best first.
+    def response(self, ranking: Ranking, model: str) -> Any:
+        """Return the JSON-ready response with the results, best first.
 
         Args:
-            ranking: Its scores are sigmoids.
-            model: Name to show.
+            ranking: The ranking, with sigmoid scores.
+            model: Model name to return.
         """
         if not self.cohere:
             return [
@@ -91,20 +91,20 @@ class RerankRequest:
 
 
 def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
-    """Read a body of either shape: `documents` are Cohere's (and Jina's, vLLM's, infinity's), `texts` TEI's.
+    """Parse a body in either format: with `documents` as for Cohere, Jina, vLLM and infinity, or `texts` as for TEI.
 
     Args:
         body: JSON.
-        cohere: Whether a body without `texts` or `documents` is taken as meant for Cohere.
-        max_batch: Most passages.
+        cohere: Whether a body without `texts` and `documents` counts as a Cohere request.
+        max_batch: Maximum number of passages.
 
     Raises:
-        RequestError: It is no such body.
+        RequestError: The body is not a valid request.
     """
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, "Validation", f"The body is no JSON: {error}") from error
+        raise RequestError(400, "Validation", f"The body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise _wrong("The body", fields, "an object")
     cohere = cohere or "documents" in fields
@@ -119,7 +119,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
     if not cohere:
         direction = fields.get("truncation_direction")
         if direction is not None and str(direction).casefold() != "right":
-            raise _wrong("`truncation_direction`", direction, "'right': only the end of a text is ever cut")
+            raise _wrong("`truncation_direction`", direction, "'right': texts are only truncated at the end")
         return RerankRequest(
             query=query,
             passages=passages,
@@ -135,7 +135,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
     return RerankRequest(
         query=query,
         passages=passages,
-        # infinity calls it the one, vLLM the other.
+        # `raw_scores` is the name in infinity, `use_activation` in vLLM.
         raw_scores=_flag(fields, "raw_scores") or not _flag(fields, "use_activation", default=True),
         return_texts=_flag(fields, "return_documents"),
         top_n=_count(fields, "top_n"),
@@ -183,10 +183,10 @@ def _wrong(what: str, value: object, expected: str) -> RequestError:
     return RequestError(422, "Validation", f"{what} is {found}; expected {expected}.")
 
 
-def too_long(query_cut: bool, cut: Sequence[int], max_length: int) -> RequestError:  # noqa: FBT001
-    """Return the error for texts that would have to be cut though the caller did not allow it."""
-    what = "`query`" if query_cut else f"`texts[{cut[0]}]` with the query"
-    more = f" (and {len(cut) - 1} more)" if len(cut) > 1 and not query_cut else ""
+def too_long(truncated: Sequence[int], max_length: int, *, query_truncated: bool) -> RequestError:
+    """Return the error for texts that are too long if the request does not allow truncation."""
+    what = "`query`" if query_truncated else f"`texts[{truncated[0]}]` with the query"
+    more = f" (and {len(truncated) - 1} more)" if len(truncated) > 1 and not query_truncated else ""
     return RequestError(
         413, "Validation", f"{what}{more} is longer than the {max_length} tokens of the model; send `truncate`: true."
     )

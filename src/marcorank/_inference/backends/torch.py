@@ -33,7 +33,7 @@ def cuda_available() -> bool:
     return bool(torch.cuda.is_available())
 
 
-def cuda_computes_bf16() -> bool:
+def cuda_supports_bf16() -> bool:
     """Whether the GPU that torch sees has instructions for bf16."""
     import torch
 

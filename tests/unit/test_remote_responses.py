@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from marcorank.errors import RemoteProtocolError
-from marcorank.remote.asking import _backoff, _seconds
-from marcorank.remote.replies import excerpt, read_scores, server_message
+from marcorank.remote.client import _backoff, _seconds
+from marcorank.remote.responses import excerpt, read_scores, server_message
 
 GOOD = [{"index": 1, "score": 0.25}, {"index": 0, "score": -3}]
 
@@ -43,12 +43,12 @@ def test_what_was_cut_is_known_if_every_result_says_it():
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (b"<html><body>Welcome</body></html>", "sent no JSON but '<html><body>Welcome"),
-        (b"", "sent no JSON but ''"),
-        (b'[{"index": 0', "sent no JSON but"),
-        (b"\xff\xfe\x00\xd8", "sent no JSON but"),
-        (b"[" * 100_000, "sent no JSON but '.*…'"),
-        (b'[{"index": 0, "score": ' + b"9" * 5000 + b"}]", "sent no JSON but"),
+        (b"<html><body>Welcome</body></html>", "sent '<html><body>Welcome.*, which is not JSON"),
+        (b"", "sent '', which is not JSON"),
+        (b'[{"index": 0', "which is not JSON"),
+        (b"\xff\xfe\x00\xd8", "which is not JSON"),
+        (b"[" * 100_000, "sent '.*…', which is not JSON"),
+        (b'[{"index": 0, "score": ' + b"9" * 5000 + b"}]", "which is not JSON"),
         ({"scores": [1, 2]}, "expected a list of results"),
         ("fine", "expected a list of results"),
         ({"results": {"0": 1}}, "expected a list of results"),
@@ -59,14 +59,14 @@ def test_what_was_cut_is_known_if_every_result_says_it():
         ([{"index": 1.0, "score": 1}, GOOD[0]], "expected an `index`"),
         ([GOOD[0]], "sent 1 scores for 2 passages"),
         ([], "sent 0 scores for 2 passages"),
-        ([*GOOD, {"index": 2, "score": 1}], "a score for passage 2 of 2; there is none"),
-        ([GOOD[0], {"index": -1, "score": 1}], "a score for passage -1 of 2"),
-        ([GOOD[0], GOOD[0]], "two scores for passage 1 of 2"),
-        ([*GOOD, GOOD[0]], "two scores for passage 1 of 2"),
-        ([GOOD[0], {"index": 0}], "expected a score that is a number"),
-        ([GOOD[0], {"index": 0, "score": "0.5"}], "expected a score that is a number"),
-        ([GOOD[0], {"index": 0, "score": True}], "expected a score that is a number"),
-        ([GOOD[0], {"index": 0, "score": [1]}], "expected a score that is a number"),
+        ([*GOOD, {"index": 2, "score": 1}], "a score for `index` 2, but the request had 2 passages"),
+        ([GOOD[0], {"index": -1, "score": 1}], "a score for `index` -1, but the request had 2"),
+        ([GOOD[0], GOOD[0]], "two scores for `index` 1"),
+        ([*GOOD, GOOD[0]], "two scores for `index` 1"),
+        ([GOOD[0], {"index": 0}], "expected a numeric score"),
+        ([GOOD[0], {"index": 0, "score": "0.5"}], "expected a numeric score"),
+        ([GOOD[0], {"index": 0, "score": True}], "expected a numeric score"),
+        ([GOOD[0], {"index": 0, "score": [1]}], "expected a numeric score"),
     ],
     ids=lambda value: None if isinstance(value, str) else str(value)[:40],
 )

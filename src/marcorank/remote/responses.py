@@ -1,0 +1,113 @@
+"""Parses the responses of servers: scores by passage index, or an error message."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from marcorank._inference.scorer import PassageScores
+from marcorank.errors import RemoteProtocolError
+
+# Servers return a list of results, or an object with one of these keys.
+_ENVELOPES = ("results", "data")
+_SCORES = ("relevance_score", "score")
+_MESSAGES = ("message", "detail", "error", "msg")
+_EXCERPT_CHARS = 200
+
+
+def read_scores(content: bytes, *, count: int, where: str) -> PassageScores:
+    """Parse the scores of a response, in the order of the passages in the request.
+
+    A score of null counts as NaN, which is what some servers mean by it; the error then names the passage.
+
+    Args:
+        content: Body of the response.
+        count: Number of passages in the request.
+        where: URL of the endpoint, for messages.
+
+    Raises:
+        RemoteProtocolError: There is not exactly one result per passage.
+    """
+    results = _results(content, where)
+    scores = np.full(count, math.nan, dtype=np.float64)
+    truncated: list[bool | None] = [None] * count
+    seen: set[int] = set()
+    for result in results:
+        index = result.get("index") if isinstance(result, dict) else None
+        if not isinstance(index, int) or isinstance(index, bool):
+            raise RemoteProtocolError(f"{where} sent the result {excerpt(str(result))!r}; expected an `index`.")
+        if not 0 <= index < count:
+            raise RemoteProtocolError(
+                f"{where} sent a score for `index` {index}, but the request had {count} passages."
+            )
+        if index in seen:
+            raise RemoteProtocolError(f"{where} sent two scores for `index` {index}; expected one score per passage.")
+        seen.add(index)
+        scores[index] = _score(result, where)
+        truncated[index] = result.get("truncated")
+    if len(seen) != count:
+        raise RemoteProtocolError(
+            f"{where} sent {len(seen)} scores for {count} passages; expected one score per passage."
+        )
+    known = all(isinstance(one, bool) for one in truncated)
+    # A score that overflows float32 becomes infinite, and the scorer rejects it.
+    with np.errstate(over="ignore"):
+        return PassageScores(scores.astype(np.float32), np.array(truncated, dtype=np.bool_) if known else None)
+
+
+def server_message(content: bytes) -> str:
+    """Return the error message of a server: from its JSON body, else the whole body."""
+    text = content.decode("utf-8", "replace")
+    try:
+        message = _message_of(json.loads(text))
+    except (ValueError, RecursionError):
+        return text
+    return message or text
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text from a server, on one line and without control characters."""
+    flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return flat if len(flat) <= _EXCERPT_CHARS else flat[: _EXCERPT_CHARS - 1] + "…"
+
+
+def _results(content: bytes, where: str) -> list[Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        beginning = excerpt(content[: 8 * _EXCERPT_CHARS].decode("utf-8", "replace"))
+        # Not chained: the JSON error holds the whole body.
+        raise RemoteProtocolError(
+            f"{where} sent {beginning!r}, which is not JSON; check that `dialect` is right for this server."
+        ) from None
+    if isinstance(body, dict):
+        body = next((body[name] for name in _ENVELOPES if name in body), None)
+    if not isinstance(body, list):
+        beginning = excerpt(content[: 8 * _EXCERPT_CHARS].decode("utf-8", "replace"))
+        raise RemoteProtocolError(f"{where} sent {beginning!r}; expected a list of results with `index` and score.")
+    return body
+
+
+def _score(result: dict[str, Any], where: str) -> float:
+    name = next((name for name in _SCORES if name in result), None)
+    value = math.nan if name is None else result[name]
+    if name is None or isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        raise RemoteProtocolError(f"{where} sent the result {excerpt(str(result))!r}; expected a numeric score.")
+    try:
+        return math.nan if value is None else float(value)
+    except OverflowError:
+        return math.inf
+
+
+def _message_of(error: Any) -> str:
+    """Find the message in an error body, which may be nested or a list of errors."""
+    if isinstance(error, str):
+        return error
+    if isinstance(error, list):
+        return "; ".join(filter(None, map(_message_of, error)))
+    if isinstance(error, dict):
+        return next(filter(None, (_message_of(error[name]) for name in _MESSAGES if name in error)), "")
+    return ""
