@@ -6,13 +6,14 @@ Independent of models and frameworks.
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overload
 
 import numpy as np
 
+from marcorank._arguments import finite_number, positive_number
+from marcorank._text import shorten
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
@@ -45,11 +46,11 @@ class Logistic:
     def __post_init__(self) -> None:
         for name in ("a", "b"):
             value = getattr(self, name)
-            is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-            if not is_number or not math.isfinite(value) or (name == "a" and value <= 0):
+            number = positive_number(value) if name == "a" else finite_number(value)
+            if number is None:
                 expected = "a finite number above 0" if name == "a" else "a finite number"
                 raise InvalidInputError(f"`{name}` of Logistic is {value!r}; expected {expected}.")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, number)
 
 
 Activation: TypeAlias = ActivationName | Logistic
@@ -102,10 +103,7 @@ class RerankStatus:
     @classmethod
     def of(cls, outcome: Outcome, failure: Exception) -> RerankStatus:
         """Return the status for an outcome and the error that caused it."""
-        reason = str(failure)
-        if len(reason) > _MAX_REASON_CHARS:
-            reason = f"{reason[: _MAX_REASON_CHARS - 1]}…"
-        return cls(outcome, type(failure).__name__, reason)
+        return cls(outcome, type(failure).__name__, shorten(str(failure), _MAX_REASON_CHARS))
 
     def to_dict(self) -> dict[str, str]:
         """Return the fields as plain JSON-ready values."""
@@ -187,23 +185,19 @@ _HEADER = ("rank", "index", "score", "logit", "text")
 
 
 def _row_cells(result: RankedPassage) -> tuple[str, ...]:
+    text = result.text if result.span is None else result.text[slice(*result.span)]
     return (
         str(result.rank),
         str(result.index),
         shown_number(result.score),
         shown_number(result.logit),
-        _preview(result.text if result.span is None else result.text[slice(*result.span)]),
+        shorten(" ".join(text.split()), _PREVIEW_CHARS),
     )
 
 
 def shown_number(value: float | None) -> str:
     """Format a score or a logit for display."""
     return "-" if value is None else f"{value:.4f}"
-
-
-def _preview(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _PREVIEW_CHARS else flat[: _PREVIEW_CHARS - 1] + "…"
 
 
 @dataclass(frozen=True, slots=True)

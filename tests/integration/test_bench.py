@@ -22,7 +22,7 @@ from marcorank.bench.running import run_bench
 from random_models import predict
 
 PATIENCE_S = 240
-PLACE = {"engine": "marcorank", "query": "how long", "passages": ["not long", "long"]}
+PAIR = {"engine": "marcorank", "query": "how long", "passages": ["not long", "long"]}
 
 
 def small(*models, **more):
@@ -31,7 +31,7 @@ def small(*models, **more):
     return Settings(models=tuple(map(str, models)), **given)
 
 
-def place(model):
+def setup(model):
     return [str(model), str(model), "onnx", "fp32", None, None, None, ""]
 
 
@@ -181,7 +181,7 @@ def test_peers_rank_the_same_weights(peer, small_bert):
 def test_a_contestant_that_hangs_is_ended(small_bert):
     """Who keeps silent for too long is ended, and the reason says so."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
-        child.ask("load", **PLACE, place=place(small_bert))
+        child.ask("load", **PAIR, setup=setup(small_bert))
         child.ask("request", query="how long", passages=["not long", "long"])
         child._timeout_s = 1
         with pytest.raises(ContestantError, match="no answer within 1 s, and its process was ended"):
@@ -195,7 +195,7 @@ def test_a_contestant_that_hangs_is_ended(small_bert):
 def test_a_contestant_that_crashes_says_how(small_bert):
     """A process that the system ended is told from one that failed."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
-        child.ask("load", **PLACE, place=place(small_bert))
+        child.ask("load", **PAIR, setup=setup(small_bert))
         os.kill(child._process.pid, signal.SIGKILL)
         with pytest.raises(ContestantError, match="ended by SIGKILL, perhaps for want of memory"):
             child.ask("time", repeat=1)
@@ -219,9 +219,9 @@ def test_a_command_that_fails_leaves_the_process_as_it_was(small_bert):
     """A command that fails is an answer like others, and the process goes on."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         with pytest.raises(ContestantError, match="no such folder") as caught:
-            child.ask("load", **PLACE, place=place("./nowhere"))
+            child.ask("load", **PAIR, setup=setup("./nowhere"))
         assert caught.value.kind == "UnknownModelError"
-        child.ask("load", **PLACE, place=place(small_bert))
+        child.ask("load", **PAIR, setup=setup(small_bert))
         assert child.ask("request", query="how long", passages=["not long", "long"])["order"] in ([0, 1], [1, 0])
         assert len(child.ask("time", repeat=3)) == 3
 

@@ -168,7 +168,7 @@ def test_the_heading_says_whether_it_helped():
     assert "chance" not in text.split("Compared are")[0]
     assert "bad hurts." in check(render_report(evaluated(of, "bad", logits=bad))).text
     text = check(render_report(evaluated(of, "none", logits=none))).text
-    assert "none makes no difference that can be told from chance." in text
+    assert "none makes no difference that can be distinguished from chance." in text
     assert "The interval includes 0, so the difference can be chance" in text
 
 
@@ -178,7 +178,7 @@ def test_one_query_proves_nothing():
     of = Collection("one", of.queries, of.passages, {"q0": {"q0-d3": 1, "q0-d0": 0}}, of.run)
     logits = {"q0": {doc_id: float(doc_id == "q0-d3") for doc_id in of.run["q0"]}}
     text = check(render_report(evaluated(of, logits=logits, depths=(5,)))).text
-    assert "model makes no difference that can be told from chance." in text
+    assert "model makes no difference that can be distinguished from chance." in text
     assert "1 query better, 0 the same, 0 worse. With 1 query the difference can be chance (p = 1.000)." in text
     assert "over 1 judged query;" in text
     assert "No query lost." in text
@@ -190,7 +190,7 @@ def test_nothing_relevant_among_the_candidates():
     evaluation = evaluated(of)
     assert evaluation.models[0].cuts is None
     text = check(render_report(evaluation)).text
-    assert "No relevant passage is among the candidates, so there is nothing by which to place a threshold." in text
+    assert "No relevant passage is among the candidates, so there is nothing to choose a threshold by." in text
     assert "No relevant passage is among the candidates that were reranked." in text
     assert "No map from logits to probabilities could be fitted" in text
     assert "changes nothing." in text

@@ -79,7 +79,7 @@ def test_columns_without_any_passage_are_those_of_texts():
 def test_values_that_no_column_holds_are_an_error():
     """The message names the way out, in one chunk of rows, across chunks, and across files."""
     number, text = {"query": "a", "passages": [], "n": 1}, {"query": "a", "passages": [], "n": "one"}
-    message = "field whose values are no column of Parquet: .* Write JSONL"
+    message = "field whose values cannot be a column of Parquet: .* Write JSONL"
     with pytest.raises(InvalidInputError, match=message):
         parquet.columns_of_requests(requests_of(number, text))
     with pytest.raises(InvalidInputError, match=message):

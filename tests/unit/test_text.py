@@ -1,11 +1,11 @@
-"""Tables for terminals."""
+"""Tables and shortened texts."""
 
 from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank._text import cells, clip, one_line, table
+from marcorank._text import cells, clip, first_few, one_line, shorten, table
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 
@@ -46,3 +46,26 @@ def test_the_last_column_gives_way():
     lines = table(["rank", "text"], [["1", "word " * 100]], left=(), width=40)
     assert [cells(line) for line in lines] == [10, 40]
     assert lines[1].endswith("…")
+
+
+def test_a_table_without_a_width_clips_nothing():
+    """Reports that are not for a terminal keep their last column whole, aligned like the others."""
+    assert table(["run", "value"], [["bm25", "0.5"], ["x", "12"]], left=["run"]) == [
+        "run   value",
+        "bm25    0.5",
+        "x        12",
+    ]
+
+
+@given(TEXTS, st.integers(1, 40))
+def test_a_shortened_text_is_no_longer_than_allowed(text, max_chars):
+    """An ellipsis counts as a character; a text that fits is unchanged."""
+    found = shorten(text, max_chars)
+    assert len(found) <= max_chars
+    assert found == text or found.endswith("…")
+
+
+def test_the_first_few_values_say_that_there_are_more():
+    """Messages name three ids at most."""
+    assert first_few(["a", "b", "c"]) == "'a', 'b', 'c'"
+    assert first_few("abcd") == "'a', 'b', 'c', …"

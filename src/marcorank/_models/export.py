@@ -34,8 +34,8 @@ _CHECK_TOLERANCE = 1e-3
 def export_onnx(source: Path, target: Path) -> Path:
     """Write `target/onnx/model.onnx` and the tokenizer and config files that go with it.
 
-    The graph computes in fp32. Its inputs are `input_ids`, `attention_mask` and, where the model tells two
-    segments apart, `token_type_ids`; its output is `logits`.
+    The graph computes in fp32. Its inputs are `input_ids`, `attention_mask` and, where the model distinguishes two
+    segments, `token_type_ids`; its output is `logits`.
 
     Shape:
         input_ids, attention_mask, token_type_ids: (batch, sequence) int64, both axes dynamic.

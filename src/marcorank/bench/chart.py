@@ -34,7 +34,7 @@ def check_chart_path(path: str) -> None:
     """Check that a chart can be drawn to a path, before an hour is spent on what it shows.
 
     Raises:
-        InvalidInputError: The ending is no format that is known here.
+        InvalidInputError: The ending is not a known format.
         MissingExtraError: matplotlib is not installed.
     """
     if Path(path).suffix.lower() not in FORMATS:
@@ -83,12 +83,12 @@ def _groups(results: Results) -> list[tuple[str, list[Row]]]:
 def _paint(axes: Any, results: Results, groups: list[tuple[str, list[Row]]]) -> None:
     speeds = [results.figures(row)["speed"] for _, rows in groups for row in rows]
     longest = max(speeds, default=1.0)
-    place = 0.0
+    position = 0.0
     for model, rows in groups:
         if len(groups) > 1:
             # Paths and names of others must not be read as formulas.
             axes.text(
-                *(0, place, Path(model).name),
+                *(0, position, Path(model).name),
                 va="center",
                 color=_INK,
                 fontweight="bold",
@@ -96,14 +96,14 @@ def _paint(axes: Any, results: Results, groups: list[tuple[str, list[Row]]]) -> 
                 bbox=_BEHIND,
                 zorder=4,
             )
-            place += 1
+            position += 1
         for row in rows:
-            _bar(axes, results, row, place, longest)
-            place += 1
-        place += 0.5
+            _bar(axes, results, row, position, longest)
+            position += 1
+        position += 0.5
     axes.axvline(1, color=_INK, linewidth=1, linestyle=(0, (4, 3)), zorder=3)
     axes.set_xlim(0, longest * 1.3)
-    axes.set_ylim(place - 0.9, -0.7)
+    axes.set_ylim(position - 0.9, -0.7)
     axes.set_yticks([])
     axes.tick_params(axis="x", colors=_MUTED, length=0)
     axes.xaxis.set_major_formatter(lambda tick, _: f"{tick:g}x")
@@ -117,14 +117,14 @@ def _paint(axes: Any, results: Results, groups: list[tuple[str, list[Row]]]) -> 
     axes.set_xlabel(f"speed, {' or '.join(names)} = 1, and the median of a {passages}-passage request", color=_MUTED)
 
 
-def _bar(axes: Any, results: Results, row: Row, place: float, longest: float) -> None:
+def _bar(axes: Any, results: Results, row: Row, position: float, longest: float) -> None:
     contestant, figures = row.contestant, results.figures(row)
     own = contestant.engine == MARCORANK
     speed = figures["speed"]
-    axes.barh(place, speed, height=0.72, color=_COLOURS.get(contestant.precision, _OTHERS) if own else _OTHERS)
+    axes.barh(position, speed, height=0.72, color=_COLOURS.get(contestant.precision, _OTHERS) if own else _OTHERS)
     axes.text(
         -0.012 * longest,
-        place,
+        position,
         _name(row),
         ha="right",
         va="center",
@@ -133,7 +133,7 @@ def _bar(axes: Any, results: Results, row: Row, place: float, longest: float) ->
     )
     axes.text(
         speed + 0.012 * longest,
-        place,
+        position,
         f"{speed:.1f}x   {milliseconds(figures['p50_ms'])}",
         va="center",
         color=_INK if own else _MUTED,

@@ -1,6 +1,6 @@
 """The process of one contestant: reads a command a line, carries it out, and answers with a line.
 
-Nothing heavy is imported before a command asks for it, so that the first ranking tells what a user waits for.
+Nothing heavy is imported before a command asks for it, so that the first ranking measures what a user waits for.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class Commands:
         self._products: Products = None  # type: ignore[assignment]
         self._query, self._passages = "", [""]
 
-    def load(self, engine: str, place: list[Any], query: str, passages: list[str]) -> None:
+    def load(self, engine: str, setup: list[Any], query: str, passages: list[str]) -> None:
         """Load an engine and rank for the first time."""
-        from marcorank.bench.engines import Place, load
+        from marcorank.bench.engines import Setup, load
 
-        self._engine = load(engine, Place(*place))
+        self._engine = load(engine, Setup(*setup))
         self._engine.rank(query, self._engine.prepare(passages))
 
     def request(self, query: str, passages: list[str]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def contestants(settings: Settings) -> Iterator[Contestant]:
                 yield Contestant(model, MARCORANK, backend, precision)
 
 
-def worth_telling(rows: Sequence[Row], settings: Settings) -> list[Row]:
+def worth_reporting(rows: Sequence[Row], settings: Settings) -> list[Row]:
     """Leave out the combinations that marcorank does not have and nobody named, such as bf16 in onnxruntime."""
     if settings.backends and settings.precisions:
         return list(rows)

@@ -50,7 +50,7 @@ class Engine(Protocol):
         ...
 
 
-class Place(NamedTuple):
+class Setup(NamedTuple):
     """Where and how an engine runs.
 
     Attributes:
@@ -77,16 +77,16 @@ class Place(NamedTuple):
 class Marcorank:
     """This package."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, setup: Setup) -> None:
         from marcorank import Reranker
 
-        more: dict[str, Any] = {} if place.threads is None else {"threads": place.threads}
+        more: dict[str, Any] = {} if setup.threads is None else {"threads": setup.threads}
         self.reranker = Reranker(
-            place.model,
-            backend=place.backend,  # type: ignore[arg-type]
-            precision=place.precision,  # type: ignore[arg-type]
-            device=place.device or "cpu",
-            cache_folder=place.cache_folder,
+            setup.model,
+            backend=setup.backend,  # type: ignore[arg-type]
+            precision=setup.precision,  # type: ignore[arg-type]
+            device=setup.device or "cpu",
+            cache_folder=setup.cache_folder,
             local_files_only=True,
             **more,
         )
@@ -102,19 +102,19 @@ class Marcorank:
     def read(self, result: Any) -> Answer:
         """Return order and logits of the ranking."""
         logits = {passage.index: passage.logit for passage in result}
-        return Answer([passage.index for passage in result], [logits[place] for place in range(len(logits))])
+        return Answer([passage.index for passage in result], [logits[index] for index in range(len(logits))])
 
 
 class SentenceTransformers:
     """`CrossEncoder.predict`, the function below the frameworks' own rerankers."""
 
-    def __init__(self, place: Place) -> None:
-        _needs(place, "*.safetensors")
+    def __init__(self, setup: Setup) -> None:
+        _needs(setup, "*.safetensors")
         import torch
         from sentence_transformers import CrossEncoder
 
         self._no_activation = torch.nn.Identity()
-        self._model = CrossEncoder(place.folder, device=place.device or "cpu", local_files_only=True)
+        self._model = CrossEncoder(setup.folder, device=setup.device or "cpu", local_files_only=True)
 
     def prepare(self, passages: Sequence[str]) -> list[str]:
         """Return the texts."""
@@ -134,19 +134,19 @@ class SentenceTransformers:
 class LangChain:
     """`CrossEncoderReranker` over `HuggingFaceCrossEncoder`. It keeps the scores to itself."""
 
-    def __init__(self, place: Place) -> None:
-        _needs(place, "*.safetensors")
+    def __init__(self, setup: Setup) -> None:
+        _needs(setup, "*.safetensors")
         from langchain_classic.retrievers.document_compressors import CrossEncoderReranker
         from langchain_community.cross_encoders import HuggingFaceCrossEncoder
 
-        model = HuggingFaceCrossEncoder(model_name=place.folder, model_kwargs={"device": place.device or "cpu"})
+        model = HuggingFaceCrossEncoder(model_name=setup.folder, model_kwargs={"device": setup.device or "cpu"})
         self._compressor = CrossEncoderReranker(model=model, top_n=_ALL)
 
     def prepare(self, passages: Sequence[str]) -> Any:
         """Return documents."""
         from langchain_core.documents import Document
 
-        return [Document(passage, metadata={"place": place}) for place, passage in enumerate(passages)]
+        return [Document(passage, metadata={"index": index}) for index, passage in enumerate(passages)]
 
     def rank(self, query: str, prepared: Any) -> Any:
         """Call `compress_documents`."""
@@ -154,39 +154,39 @@ class LangChain:
 
     def read(self, result: Any) -> Answer:
         """Return the order."""
-        return Answer([document.metadata["place"] for document in result], None)
+        return Answer([document.metadata["index"] for document in result], None)
 
 
 class LlamaIndex:
     """`SentenceTransformerRerank` of llama-index-core, or that of its own package."""
 
-    def __init__(self, place: Place, reranker: Callable[..., Any], **more: Any) -> None:
-        self._reranker = reranker(model=place.folder, top_n=_ALL, device=place.device or "cpu", **more)
+    def __init__(self, setup: Setup, reranker: Callable[..., Any], **more: Any) -> None:
+        self._reranker = reranker(model=setup.folder, top_n=_ALL, device=setup.device or "cpu", **more)
 
     @classmethod
-    def of_core(cls, place: Place) -> LlamaIndex:
+    def of_core(cls, setup: Setup) -> LlamaIndex:
         """Return the one that their documentation recommends."""
-        _needs(place, "*.safetensors")
+        _needs(setup, "*.safetensors")
         from llama_index.core.postprocessor import SentenceTransformerRerank
 
         # Its own default runs code from the model's folder.
-        return cls(place, SentenceTransformerRerank, trust_remote_code=False)
+        return cls(setup, SentenceTransformerRerank, trust_remote_code=False)
 
     @classmethod
-    def of_package(cls, place: Place) -> LlamaIndex:
+    def of_package(cls, setup: Setup) -> LlamaIndex:
         """Return the one of llama-index-postprocessor-sbert-rerank."""
-        _needs(place, "*.safetensors")
+        _needs(setup, "*.safetensors")
         from llama_index.postprocessor.sbert_rerank import SentenceTransformerRerank
 
-        return cls(place, SentenceTransformerRerank)
+        return cls(setup, SentenceTransformerRerank)
 
     def prepare(self, passages: Sequence[str]) -> Any:
         """Return nodes; new ones each time, since the reranker changes them."""
         from llama_index.core.schema import NodeWithScore, TextNode
 
         return [
-            NodeWithScore(node=TextNode(text=passage, id_=f"{place}"), score=0.0)
-            for place, passage in enumerate(passages)
+            NodeWithScore(node=TextNode(text=passage, id_=f"{index}"), score=0.0)
+            for index, passage in enumerate(passages)
         ]
 
     def rank(self, query: str, prepared: Any) -> Any:
@@ -201,12 +201,12 @@ class LlamaIndex:
 class Rerankers:
     """The package rerankers, its cross-encoder."""
 
-    def __init__(self, place: Place) -> None:
-        _needs(place, "*.safetensors")
+    def __init__(self, setup: Setup) -> None:
+        _needs(setup, "*.safetensors")
         from rerankers import Reranker
 
         self._ranker = Reranker(
-            place.folder, model_type="cross-encoder", device=place.device or "cpu", verbose=0, dtype="float32"
+            setup.folder, model_type="cross-encoder", device=setup.device or "cpu", verbose=0, dtype="float32"
         )
         if self._ranker is None:
             raise Unusable("rerankers did not load the model, and gave no reason")
@@ -222,25 +222,25 @@ class Rerankers:
     def read(self, result: Any) -> Answer:
         """Return order and logits."""
         scores = {int(found.doc_id): float(found.score) for found in result.results}
-        return Answer([int(found.doc_id) for found in result.results], [scores[place] for place in range(len(scores))])
+        return Answer([int(found.doc_id) for found in result.results], [scores[index] for index in range(len(scores))])
 
 
 class FlashRank:
-    """FlashRank, with this model's file in the place of one of its own. It gives sigmoids of the logits."""
+    """FlashRank, with this model's file instead of one of its own. It gives sigmoids of the logits."""
 
-    def __init__(self, place: Place) -> None:
-        _needs_cpu(place)
-        _needs(place, _ONNX_FILE)
+    def __init__(self, setup: Setup) -> None:
+        _needs_cpu(setup)
+        _needs(setup, _ONNX_FILE)
         from flashrank.Config import default_model, model_file_map
         from flashrank.Ranker import Ranker, RerankRequest
 
-        _onnx_folder(place, Path(place.scratch) / default_model, model_file_map[default_model])
+        _onnx_folder(setup, Path(setup.scratch) / default_model, model_file_map[default_model])
         self._request = RerankRequest
-        self._ranker = Ranker(default_model, cache_dir=place.scratch, log_level="ERROR")
+        self._ranker = Ranker(default_model, cache_dir=setup.scratch, log_level="ERROR")
 
     def prepare(self, passages: Sequence[str]) -> Any:
         """Return its dictionaries; new ones each time, since it changes and sorts them."""
-        return [{"id": place, "text": passage} for place, passage in enumerate(passages)]
+        return [{"id": index, "text": passage} for index, passage in enumerate(passages)]
 
     def rank(self, query: str, prepared: Any) -> Any:
         """Call `rerank`."""
@@ -254,16 +254,16 @@ class FlashRank:
 class FastEmbed:
     """fastembed's `TextCrossEncoder` with this model added to its list."""
 
-    def __init__(self, place: Place) -> None:
-        _needs_cpu(place)
-        _needs(place, _ONNX_FILE)
+    def __init__(self, setup: Setup) -> None:
+        _needs_cpu(setup)
+        _needs(setup, _ONNX_FILE)
         from fastembed.common.model_description import ModelSource
         from fastembed.rerank.cross_encoder import TextCrossEncoder
 
-        folder, name = Path(place.scratch) / "model", "local/reranker"
-        _onnx_folder(place, folder, "model.onnx")
+        folder, name = Path(setup.scratch) / "model", "local/reranker"
+        _onnx_folder(setup, folder, "model.onnx")
         TextCrossEncoder.add_custom_model(name, ModelSource(hf=name), model_file="model.onnx")
-        self._model = TextCrossEncoder(name, threads=place.threads, cuda=False, specific_model_path=str(folder))
+        self._model = TextCrossEncoder(name, threads=setup.threads, cuda=False, specific_model_path=str(folder))
 
     def prepare(self, passages: Sequence[str]) -> list[str]:
         """Return the texts."""
@@ -287,7 +287,7 @@ class Peer(NamedTuple):
         install: The pip command that brings them.
     """
 
-    load: Callable[[Place], Engine]
+    load: Callable[[Setup], Engine]
     modules: tuple[str, ...]
     install: str
 
@@ -326,9 +326,9 @@ _ALL = 1_000_000
 _ONNX_FILE = "onnx/model.onnx"
 
 
-def load(engine: str, place: Place) -> Engine:
+def load(engine: str, setup: Setup) -> Engine:
     """Load a contestant's engine."""
-    return Marcorank(place) if engine == MARCORANK else PEERS[engine].load(place)
+    return Marcorank(setup) if engine == MARCORANK else PEERS[engine].load(setup)
 
 
 def _there(module: str) -> bool:
@@ -339,22 +339,22 @@ def _there(module: str) -> bool:
 
 
 def _by_score(logits: list[float]) -> Answer:
-    return Answer(sorted(range(len(logits)), key=lambda place: -logits[place]), logits)
+    return Answer(sorted(range(len(logits)), key=lambda index: -logits[index]), logits)
 
 
-def _needs(place: Place, pattern: str) -> None:
-    if not any(Path(place.folder).glob(pattern)):
+def _needs(setup: Setup, pattern: str) -> None:
+    if not any(Path(setup.folder).glob(pattern)):
         raise Unusable(f"the model has no {pattern.removeprefix('*')} file, which it reads")
 
 
-def _needs_cpu(place: Place) -> None:
-    if place.device not in {None, "cpu"}:
+def _needs_cpu(setup: Setup) -> None:
+    if setup.device not in {None, "cpu"}:
         raise Unusable("it is measured on the CPU only")
 
 
-def _onnx_folder(place: Place, folder: Path, file: str) -> None:
+def _onnx_folder(setup: Setup, folder: Path, file: str) -> None:
     """Fill a folder as peers that only know their own downloads want to find it."""
-    source = Path(place.folder)
+    source = Path(setup.folder)
     weights = source / _ONNX_FILE
     folder.mkdir()
     _link(weights, folder / file)

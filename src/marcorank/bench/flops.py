@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Encoders whose layers are BERT's: four square products and two of the intermediate size. Others gate or share parts.
 _FIRST_TOKEN_DECIDES = {"bert", "roberta", "xlm-roberta", "electra", "camembert", "mpnet", "distilbert"}
 _ALL_TOKENS_DECIDE = {"interaction-bert"}
-_MOST_TOKENS = 512
+_MAX_TOKENS = 512
 
 
 class Flops(NamedTuple):
@@ -35,7 +35,7 @@ class Flops(NamedTuple):
 def request_flops(model: str, query: str, passages: Sequence[str], cache_folder: str | None) -> Flops | None:
     """Return the operations of the products of weights and of attention; None for a shape that is not known.
 
-    Embeddings, biases, normalisation and softmax are not counted: they are no products.
+    Embeddings, biases, normalisation and softmax are not counted: they are not products.
     """
     try:
         files = locate(ModelSettings(model, cache_folder=cache_folder, local_files_only=True))
@@ -51,7 +51,7 @@ def request_flops(model: str, query: str, passages: Sequence[str], cache_folder:
     hidden = _first(config, "hidden_size", "dim")
     intermediate = _first(config, "intermediate_size", "hidden_dim")
     layers = _first(config, "num_hidden_layers", "n_layers")
-    most = min(_MOST_TOKENS, _first(config, "max_position_embeddings") or _MOST_TOKENS)
+    most = min(_MAX_TOKENS, _first(config, "max_position_embeddings") or _MAX_TOKENS)
     if not (hidden and intermediate and layers):
         return None
     lengths = [min(most, pair_length(tokenizer, query, passage)) for passage in passages]

@@ -14,6 +14,8 @@ import time
 from contextlib import suppress
 from typing import IO, TYPE_CHECKING, Any
 
+from marcorank._text import shorten
+
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -39,7 +41,7 @@ class Child:
     It ends with this object's `close`, and with the parent. Ctrl-C reaches only the parent, which closes it.
 
     Attributes:
-        started: When it was started, as `time.perf_counter` tells time.
+        started: When it was started, in the time of `time.perf_counter`.
     """
 
     def __init__(self, *, threads: int | None, timeout_s: float) -> None:
@@ -141,7 +143,7 @@ def _environment(threads: int | None) -> dict[str, str]:
         # Nothing is downloaded while the clock runs.
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # A file of the current folder must not be imported in the place of a package.
+        # A file of the current folder must not be imported instead of a package.
         "PYTHONSAFEPATH": "1",
         "PYTHONWARNINGS": "ignore",
     }
@@ -151,5 +153,4 @@ def _environment(threads: int | None) -> dict[str, str]:
 
 
 def _brief(message: str) -> str:
-    text = " ".join(message.split())
-    return text if len(text) <= _LONGEST_REASON else f"{text[: _LONGEST_REASON - 1]}…"
+    return shorten(" ".join(message.split()), _LONGEST_REASON)

@@ -42,7 +42,7 @@ class Settings:
         device: As torch spells it; None for the CPU.
         threads: Threads of each engine; None for its own choice.
         candidates: Passages of a request.
-        lengths: Least and most tokens of query and passage.
+        lengths: Minimum and maximum number of tokens of query and passage.
         rounds: How often each contestant has its turn.
         cold_starts: Fresh processes for each contestant.
         scenarios: Some of `SCENARIOS`.
@@ -99,7 +99,7 @@ class Contestant:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What tells it from all others."""
+        """A key that no other contestant has."""
         return self.model, self.label
 
 
@@ -113,8 +113,8 @@ class Row:
         reason_kind: Class of the error behind the reason.
         cold_start_s: From the start of a process to its first ranking.
         rounds_s: Times of the requests in each round.
-        peak_memory_bytes: Of its process, after all rounds; None where the system does not tell.
-        order: Places of the passages, best first.
+        peak_memory_bytes: Of its process, after all rounds; None where the system does not report it.
+        order: Indices of the passages, best first.
         logits: One a passage; None where it gives none.
         flops: Of one request, every layer computed for every token; None for a model whose shape is not known.
         least_flops: The same without what reaches no logit: the last layer of all tokens but the first.
@@ -280,7 +280,7 @@ class Results:
         """Read what `write_json` wrote.
 
         Raises:
-            InvalidInputError: The file cannot be read, or is no result of a benchmark that is known here.
+            InvalidInputError: The file cannot be read, or is not a result of this benchmark.
         """
         shown = repr(str(path))
         with errors_named(shown):

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._models.loading import locate
 from marcorank._models.selection import PRECISIONS, ModelSettings
-from marcorank.bench.contestants import contestants, worth_telling
-from marcorank.bench.engines import PEERS, Place
+from marcorank.bench.contestants import contestants, worth_reporting
+from marcorank.bench.engines import PEERS, Setup
 from marcorank.bench.flops import request_flops
 from marcorank.bench.machine import machine_facts
 from marcorank.bench.process import Child, ContestantError
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from marcorank.bench.records import Contestant, Settings
 
-    Tell = Callable[[str], None]
+    Report = Callable[[str], None]
 
 _ENGINES = ("torch", "onnxruntime", "openvino")
 # One slow request fills a contestant's turn, or several fast ones.
 _TURN_S = 0.4
-_MOST_REQUESTS_A_TURN = 20
+_MAX_REQUESTS_PER_TURN = 20
 # Threads of engines go on looking for work for a while after it is done, in the time of who comes next.
 _PAUSE_S = 0.05
 
@@ -48,7 +48,7 @@ class _Running:
     repeat: int = 1
 
 
-def run_bench(settings: Settings, tell: Tell = lambda _: None) -> Results:
+def run_bench(settings: Settings, report: Report = lambda _: None) -> Results:
     """Measure all contestants in turn.
 
     Each has a process of its own, because thread pools of several engines in one process get in each other's way, and
@@ -56,14 +56,14 @@ def run_bench(settings: Settings, tell: Tell = lambda _: None) -> Results:
 
     Args:
         settings: What is measured.
-        tell: Is told what is going on, as often as that changes.
+        report: Called with what is going on, whenever that changes.
 
     Raises:
-        UnknownModelError: A name is no model.
+        UnknownModelError: A name is not a model.
         ModelLoadError: The first model has no tokenizer that can be read.
     """
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    tell("Making the passages")
+    report("Making the passages")
     workload = Workload(settings, settings.models[0])
     passages = workload.passages(pair_lengths(settings.candidates, *settings.lengths))
     rows = [Row(contestant) for contestant in contestants(settings)]
@@ -77,30 +77,32 @@ def run_bench(settings: Settings, tell: Tell = lambda _: None) -> Results:
         date=date,
     )
     with tempfile.TemporaryDirectory(prefix="marcorank-bench-") as scratch, ExitStack() as stack:
-        race = _Race(settings, workload, scratch=Path(scratch), stack=stack, tell=tell)
+        race = _Race(settings, workload, scratch=Path(scratch), stack=stack, report=report)
         race.run(passages, rows, results.limits)
-    results.rows = worth_telling(rows, settings)
+    results.rows = worth_reporting(rows, settings)
     return results
 
 
 class _Race:
     """One run: the processes and their turns."""
 
-    def __init__(self, settings: Settings, workload: Workload, *, scratch: Path, stack: ExitStack, tell: Tell) -> None:
+    def __init__(
+        self, settings: Settings, workload: Workload, *, scratch: Path, stack: ExitStack, report: Report
+    ) -> None:
         self._settings = settings
         self._workload = workload
         self._passages: list[str] = []
         self._scratch = scratch
         self._stack = stack
-        self._tell = tell
-        self._places = itertools.count()
+        self._report = report
+        self._setups = itertools.count()
 
     def run(self, passages: list[str], rows: list[Row], limits: list[Limit]) -> None:
         """Fill the rows and the limits."""
         self._passages = passages
         running: list[_Running] = []
-        for place, row in enumerate(rows, 1):
-            self._tell(f"Loading {place} of {len(rows)}: {_shown(row)}")
+        for number, row in enumerate(rows, 1):
+            self._report(f"Loading {number} of {len(rows)}: {_shown(row)}")
             running.extend(self._started(row))
         self._count_flops(running)
         self._cold_starts(running)
@@ -110,17 +112,17 @@ class _Race:
             # Who comes after whom changes, so that nobody always follows the same one.
             first = number % max(1, len(running))
             for contestant in [*running[first:], *running[:first]]:
-                self._tell(f"{turn}: {_shown(contestant.row)}")
+                self._report(f"{turn}: {_shown(contestant.row)}")
                 self._turn(contestant)
             for child, limit in products:
-                self._tell(f"{turn}: {limit.engine}'s {limit.precision} product")
+                self._report(f"{turn}: {limit.engine}'s {limit.precision} product")
                 self._product(child, limit)
         for contestant in running:
             self._memory(contestant)
         for scenario in self._settings.scenarios:
             for contestant in running:
                 if contestant.row.contestant.engine == MARCORANK and contestant.row.measured:
-                    self._tell(f"Scenario {scenario}: {_shown(contestant.row)}")
+                    self._report(f"Scenario {scenario}: {_shown(contestant.row)}")
                     self._scenario(scenario, contestant)
 
     def _started(self, row: Row) -> Iterator[_Running]:
@@ -133,7 +135,7 @@ class _Race:
                 answer = child.ask("request", query=self._workload.query, passages=self._passages)
                 self._stack.push(unless_all_goes_well.pop_all())
             row.order, row.logits = answer["order"], answer["logits"]
-            repeat = max(1, min(_MOST_REQUESTS_A_TURN, round(_TURN_S / answer["seconds"])))
+            repeat = max(1, min(_MAX_REQUESTS_PER_TURN, round(_TURN_S / answer["seconds"])))
             return _Running(row, child, repeat)
 
         started = self._guard(row, start)
@@ -152,18 +154,18 @@ class _Race:
         child.ask(
             "load",
             engine=contestant.engine,
-            place=self._place(contestant),
+            setup=self._setup(contestant),
             query="how long",
             passages=["not long", "long"],
         )
 
-    def _place(self, contestant: Contestant) -> Place:
+    def _setup(self, contestant: Contestant) -> Setup:
         settings = self._settings
-        scratch = self._scratch / f"{next(self._places)}"
+        scratch = self._scratch / f"{next(self._setups)}"
         scratch.mkdir()
         files = locate(ModelSettings(contestant.model, cache_folder=settings.cache_folder, local_files_only=True))
         config = files.fetch("config.json")
-        return Place(
+        return Setup(
             contestant.model,
             str(config.parent.absolute()) if config else "",
             contestant.backend,
@@ -185,7 +187,7 @@ class _Race:
         for number in range(1, self._settings.cold_starts):
             for contestant in running:
                 row = contestant.row
-                self._tell(f"Cold start {number + 1} of {self._settings.cold_starts}: {_shown(row)}")
+                self._report(f"Cold start {number + 1} of {self._settings.cold_starts}: {_shown(row)}")
                 with self._child() as child:
                     self._guard(row, partial(self._first_ranking, child, row))
 
@@ -196,7 +198,7 @@ class _Race:
             if self._settings.device not in {None, "cpu"} and engine != "torch":
                 continue
             child = self._stack.enter_context(self._child())
-            self._tell(f"The machine's limit: {engine}")
+            self._report(f"The machine's limit: {engine}")
             try:
                 precisions = child.ask(
                     "import_products", engine=engine, device=self._settings.device, threads=self._settings.threads
@@ -208,7 +210,7 @@ class _Race:
                 limit = Limit(engine, precision)
                 limits.append(limit)
                 try:
-                    self._tell(f"The machine's limit: {engine}'s {precision} product")
+                    self._report(f"The machine's limit: {engine}'s {precision} product")
                     limit.size, speed = child.ask("best_size", precision=precision, sizes=self._settings.product_sizes)
                     limit.gflops.append(speed)
                     found.append((child, limit))

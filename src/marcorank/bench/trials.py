@@ -78,7 +78,7 @@ def lag(reranker: Reranker, requests: Sequence[Request]) -> dict[str, float]:
 
 
 def peak_memory_bytes() -> int | None:
-    """Return the most memory that this process held so far; None where the system does not tell."""
+    """Return the most memory that this process held so far; None where the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:

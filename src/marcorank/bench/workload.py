@@ -23,15 +23,15 @@ _TRIES = 50
 
 def pair_lengths(count: int, low: int, high: int) -> list[int]:
     """Return lengths in tokens of query and passage together, from `low` to `high`, with more short ones than long."""
-    places = np.linspace(0, 1, count) if count > 1 else np.ones(1)
-    return [int(length) for length in np.rint(low + (high - low) * places**_SKEW)]
+    steps = np.linspace(0, 1, count) if count > 1 else np.ones(1)
+    return [int(length) for length in np.rint(low + (high - low) * steps**_SKEW)]
 
 
 class Workload:
     """Makes passages of given lengths with the tokenizer of a model; the same ones each time.
 
     Attributes:
-        query: What is searched for.
+        query: The query.
     """
 
     query = QUERY
@@ -40,7 +40,7 @@ class Workload:
         """Read the tokenizer and the text.
 
         Raises:
-            UnknownModelError: The name is no model.
+            UnknownModelError: The name is not a model.
             ModelLoadError: The model has no tokenizer that can be read.
         """
         self._tokenizer = read_tokenizer(model, settings.cache_folder)
@@ -48,10 +48,10 @@ class Workload:
         self._offsets = [
             pair for pair in self._tokenizer.encode(self._text, add_special_tokens=False).offsets if pair[1] > pair[0]
         ]
-        # Where a word begins: a text that is cut inside one has other tokens than it had in its place.
+        # Where a word begins: a text that is cut inside one has other tokens than it had there.
         self._starts = [
-            place
-            for place, (start, _) in enumerate(self._offsets)
+            index
+            for index, (start, _) in enumerate(self._offsets)
             if start == 0 or self._text[start - 1].isspace() or self._text[start].isspace()
         ]
         self._random = np.random.default_rng(settings.seed)
@@ -100,7 +100,7 @@ def read_tokenizer(model: str, cache_folder: str | None) -> Any:
     """Return the tokenizer of a model, without the limits that its file may set.
 
     Raises:
-        UnknownModelError: The name is no model.
+        UnknownModelError: The name is not a model.
         ModelLoadError: The model has no tokenizer that can be read.
     """
     from tokenizers import Tokenizer

@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="marcorank",
         description="Rerank passages with MS MARCO cross-encoders.",
-        epilog="`marcorank COMMAND --help` tells more. Exit status: 0 well, 1 an error, 2 wrong usage.",
+        epilog="`marcorank COMMAND --help` describes a command. Exit status: 0 success, 1 error, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"marcorank {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _notes_on_stderr() -> Iterator[None]:
-    """Show what the library logs as a warning, such as passages that were cut, as a note."""
+    """Show what the library logs as a warning, such as truncated passages, as a note."""
     log = logging.getLogger("marcorank")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("marcorank: note: %(message)s"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +12,13 @@ from marcorank.bench.engines import PEERS
 from marcorank.bench.records import SCENARIOS, Results, Settings
 from marcorank.cli.bench_report import change_lines, report_lines
 from marcorank.cli.models import present_files
-from marcorank.cli.options import add_cache_option, new_parser
+from marcorank.cli.options import add_cache_option, at_least, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError
 from marcorank.reranker import DEFAULT_MODEL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import argparse
 
 _NONE = "none"
 _DEFAULTS = Settings(models=(BUNDLED,))
@@ -64,13 +63,13 @@ def add_command(commands: Any) -> None:
         help=f"other rerankers: {', '.join(PEERS)}, or none (default: all that are installed)",
     )
     who.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
-    who.add_argument("--threads", type=_whole_number(1), metavar="N", help="of each engine (default: its own choice)")
+    who.add_argument("--threads", type=at_least(1), metavar="N", help="of each engine (default: its own choice)")
     add_cache_option(who)
 
     what = parser.add_argument_group("what is measured")
     what.add_argument(
         "--candidates",
-        type=_whole_number(1),
+        type=at_least(1),
         default=_DEFAULTS.candidates,
         metavar="N",
         help="passages of a request (default: %(default)s)",
@@ -78,17 +77,17 @@ def add_command(commands: Any) -> None:
     what.add_argument(
         "--lengths",
         nargs=2,
-        type=_whole_number(16),
+        type=at_least(16),
         default=_DEFAULTS.lengths,
         metavar="TOKENS",
-        help="least and most tokens of query and passage (default: 95 414)",
+        help="minimum and maximum tokens of query and passage (default: 95 414)",
     )
     what.add_argument(
-        "--rounds", type=_whole_number(1), default=_DEFAULTS.rounds, metavar="N", help="turns (default: %(default)s)"
+        "--rounds", type=at_least(1), default=_DEFAULTS.rounds, metavar="N", help="turns (default: %(default)s)"
     )
     what.add_argument(
         "--cold-starts",
-        type=_whole_number(1),
+        type=at_least(1),
         default=_DEFAULTS.cold_starts,
         metavar="N",
         help="fresh processes of each (default: %(default)s)",
@@ -102,21 +101,21 @@ def add_command(commands: Any) -> None:
     )
     what.add_argument(
         "--concurrency",
-        type=_whole_number(1),
+        type=at_least(1),
         default=_DEFAULTS.concurrency,
         metavar="N",
         help="requests at once in concurrent (default: %(default)s)",
     )
     what.add_argument(
         "--lag-requests",
-        type=_whole_number(1),
+        type=at_least(1),
         default=_DEFAULTS.lag_requests,
         metavar="N",
         help="requests at once in lag (default: %(default)s)",
     )
     what.add_argument(
         "--passages",
-        type=_whole_number(1),
+        type=at_least(1),
         default=_DEFAULTS.passages,
         metavar="N",
         help="the many of scale and memory (default: %(default)s)",
@@ -124,10 +123,10 @@ def add_command(commands: Any) -> None:
     what.add_argument("--no-limit", action="store_true", help="do not measure the machine's own limit")
     what.add_argument(
         "--timeout",
-        type=_whole_number(1),
+        type=at_least(1),
         default=int(_DEFAULTS.timeout_s),
         metavar="S",
-        help="longest wait for an answer, in seconds (default: %(default)s)",
+        help="maximum wait for an answer, in seconds (default: %(default)s)",
     )
 
     result = parser.add_argument_group("output")
@@ -143,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     from marcorank.bench.running import run_bench
 
     if args.lengths[0] > args.lengths[1]:
-        args.usage_error("--lengths takes the least number of tokens first")
+        args.usage_error("--lengths takes the smaller number of tokens first")
     if _NONE in args.peers and len(args.peers) > 1:
         args.usage_error("--peers none stands alone")
     # Who waits for minutes should not learn then that a file cannot be read or drawn.
@@ -197,16 +196,3 @@ def _default_models(cache_folder: str | None) -> tuple[str, ...]:
         file=sys.stderr,
     )
     return (BUNDLED,)
-
-
-def _whole_number(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        try:
-            number = int(text)
-        except ValueError:
-            number = least - 1
-        if number < least:
-            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number of at least {least}")
-        return number
-
-    return parse

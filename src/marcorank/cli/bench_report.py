@@ -128,7 +128,7 @@ def _scale(found: dict[str, Any]) -> str:
 
 def _memory(found: dict[str, Any]) -> str:
     if found["peak_memory_ratio"] is None:
-        return "this system does not tell"
+        return "this system does not report it"
     return (
         f"{found['many']:,} passages of 512 tokens take {found['many_bytes'] / 1e6:,.0f} MB, "
         f"{found['peak_memory_ratio']:.2f} times as much as {found['few']:,}"

@@ -43,7 +43,7 @@ _LABEL_CELLS = 12
 
 def add_command(commands: Any) -> None:
     """Add this command to the command line."""
-    parser = new_parser(commands, "doctor", summary="tell what would run on this machine, and why", run=run)
+    parser = new_parser(commands, "doctor", summary="show what would run on this machine, and why", run=run)
     parser.add_argument(
         "--model", metavar="NAME", help=f"hub name or folder to look at (default: {BUNDLED} and {DEFAULT_MODEL})"
     )
@@ -52,7 +52,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, try the bundled model, and tell."""
+    """Inspect the machine, try the bundled model and print the findings."""
     names = [args.model] if args.model else [BUNDLED, DEFAULT_MODEL]
     models = [_look_at(name, args.cache_folder) for name in names]
     tried = [BUNDLED, *(entry["name"] for entry in models if entry["present"] and args.model not in {None, BUNDLED})]

@@ -76,7 +76,7 @@ def add_command(commands: Any) -> None:
         "--measures", nargs="+", metavar="NAME", help=f"as ir_measures spells them (default: {_MEASURES})"
     )
     what.add_argument(
-        "--relevant-grade", type=int, default=1, metavar="N", help="least grade that is relevant (default: 1)"
+        "--relevant-grade", type=int, default=1, metavar="N", help="minimum grade that counts as relevant (default: 1)"
     )
 
     result = parser.add_argument_group("output")
@@ -112,7 +112,7 @@ def add_command(commands: Any) -> None:
         "--long-passages",
         choices=LONG_PASSAGES,
         default=LONG_PASSAGES[0],
-        help="what does not fit is cut off, or read in windows",
+        help="truncate long passages, or score them in windows",
     )
     add_file_options(model)
 
@@ -180,7 +180,7 @@ def _evaluation(args: argparse.Namespace, collection: Collection, folder: Path) 
             )
         except KeyboardInterrupt:
             with progress.hidden():
-                shown.tell_what_is_kept(folder / "scores")
+                shown.print_what_is_kept(folder / "scores")
             raise
 
 
@@ -201,7 +201,7 @@ def _rerankers(args: argparse.Namespace) -> list[Reranker]:
 
 
 class _Shown:
-    """What a person is told of the pairs that are scored."""
+    """Progress of scoring, for people."""
 
     def __init__(self) -> None:
         self._done = self._total = 0
@@ -221,8 +221,8 @@ class _Shown:
             left = f", {_duration((now - since) / (done - before) * (total - done))} left"
         return f"Scoring with {label}: {done:,} of {total:,} pairs{left}"
 
-    def tell_what_is_kept(self, folder: Path) -> None:
-        """Say what an interruption leaves."""
+    def print_what_is_kept(self, folder: Path) -> None:
+        """Print how much of the work an interruption keeps."""
         if self._total:
             print(
                 f"marcorank: {self._done:,} of {self._total:,} pairs are scored and kept in {folder}; the same command "

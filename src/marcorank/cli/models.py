@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _TEXT_FILES = ("config.json", "tokenizer.json")
 _TORCH_FILES = ("model.safetensors", "model.safetensors.index.json")
-# Columns that a narrow terminal has no room for; the notes below the table or --json tell the same.
+# Columns that a narrow terminal has no room for; the notes below the table and --json have the same.
 _WIDE_TERMINAL = 100
 
 _LIST_NOTES = """\

@@ -1,4 +1,4 @@
-"""A line on a terminal that tells what takes so long."""
+"""A progress line on the terminal."""
 
 from __future__ import annotations
 

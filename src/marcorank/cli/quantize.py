@@ -1,11 +1,9 @@
-"""`marcorank models quantize`: a static int8 model, and what it costs."""
+"""`marcorank models quantize`: make a static int8 model, and measure what it costs."""
 
 from __future__ import annotations
 
 import importlib.util
 import shlex
-import time
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -24,6 +22,7 @@ from marcorank._text import table
 from marcorank.cli.options import add_file_options, file_settings, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import read_requests
+from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation import wording
 from marcorank.reranker import Reranker
@@ -35,29 +34,26 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.pairs import PairEncoder, TokenBatch
-    from marcorank.collections.records import Collection
     from marcorank.collections.requests import Request
+    from marcorank.evaluation.results import Evaluation
 
-    Requests = Sequence[tuple[str, Sequence[str]]]
-
-_LEAST_PAIRS, _MOST_PAIRS = 20, 300
-# Without a collection the file itself shows what changes: some queries are enough for that.
-_QUERIES_LOOKED_AT, _PASSAGES_LOOKED_AT = 50, 20
-_LEAST_QUERIES_LOOKED_AT = 5
+_MIN_PAIRS, _MAX_PAIRS = 20, 300
+# Without a collection, these many queries of the calibration file show the agreement with fp32.
+_MIN_QUERIES_COMPARED, _QUERIES_COMPARED, _PASSAGES_COMPARED = 5, 50, 20
 _MEASURE = "nDCG@10"
 _TOP = 3
-_CHANCE = 0.05
-_LEAST_GAIN = 0.00005
+_ALPHA = 0.05
+_MIN_GAIN = 0.00005
 _FP32, _DYNAMIC, _STATIC = "fp32", "int8 made when loaded", "int8 of the file"
 _FILES_OF_TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json")
 _EXAMPLES = """\
-FILE holds a query with passages a line, of the kind that will be ranked:
-{"query": "...", "passages": ["...", "..."]}. Up to 300 pairs of it decide the
-scales of the activations. Nothing has to be judged.
+FILE is JSONL with a query and its passages on each line, like those that you
+will rank: {"query": "...", "passages": ["...", "..."]}. Up to 300 pairs
+calibrate the scales of the activations. No judgements are needed.
 
-The openvino backend makes int8 of any model while it loads, without this. What
-the file gains or costs beside that is printed: with --collection in nDCG@10,
-else as the agreement with fp32.
+The openvino backend can also quantise any model to int8 while it loads. The
+command compares the new file with that and with fp32: in nDCG@10 on
+--collection, or else by its agreement with fp32.
 
 example:
   marcorank models quantize ./my-reranker --calibrate queries.jsonl \\
@@ -87,17 +83,20 @@ def add_command(actions: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Quantise, measure, and tell."""
+    """Quantise, measure and print the results."""
     if args.name == BUNDLED:
         raise InvalidInputError("The bundled model is int8 already; there is nothing to quantise.")
     import_packages()
+    for package in ("ir_measures", "scipy"):
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtraError(f"Measuring a model needs {package}: pip install 'marcorank[quantize]'")
     top_k = whole_number("top_k", args.top_k, 1)
     requests = _requests(args.calibrate)
-    pairs = list(islice(_spread(requests, np.random.default_rng(0)), _MOST_PAIRS))
-    if len(pairs) < _LEAST_PAIRS:
+    pairs = list(islice(_spread(requests, np.random.default_rng(0)), _MAX_PAIRS))
+    if len(pairs) < _MIN_PAIRS:
         raise InvalidInputError(
             f"{args.calibrate!r} holds {wording.count(len(pairs), 'pair')} of a query and a passage; expected at "
-            f"least {_LEAST_PAIRS}, better {_MOST_PAIRS}, of different queries."
+            f"least {_MIN_PAIRS}, better {_MAX_PAIRS}, of different queries."
         )
     with Progress() as progress:
         collection = None if args.collection is None else _collection(args.collection, progress)
@@ -125,9 +124,9 @@ def run(args: argparse.Namespace) -> int:
             print(f"Use it with: --model {model} --backend openvino --precision int8\n", flush=True)
         rerankers = _rerankers(scorer, graph, file)
         if collection is None:
-            lines = _agreement(rerankers, requests, pairs, args.calibrate, progress)
-        else:
-            lines = _measured(rerankers, collection, top_k, progress)
+            collection, top_k = _judged_by_fp32(rerankers[0], requests, pairs, args.calibrate), _PASSAGES_COMPARED
+        evaluation = _evaluated(collection, rerankers, top_k, progress)
+    lines = _report(evaluation, judged=args.collection is not None)
     print("\n".join([*lines, f"To go back to that one, delete {file}"]))
     return 0
 
@@ -137,7 +136,7 @@ def _requests(source: str) -> list[Request]:
 
 
 def _spread(requests: Sequence[Request], generator: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """Yield the places of pairs in random order: one of each query, then a second of each, and so on."""
+    """Yield the indices of pairs in random order: one of each query, then a second of each, and so on."""
     queries = generator.permutation(len(requests)).tolist()
     passages = [generator.permutation(len(request.passages)).tolist() for request in requests]
     for turn in range(max(map(len, passages), default=0)):
@@ -170,181 +169,139 @@ def _rerankers(scorer: CrossEncoderScorer, graph: Path, file: Path) -> list[Rera
     ]
 
 
-# --- with judgements
-
-
 def _collection(source: str, progress: Progress) -> Collection:
-    for package in ("ir_measures", "scipy"):
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtraError(f"`--collection` needs {package}: pip install 'marcorank[evaluation]'")
     from marcorank.collections.reading import read_collection
 
     progress.text = f"Reading {source}"
     return read_collection(source)
 
 
-def _measured(rerankers: list[Reranker], collection: Collection, top_k: int, progress: Progress) -> list[str]:
+def _judged_by_fp32(
+    fp32: Reranker, requests: Sequence[Request], pairs: Sequence[tuple[int, int]], source: str
+) -> Collection:
+    """Return queries of the calibration file as a collection in which the top three passages of fp32 are relevant."""
+    chosen, unused = _without_calibration(requests, pairs)
+    compared = {f"{number}": (query, passages) for number, (query, passages) in enumerate(chosen)}
+    best = {key: {one.index for one in fp32.rank(*pair, top_n=_TOP)} for key, pair in compared.items()}
+    indices = {key: range(len(passages)) for key, (_, passages) in compared.items()}
+    return Collection(
+        name=source,
+        queries={key: query for key, (query, _) in compared.items()},
+        passages={f"{key}-{index}": compared[key][1][index] for key in compared for index in indices[key]},
+        qrels={key: {f"{key}-{index}": int(index in best[key]) for index in indices[key]} for key in compared},
+        run={key: {f"{key}-{index}": -float(index) for index in indices[key]} for key in compared},
+        notes=("were not used for calibration" if unused else "were used for calibration in part, since few are left",),
+    )
+
+
+def _without_calibration(
+    requests: Sequence[Request], pairs: Sequence[tuple[int, int]]
+) -> tuple[list[tuple[str, list[str]]], bool]:
+    """Return queries with passages to compare models on, and whether none of these pairs was used for calibration."""
+    used = set(pairs)
+    left = [
+        (request.query, [passage.text for index, passage in enumerate(request.passages) if (query, index) not in used])
+        for query, request in enumerate(requests)
+    ]
+    # The top three of three are always the same.
+    compared = [(query, texts) for query, texts in left if len(texts) > _TOP]
+    unused = len(compared) >= _MIN_QUERIES_COMPARED
+    if not unused:
+        compared = [(request.query, [passage.text for passage in request.passages]) for request in requests]
+    chosen = np.random.default_rng(0).permutation(len(compared))[:_QUERIES_COMPARED]
+    return [(compared[index][0], compared[index][1][:_PASSAGES_COMPARED]) for index in chosen.tolist()], unused
+
+
+def _evaluated(collection: Collection, rerankers: list[Reranker], top_k: int, progress: Progress) -> Evaluation:
     from marcorank.evaluation.evaluating import evaluate
 
-    evaluation = evaluate(
-        collection,
-        rerankers,
-        top_k=top_k,
-        measures=[_MEASURE],
-        progress=lambda done, total, label: setattr(progress, "text", _scoring(label, done, total)),
-    )
-    (depth,) = evaluation.model(_FP32).depths
-    rows = [["first stage", wording.value(depth.measures[0].first_stage), "", "", "", ""]]
+    def show(done: int, total: int, label: str) -> None:
+        progress.text = f"Scoring with {label}: {done:,} of {total:,} pairs" if done < total else "Measuring"
+
+    return evaluate(collection, rerankers, top_k=top_k, measures=[_MEASURE], progress=show)
+
+
+def _report(evaluation: Evaluation, *, judged: bool) -> list[str]:
+    """Return a table of the three models, and a sentence on whether the file is better than int8 without it."""
+    logits = {result.label: _flat(result.logits) for result in evaluation.models}
+    errors = {label: float(np.std(found - logits[_FP32])) for label, found in logits.items()}
     same = _same_top({result.label: result.logits for result in evaluation.models})
+    header = ["model", _MEASURE, "difference", "p", *([] if judged else ["error"]), f"same top {_TOP}", "s/query"]
+    rows = []
     for result in evaluation.models:
         (depth,) = result.depths
         comparison = evaluation.compare(result.label, _FP32)[_MEASURE]
-        is_fp32 = result.label == _FP32
-        rows.append(
-            [
-                result.label,
-                wording.value(depth.measures[0].value),
-                "" if is_fp32 else wording.signed(comparison.difference),
-                "" if is_fp32 else wording.p_value(comparison.p_value),
-                "" if is_fp32 else same[result.label],
-                "-" if depth.latency_p50_ms is None else _seconds(depth.latency_p50_ms / 1000),
-            ]
-        )
-    gain = evaluation.compare(_STATIC, _DYNAMIC)[_MEASURE]
-    queries = wording.count(len(collection.queries), "judged query", "judged queries")
+        compared = [
+            wording.signed(comparison.difference),
+            wording.p_value(comparison.p_value),
+            *([] if judged else [f"{errors[result.label]:.2f}"]),
+            same[result.label],
+        ]
+        seconds = "-" if depth.latency_p50_ms is None else f"{depth.latency_p50_ms / 1000:.3f}"
+        value = wording.value(depth.measures[0].value)
+        rows.append([result.label, value, *([""] * len(compared) if result.label == _FP32 else compared), seconds])
+    collection = evaluation.collection
+    if judged:
+        depth = evaluation.models[0].depths[0]
+        rows.insert(0, ["first stage", wording.value(depth.measures[0].first_stage), *[""] * 4])
+        queries = wording.count(len(collection.queries), "judged query", "judged queries")
+        head, notes = [f"{collection.name}: {queries}, up to {depth.top_k} candidates each"], []
+    else:
+        queries = wording.count(len(collection.queries), "query", "queries")
+        head = [f"Agreement with fp32 on {queries} of {collection.name}, with pairs that", f"{collection.notes[0]}:"]
+        notes = [
+            f"The top {_TOP} of fp32 count as relevant; to measure quality, pass --collection. Error:",
+            f"standard deviation of the logits' difference; fp32's own is {np.std(logits[_FP32]):.2f}.",
+        ]
     return [
-        f"{collection.name}: {queries}, up to {top_k} candidates each",
-        *_table(["model", _MEASURE, "difference", "p", f"same top {_TOP}", "s/query"], rows),
+        *head,
+        *table(header, rows, left=["model"]),
         "Difference and p are from fp32. Same top 3: queries that keep the three best",
         "passages, in any order. s/query: median.",
+        *notes,
         "",
-        _verdict(
-            gain.difference,
-            ("ranks worse here than", "ranks as well here as", "ranks better here than"),
-            f"{_MEASURE} {wording.signed(gain.difference)}, p {wording.p_value(gain.p_value)}",
-        ),
-        *(["The difference may be chance."] if gain.difference and gain.p_value > _CHANCE else []),
+        *(_quality_verdict(evaluation) if judged else [_error_verdict(errors)]),
     ]
 
 
-# --- without
+def _quality_verdict(evaluation: Evaluation) -> list[str]:
+    gain = evaluation.compare(_STATIC, _DYNAMIC)[_MEASURE]
+    verdict = _verdict(
+        gain.difference,
+        ("ranks worse here than", "ranks as well here as", "ranks better here than"),
+        f"{_MEASURE} {wording.signed(gain.difference)}, p {wording.p_value(gain.p_value)}",
+    )
+    return [verdict, *(["The difference may be chance."] if gain.difference and gain.p_value > _ALPHA else [])]
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """What one model made of the queries that are looked at.
-
-    Attributes:
-        logits: By query and passage, each by its place.
-        seconds: Median of a query.
-    """
-
-    logits: dict[str, dict[str, float]]
-    seconds: float
+def _error_verdict(errors: Mapping[str, float]) -> str:
+    return _verdict(
+        errors[_DYNAMIC] - errors[_STATIC],
+        ("is farther from fp32 here than", "is as near to fp32 here as", "is nearer to fp32 here than"),
+        f"error {errors[_STATIC]:.2f}, not {errors[_DYNAMIC]:.2f}",
+    )
 
 
-def _agreement(
-    rerankers: list[Reranker],
-    requests: Sequence[Request],
-    pairs: Sequence[tuple[int, int]],
-    source: str,
-    progress: Progress,
-) -> list[str]:
-    looked_at, unused = _looked_at(requests, pairs)
-    scored = {reranker.name: _scored(reranker, looked_at, progress) for reranker in rerankers}
-    same = _same_top({name: found.logits for name, found in scored.items()})
-    numbers = {name: _flat(found.logits) for name, found in scored.items()}
-    errors = {name: float(np.std(found - numbers[_FP32])) for name, found in numbers.items()}
-    rows = [
-        [
-            name,
-            f"{np.std(numbers[name]):.2f}",
-            "" if name == _FP32 else f"{errors[name]:.2f}",
-            "" if name == _FP32 else same[name],
-            _seconds(found.seconds),
-        ]
-        for name, found in scored.items()
-    ]
-    kept = "were not used for calibration" if unused else "were used for calibration in part, since few are left"
-    return [
-        f"Agreement with fp32 on {wording.count(len(looked_at), 'query', 'queries')} of {source}, with pairs that",
-        f"{kept}:",
-        *_table(["model", "std of logits", "error", f"same top {_TOP}", "s/query"], rows),
-        "Error: standard deviation of what differs from fp32. Same top 3: queries that",
-        "keep the three best passages, in any order. s/query: median. What that means",
-        "for the ranking, judged queries tell: --collection.",
-        "",
-        _verdict(
-            errors[_DYNAMIC] - errors[_STATIC],
-            ("is farther from fp32 here than", "is as near to fp32 here as", "is nearer to fp32 here than"),
-            f"error {errors[_STATIC]:.2f}, not {errors[_DYNAMIC]:.2f}",
-        ),
-    ]
-
-
-def _looked_at(requests: Sequence[Request], pairs: Sequence[tuple[int, int]]) -> tuple[Requests, bool]:
-    """Return queries with passages to compare models on, and whether calibration has seen none of those pairs."""
-    used = set(pairs)
-    left = [
-        (request.query, [passage.text for place, passage in enumerate(request.passages) if (query, place) not in used])
-        for query, request in enumerate(requests)
-    ]
-    # The best three of three are always the same.
-    telling = [(query, texts) for query, texts in left if len(texts) > _TOP]
-    unused = len(telling) >= _LEAST_QUERIES_LOOKED_AT
-    if not unused:
-        telling = [(request.query, [passage.text for passage in request.passages]) for request in requests]
-    chosen = np.random.default_rng(0).permutation(len(telling))[:_QUERIES_LOOKED_AT]
-    return [(telling[place][0], telling[place][1][:_PASSAGES_LOOKED_AT]) for place in chosen.tolist()], unused
-
-
-def _scored(reranker: Reranker, requests: Requests, progress: Progress) -> _Scored:
-    logits, seconds = {}, []
-    reranker.warm_up()
-    for number, (query, texts) in enumerate(requests):
-        progress.text = f"Scoring with {reranker.name}: {number} of {len(requests)} queries"
-        began = time.perf_counter()
-        found = reranker.score(query, texts)
-        seconds.append(time.perf_counter() - began)
-        logits[str(number)] = {str(place): float(logit) for place, logit in enumerate(found)}
-    return _Scored(logits, float(np.median(seconds)))
+def _verdict(gain: float, wordings: tuple[str, str, str], numbers: str) -> str:
+    """Compare the file with int8 made while loading: `wordings` are for a loss, no difference and a gain."""
+    # A difference that is shown as zero is not called one.
+    sign = 0 if abs(gain) < _MIN_GAIN else 1 if gain > 0 else -1
+    return f"The file {wordings[1 + sign]} the {_DYNAMIC} ({numbers})."
 
 
 def _flat(logits: Mapping[str, Mapping[str, float]]) -> NDArray[np.float64]:
     return np.array([logit for found in logits.values() for logit in found.values()])
 
 
-# --- both
-
-
 def _same_top(logits: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, str]:
-    """Return how many queries keep their best passages, by model; only those with more passages count."""
-    telling = [key for key, found in logits[_FP32].items() if len(found) > _TOP]
-    best = {name: [_best(found[key]) for key in telling] for name, found in logits.items()}
+    """Return in how many queries with more passages each model has the best passages of fp32."""
+    queries = [query_id for query_id, found in logits[_FP32].items() if len(found) > _TOP]
+    best = {label: [_best(found[query_id]) for query_id in queries] for label, found in logits.items()}
     return {
-        name: f"{sum(mine == right for mine, right in zip(found, best[_FP32], strict=True))} of {len(telling)}"
-        for name, found in best.items()
+        label: f"{sum(mine == right for mine, right in zip(found, best[_FP32], strict=True))} of {len(queries)}"
+        for label, found in best.items()
     }
 
 
 def _best(logits: Mapping[str, float]) -> set[str]:
     return set(sorted(logits, key=logits.__getitem__, reverse=True)[:_TOP])
-
-
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    return table([*header, ""], [[*row, ""] for row in rows], left=("model",), width=10_000)
-
-
-def _scoring(label: str, done: int, total: int) -> str:
-    return f"Scoring with {label}: {done:,} of {total:,} pairs" if done < total else "Measuring"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.3f}"
-
-
-def _verdict(gain: float, told: tuple[str, str, str], numbers: str) -> str:
-    """Say whether the file is worth it beside the int8 that needs none: for a loss, for nothing, and for a gain."""
-    # What is nothing as it is shown is no difference to tell of.
-    sign = 0 if abs(gain) < _LEAST_GAIN else 1 if gain > 0 else -1
-    return f"The file {told[1 + sign]} the {_DYNAMIC} ({numbers})."

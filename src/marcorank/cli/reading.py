@@ -1,4 +1,4 @@
-"""Queries and passages from files and standard input. Every complaint names the file and the line."""
+"""Queries and passages from files and standard input. Every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -43,12 +43,14 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
         text_field: Field of a JSONL row that holds the text; None for the first of `TEXT_FIELDS` that it has.
 
     Raises:
-        InvalidInputError: The source cannot be read, or a line of it is no passage.
+        InvalidInputError: The source cannot be read, or a line of it is not a passage.
     """
     lines = list(_lines(source))
     filled = [(number, line) for number, line in lines if line.strip()]
     if _is_jsonl(source, input_format, filled):
-        return PassageList([passage_of(_row(source, *line), _place(source, line[0]), text_field) for line in filled], 0)
+        return PassageList(
+            [passage_of(_row(source, *line), _location(source, line[0]), text_field) for line in filled], 0
+        )
     return PassageList([Passage(line, {"text": line}) for _, line in filled], len(lines) - len(filled))
 
 
@@ -60,14 +62,14 @@ def read_requests(source: str, *, text_field: str | None) -> Iterator[Request]:
         text_field: Field that holds the text of a passage; None for the first of `TEXT_FIELDS` that it has.
 
     Raises:
-        InvalidInputError: The source cannot be read, or a line of it is no request.
+        InvalidInputError: The source cannot be read, or a line of it is not a request.
     """
     for number, line in _lines(source):
         if line.strip():
-            yield request_of(_row(source, number, line), _place(source, number), text_field)
+            yield request_of(_row(source, number, line), _location(source, number), text_field)
 
 
-def _place(source: str, number: int) -> str:
+def _location(source: str, number: int) -> str:
     return f"{_shown(source)}, line {number}"
 
 
@@ -76,7 +78,7 @@ def _shown(source: str) -> str:
 
 
 def _lines(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines with their numbers from 1, without their ends."""
+    """Yield the lines with their numbers from 1, without line endings."""
     if source != STANDARD_INPUT:
         yield from numbered_lines(source)
         return
@@ -99,4 +101,4 @@ def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> 
 
 
 def _row(source: str, number: int, line: str) -> dict[str, Any]:
-    return json_object(line, _place(source, number), expected="an object with a text field")
+    return json_object(line, _location(source, number), expected="an object with a text field")

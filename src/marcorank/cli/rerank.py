@@ -43,7 +43,7 @@ _USAGE = """marcorank rerank [options] QUERY [FILE]
 _EXAMPLES = """\
 Passages are lines of text, or JSONL: an object a line, with its text in a
 field `text`, `passage`, `page_content` or `content`. Results of JSONL keep all
-fields of their passage and add index (place in the input, from 0), rank, score
+fields of their passage and add index (position in the input, from 0), rank, score
 and logit; a field of the input that has such a name becomes `input_score` and
 so on. With --requests each line holds a query and its passages, and each line
 of output its `results`. With --input such rows come from any number of files,
@@ -64,7 +64,7 @@ def add_command(commands: Any) -> None:
     parser = new_parser(
         commands, "rerank", summary="rank the passages of a file or a pipe", run=run, usage=_USAGE, epilog=_EXAMPLES
     )
-    parser.add_argument("query", nargs="?", metavar="QUERY", help="what is searched for")
+    parser.add_argument("query", nargs="?", metavar="QUERY", help="the query")
     parser.add_argument("file", nargs="?", metavar="FILE", help="passages, also as .gz; - or none for standard input")
 
     source = parser.add_argument_group("input")
@@ -75,8 +75,10 @@ def add_command(commands: Any) -> None:
     source.add_argument("--text-field", metavar="NAME", help="field of a JSONL row that holds the text")
 
     result = parser.add_argument_group("output")
-    result.add_argument("--top-n", type=at_least(1), metavar="N", help="most results of a query (default: all)")
-    result.add_argument("--score-threshold", type=_number, metavar="X", help="least score of a result")
+    result.add_argument(
+        "--top-n", type=at_least(1), metavar="N", help="maximum number of results for each query (default: all)"
+    )
+    result.add_argument("--score-threshold", type=_number, metavar="X", help="minimum score of a result")
     result.add_argument(
         "--activation",
         type=_activation,
@@ -106,7 +108,7 @@ def add_command(commands: Any) -> None:
         "--long-passages",
         choices=LONG_PASSAGES,
         default=LONG_PASSAGES[0],
-        help="what does not fit is cut off, or read in windows",
+        help="truncate long passages, or score them in windows",
     )
     add_file_options(model)
     parser.set_defaults(usage_error=parser.error)
@@ -160,12 +162,12 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 def _requests(args: argparse.Namespace) -> Iterator[Request]:
     if args.requests is not None:
         if args.requests == STANDARD_INPUT:
-            _tell_that_we_wait("requests, one JSON object a line")
+            _prompt_for("requests, one JSON object a line")
         yield from read_requests(args.requests, text_field=args.text_field)
         return
     source = args.file or STANDARD_INPUT
     if source == STANDARD_INPUT:
-        _tell_that_we_wait(f"passages for the query {args.query!r}, one a line")
+        _prompt_for(f"passages for the query {args.query!r}, one a line")
     found = read_passages(source, input_format=args.input_format, text_field=args.text_field)
     if found.blank_lines:
         print(f"marcorank: note: blank lines left out: {found.blank_lines}", file=sys.stderr)
@@ -174,7 +176,7 @@ def _requests(args: argparse.Namespace) -> Iterator[Request]:
     yield Request(args.query, found.passages, {})
 
 
-def _tell_that_we_wait(what: str) -> None:
+def _prompt_for(what: str) -> None:
     if sys.stdin.isatty():
         end = "Ctrl-Z and Enter" if sys.platform == "win32" else "Ctrl-D"
         print(f"marcorank: reading {what}; end with {end}", file=sys.stderr)

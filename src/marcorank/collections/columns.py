@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from marcorank._files import numbered_lines
+from marcorank._text import shorten
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Row:
     cells: list[str]
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """File and line, for messages."""
         return f"{self.path!r}, line {self.number}"
 
@@ -159,9 +160,9 @@ def _by_blanks(line: str) -> list[str]:
 def _wrong_columns(shown: str, line: _Line, split: Callable[[str], list[str]], expected: str) -> InvalidInputError:
     number, text = line
     count = len(split(text))
-    found = text if len(text) <= 60 else f"{text[:59]}…"
     return InvalidInputError(
-        f"{shown!r}, line {number} has {count} column{'' if count == 1 else 's'} ({found!r}); expected {expected}."
+        f"{shown!r}, line {number} has {count} column{'' if count == 1 else 's'} ({shorten(text)!r}); "
+        f"expected {expected}."
     )
 
 

@@ -32,7 +32,7 @@ def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int
         top_k: Most results of a query.
 
     Returns:
-        The best first, ties by doc_id descending; passages without a word of the query are no results.
+        The best first, ties by doc_id descending; passages without a word of the query are not results.
 
     Raises:
         MissingExtraError: bm25s or PyStemmer is not installed.
@@ -69,6 +69,6 @@ def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int
             scores = index.get_scores(searched)
             # More than `top_k` where the last ones are equal: the doc_id decides among them.
             least = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0.0
-            found = {doc_ids[place]: float(scores[place]) for place in np.flatnonzero((scores >= least) & (scores > 0))}
+            found = {doc_ids[index]: float(scores[index]) for index in np.flatnonzero((scores >= least) & (scores > 0))}
             run[query_id] = dict(list(best_first(found).items())[:top_k])
     return run

@@ -59,7 +59,7 @@ def read_rows(path: str | os.PathLike[str], start: int, rows: int) -> Iterator[d
 
 
 def columns_of_file(path: str | os.PathLike[str]) -> pa.Schema:
-    """Return the columns of a file; texts in place of passages are passages with a text alone.
+    """Return the columns of a file; texts instead of passages are passages with a text alone.
 
     Raises:
         InvalidInputError: It cannot be read as Parquet.
@@ -68,10 +68,10 @@ def columns_of_file(path: str | os.PathLike[str]) -> pa.Schema:
     pa = _pyarrow()
     with _opened(path) as file:
         columns = file.schema_arrow
-    place = columns.get_field_index("passages")
-    of_passage = getattr(columns.field(place).type, "value_type", None) if place >= 0 else None
+    index = columns.get_field_index("passages")
+    of_passage = getattr(columns.field(index).type, "value_type", None) if index >= 0 else None
     if of_passage is not None and not pa.types.is_struct(of_passage):
-        columns = columns.set(place, pa.field("passages", pa.list_(pa.struct([("text", of_passage)]))))
+        columns = columns.set(index, pa.field("passages", pa.list_(pa.struct([("text", of_passage)]))))
     return columns
 
 
@@ -183,8 +183,8 @@ def _errors_of_columns(pa: Any) -> Iterator[None]:
         yield
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InvalidInputError(
-            f"The rows have a field whose values are no column of Parquet: {_first_line(error)}. Write JSONL, which "
-            "takes them as they are."
+            f"The rows have a field whose values cannot be a column of Parquet: {_first_line(error)}. Write JSONL, "
+            "which takes them as they are."
         ) from error
 
 

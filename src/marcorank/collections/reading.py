@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from marcorank._text import first_few
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
 from marcorank.collections.rows import read_rows
@@ -57,10 +58,10 @@ def read_collection(
 
     Args:
         source: Path of the folder or file.
-        run: Path of the first stage's run, in place of the folder's; see `read_run`.
-        qrels: Path of the judgements, in place of the folder's; see `read_qrels`.
-        queries: Path of the queries' texts, in place of the folder's.
-        corpus: Path of the passages' texts, in place of the folder's.
+        run: Path of the first stage's run, instead of the folder's; see `read_run`.
+        qrels: Path of the judgements, instead of the folder's; see `read_qrels`.
+        queries: Path of the queries' texts, instead of the folder's.
+        corpus: Path of the passages' texts, instead of the folder's.
         name: Of the collection; None for that of the folder or file.
         split: Which file of the folder qrels is read; where there is only one, it is that.
 
@@ -157,12 +158,12 @@ def _queries(path: Path, judged: Several[str]) -> tuple[dict[str, str], list[str
     missing = [query_id for query_id in judged if query_id not in texts]
     if missing:
         raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} of {len(judged)} judged queries ({_some(missing)}); "
+            f"{str(path)!r} holds no text of {len(missing)} of {len(judged)} judged queries ({first_few(missing)}); "
             "expected that of each. Do queries and qrels belong together?"
         )
     blank = [query_id for query_id, text in texts.items() if not text.strip()]
     if blank:
-        raise InvalidInputError(f"{str(path)!r} holds queries that are blank ({_some(blank)}); expected texts.")
+        raise InvalidInputError(f"{str(path)!r} holds queries that are blank ({first_few(blank)}); expected texts.")
     return texts, notes
 
 
@@ -171,11 +172,11 @@ def _candidates(path: Path, queries: Several[str]) -> tuple[Run, list[str]]:
     unjudged = [query_id for query_id in run if query_id not in queries]
     if len(unjudged) == len(run):
         raise InvalidInputError(
-            f"No query of {str(path)!r} is judged: it holds {_some(unjudged)}, judged are {_some(list(queries))}. Do "
-            "run and qrels belong together?"
+            f"No query of {str(path)!r} is judged: it holds {first_few(unjudged)}, judged are {first_few(queries)}. "
+            "Do run and qrels belong together?"
         )
     if unjudged:
-        notes.append(f"Queries of the run without judgements, left out: {len(unjudged)} ({_some(unjudged)}).")
+        notes.append(f"Queries of the run without judgements, left out: {len(unjudged)} ({first_few(unjudged)}).")
     return {query_id: run[query_id] for query_id in queries if query_id in run}, notes
 
 
@@ -183,11 +184,6 @@ def _check_texts(candidates: Run, passages: Several[str], path: Path) -> None:
     missing = list(dict.fromkeys(doc_id for found in candidates.values() for doc_id in found if doc_id not in passages))
     if missing:
         raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} passages of the run ({_some(missing)}); expected that of "
-            "each. Do run and corpus belong together?"
+            f"{str(path)!r} holds no text of {len(missing)} passages of the run ({first_few(missing)}); expected "
+            "that of each. Do run and corpus belong together?"
         )
-
-
-def _some(ids: list[str]) -> str:
-    shown = ", ".join(map(repr, ids[:3]))
-    return shown if len(ids) <= 3 else f"{shown}, …"

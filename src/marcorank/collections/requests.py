@@ -38,12 +38,12 @@ class Request:
         return self.query, [passage.text for passage in self.passages]
 
 
-def passage_of(row: dict[str, Any], place: str, text_field: str | None) -> Passage:
+def passage_of(row: dict[str, Any], location: str, text_field: str | None) -> Passage:
     """Return the passage that an object of JSON is.
 
     Args:
         row: The object.
-        place: File and line, for messages.
+        location: File and line, for messages.
         text_field: Field that holds the text; None for the first of `TEXT_FIELDS` that it has.
 
     Raises:
@@ -55,41 +55,41 @@ def passage_of(row: dict[str, Any], place: str, text_field: str | None) -> Passa
         hint = "; a file of queries with their passages is read with --requests" if "passages" in row else ""
         found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
         raise InvalidInputError(
-            f"{place} has {found}; expected {' or '.join(map(repr, names))}. Name the field that holds the text with "
-            f"--text-field{hint}."
+            f"{location} has {found}; expected {' or '.join(map(repr, names))}. Name the field that holds the text "
+            f"with --text-field{hint}."
         )
     text = row[name]
     if not isinstance(text, str):
-        raise InvalidInputError(f"{place}: {name!r} is {brief(text)}; expected a text.")
+        raise InvalidInputError(f"{location}: {name!r} is {brief(text)}; expected a text.")
     return Passage(text, row)
 
 
-def request_of(row: dict[str, Any], place: str, text_field: str | None) -> Request:
+def request_of(row: dict[str, Any], location: str, text_field: str | None) -> Request:
     """Return the query with its passages that a row is.
 
     Args:
         row: The row.
-        place: File and line, for messages.
+        location: File and line, for messages.
         text_field: Field that holds the text of a passage; None for the first of `TEXT_FIELDS` that it has.
 
     Raises:
-        InvalidInputError: It has no query or no passages, or they are no texts.
+        InvalidInputError: It has no query or no passages, or they are not texts.
     """
     missing = [name for name in ("query", "passages") if name not in row]
     if missing:
         raise InvalidInputError(
-            f"{place} has no field {' and no field '.join(map(repr, missing))}; expected a row such as "
+            f"{location} has no field {' and no field '.join(map(repr, missing))}; expected a row such as "
             '{"query": "...", "passages": ["...", "..."]}.'
         )
     query, passages = row["query"], row["passages"]
     if not isinstance(query, str) or not query.strip():
-        raise InvalidInputError(f"{place}: 'query' is {brief(query)}; expected a text that is not blank.")
+        raise InvalidInputError(f"{location}: 'query' is {brief(query)}; expected a text that is not blank.")
     if not isinstance(passages, list):
-        raise InvalidInputError(f"{place}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
+        raise InvalidInputError(f"{location}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
     return Request(
         query,
         [
-            _passage_of_request(passage, f"{place}: passage {index}", text_field)
+            _passage_of_request(passage, f"{location}: passage {index}", text_field)
             for index, passage in enumerate(passages)
         ],
         {name: value for name, value in row.items() if name != "passages"},
@@ -110,7 +110,7 @@ def answer_row(request: Request, ranking: Ranking, *, every_field: bool = False)
 
 
 def result_row(passage: Passage, result: RankedPassage, *, every_field: bool = False) -> dict[str, Any]:
-    """Return one result: the fields of the passage, and its place and scores; see `answer_row`."""
+    """Return one result: the fields of the passage, and its index and scores; see `answer_row`."""
     found = result.to_dict()
     del found["text"]
     return extended(passage.fields, {name: value for name, value in found.items() if every_field or value is not None})
@@ -127,9 +127,9 @@ def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, A
     return {**kept, **added}
 
 
-def _passage_of_request(passage: object, place: str, text_field: str | None) -> Passage:
+def _passage_of_request(passage: object, location: str, text_field: str | None) -> Passage:
     if isinstance(passage, str):
         return Passage(passage, {"text": passage})
     if isinstance(passage, dict):
-        return passage_of(passage, place, text_field)
-    raise InvalidInputError(f"{place} is {brief(passage)}; expected a text or an object with a text field.")
+        return passage_of(passage, location, text_field)
+    raise InvalidInputError(f"{location} is {brief(passage)}; expected a text or an object with a text field.")

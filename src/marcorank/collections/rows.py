@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from marcorank._arguments import finite_number
 from marcorank._files import json_object, numbered_lines
 from marcorank._text import brief
 from marcorank.collections.records import Collection
@@ -54,7 +54,7 @@ def read_rows(path: Path, name: str) -> Collection:
     """Read a collection from JSONL; see `read_collection` for what a row holds.
 
     Raises:
-        InvalidInputError: The file cannot be read, is empty, or a line of it is no such row.
+        InvalidInputError: The file cannot be read, is empty, or a line of it is not such a row.
     """
     queries: dict[str, str] = {}
     passages: dict[str, str] = {}
@@ -64,17 +64,17 @@ def read_rows(path: Path, name: str) -> Collection:
     for number, line in numbered_lines(path):
         if not line.strip():
             continue
-        place = f"{str(path)!r}, line {number}"
-        row = json_object(line, place, expected=f"an object such as {_SHAPE}")
-        query_id, query = _query(row, number, place)
+        location = f"{str(path)!r}, line {number}"
+        row = json_object(line, location, expected=f"an object such as {_SHAPE}")
+        query_id, query = _query(row, number, location)
         if query_id in queries:
-            raise InvalidInputError(f"{place}: query_id {query_id!r} stands in an earlier line already.")
-        candidates = _candidates(row["passages"], query_id, place)
+            raise InvalidInputError(f"{location}: query_id {query_id!r} stands in an earlier line already.")
+        candidates = _candidates(row["passages"], query_id, location)
         run[query_id], in_order = _scores(candidates)
-        grades, missed = _grades(row["relevant"], candidates, query_id, place)
+        grades, missed = _grades(row["relevant"], candidates, query_id, location)
         for doc_id, text in {**candidates.texts, **missed}.items():
             if passages.setdefault(doc_id, text) != text:
-                raise InvalidInputError(f"{place}: doc_id {doc_id!r} has another text in an earlier line.")
+                raise InvalidInputError(f"{location}: doc_id {doc_id!r} has another text in an earlier line.")
         queries[query_id], qrels[query_id] = query, grades
         counts["equal"] += candidates.equal
         counts["order"] += not in_order
@@ -85,24 +85,24 @@ def read_rows(path: Path, name: str) -> Collection:
     return Collection(name, queries, passages, qrels, {query: found for query, found in run.items() if found}, notes)
 
 
-def _query(row: dict[str, Any], number: int, place: str) -> tuple[str, str]:
+def _query(row: dict[str, Any], number: int, location: str) -> tuple[str, str]:
     missing = [name for name in ("query", "passages", "relevant") if name not in row]
     if missing:
         raise InvalidInputError(
-            f"{place} has no field {' and no field '.join(map(repr, missing))}; expected a row such as {_SHAPE}."
+            f"{location} has no field {' and no field '.join(map(repr, missing))}; expected a row such as {_SHAPE}."
         )
-    query = text_of(row, "query", place)
+    query = text_of(row, "query", location)
     if not query.strip():
-        raise InvalidInputError(f"{place}: 'query' is {brief(query)}; expected a text that is not blank.")
-    return id_of(row, ("query_id", "id", "_id"), place) or str(number), query
+        raise InvalidInputError(f"{location}: 'query' is {brief(query)}; expected a text that is not blank.")
+    return id_of(row, ("query_id", "id", "_id"), location) or str(number), query
 
 
-def _candidates(passages: object, query_id: str, place: str) -> _Candidates:
+def _candidates(passages: object, query_id: str, location: str) -> _Candidates:
     if not isinstance(passages, list):
-        raise InvalidInputError(f"{place}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
+        raise InvalidInputError(f"{location}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
     found = _Candidates()
     for index, passage in enumerate(passages):
-        here = f"{place}: passage {index}"
+        here = f"{location}: passage {index}"
         if not isinstance(passage, (str, dict)):
             raise InvalidInputError(f"{here} is {brief(passage)}; expected a text or an object with a text.")
         fields = {"text": passage} if isinstance(passage, str) else passage
@@ -124,13 +124,14 @@ def _candidates(passages: object, query_id: str, place: str) -> _Candidates:
     return found
 
 
-def _given_score(fields: Mapping[str, Any], place: str) -> float | None:
+def _given_score(fields: Mapping[str, Any], location: str) -> float | None:
     score = fields.get("score")
     if score is None:
         return None
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
-        raise InvalidInputError(f"{place}: 'score' is {brief(score)}; expected a finite number.")
-    return float(score)
+    number = finite_number(score)
+    if number is None:
+        raise InvalidInputError(f"{location}: 'score' is {brief(score)}; expected a finite number.")
+    return number
 
 
 def _scores(candidates: _Candidates) -> tuple[dict[str, float], bool]:
@@ -140,20 +141,20 @@ def _scores(candidates: _Candidates) -> tuple[dict[str, float], bool]:
     falls = all(first >= second for first, second in pairwise(scores))
     if falls and len(scores) == count:
         return dict(candidates.scores), True
-    return {doc_id: float(count - place) for place, doc_id in enumerate(candidates.texts)}, falls
+    return {doc_id: float(count - index) for index, doc_id in enumerate(candidates.texts)}, falls
 
 
 def _grades(
-    relevant: object, candidates: _Candidates, query_id: str, place: str
+    relevant: object, candidates: _Candidates, query_id: str, location: str
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Return the grades by doc_id, and the texts of relevant passages that are no candidates."""
+    """Return the grades by doc_id, and the texts of relevant passages that are not candidates."""
     if isinstance(relevant, dict):
         judged = list(relevant.items())
     elif isinstance(relevant, list):
         judged = [(entry, 1) for entry in relevant]
     else:
         raise InvalidInputError(
-            f"{place}: 'relevant' is {brief(relevant)}; expected a list of indexes, ids or texts, or an object of "
+            f"{location}: 'relevant' is {brief(relevant)}; expected a list of indexes, ids or texts, or an object of "
             "grades by id."
         )
     grades: dict[str, int] = {}
@@ -161,9 +162,9 @@ def _grades(
     for entry, grade in judged:
         if isinstance(grade, bool) or not isinstance(grade, int):
             raise InvalidInputError(
-                f"{place}: 'relevant' gives {entry!r} the grade {brief(grade)}; expected a whole number."
+                f"{location}: 'relevant' gives {entry!r} the grade {brief(grade)}; expected a whole number."
             )
-        doc_id = _doc_id(entry, candidates, place)
+        doc_id = _doc_id(entry, candidates, location)
         if doc_id is None:
             doc_id = missed.setdefault(entry, f"{query_id}:relevant:{len(missed)}")
         # Equal passages may be named more than once.
@@ -171,11 +172,11 @@ def _grades(
     return dict.fromkeys(candidates.texts, 0) | grades, {doc_id: text for text, doc_id in missed.items()}
 
 
-def _doc_id(entry: object, candidates: _Candidates, place: str) -> str | None:
+def _doc_id(entry: object, candidates: _Candidates, location: str) -> str | None:
     """Return the doc_id that an entry of `relevant` names; None where it is a text of no candidate."""
     if isinstance(entry, bool) or not isinstance(entry, (int, str)):
         raise InvalidInputError(
-            f"{place}: 'relevant' holds {brief(entry)}; expected an index, an id or a text of a passage."
+            f"{location}: 'relevant' holds {brief(entry)}; expected an index, an id or a text of a passage."
         )
     name = str(entry)
     of_index = isinstance(entry, int) and not candidates.numeric_ids
@@ -184,12 +185,12 @@ def _doc_id(entry: object, candidates: _Candidates, place: str) -> str | None:
     if of_index or (not candidates.of_id and name.isdecimal() and len(name) < 10):
         if not 0 <= int(name) < len(candidates.doc_ids):
             raise InvalidInputError(
-                f"{place}: 'relevant' holds the index {name}; there are {len(candidates.doc_ids)} passages, counted "
+                f"{location}: 'relevant' holds the index {name}; there are {len(candidates.doc_ids)} passages, counted "
                 "from 0."
             )
         return candidates.doc_ids[int(name)]
     if not candidates.of_id:
         return None
     if not is_id(name):
-        raise InvalidInputError(f"{place}: 'relevant' holds {brief(entry)}; expected an id: {ID_RULE}.")
+        raise InvalidInputError(f"{location}: 'relevant' holds {brief(entry)}; expected an id: {ID_RULE}.")
     return name

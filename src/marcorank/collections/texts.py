@@ -30,7 +30,7 @@ def read_texts(
         wanted: Ids of the texts to keep; None for all.
 
     Raises:
-        InvalidInputError: The file cannot be read, is empty, a line of it is no text with its id, or an id has two
+        InvalidInputError: The file cannot be read, is empty, a line of it is not a text with its id, or an id has two
             texts.
     """
     texts: dict[str, str] = {}
@@ -50,7 +50,7 @@ def read_texts(
     return texts, [f"{str(path)!r}: texts repeated under the same id, counted once: {repeated}."] if repeated else []
 
 
-def id_of(row: dict[str, Any], names: tuple[str, ...], place: str) -> str | None:
+def id_of(row: dict[str, Any], names: tuple[str, ...], location: str) -> str | None:
     """Return the id of an object of JSON, from the first field that it has; None if it has none of them.
 
     Raises:
@@ -62,11 +62,11 @@ def id_of(row: dict[str, Any], names: tuple[str, ...], place: str) -> str | None
     value = row[name]
     identifier = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not is_id(identifier):
-        raise InvalidInputError(f"{place}: {name!r} is {brief(value)}; expected {ID_RULE}.")
+        raise InvalidInputError(f"{location}: {name!r} is {brief(value)}; expected {ID_RULE}.")
     return str(identifier)
 
 
-def text_of(row: dict[str, Any], name: str, place: str) -> str:
+def text_of(row: dict[str, Any], name: str, location: str) -> str:
     """Return the text that a field of an object of JSON holds.
 
     Raises:
@@ -74,10 +74,10 @@ def text_of(row: dict[str, Any], name: str, place: str) -> str:
     """
     if name not in row:
         found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-        raise InvalidInputError(f"{place} has {found}; expected {name!r} among them.")
+        raise InvalidInputError(f"{location} has {found}; expected {name!r} among them.")
     text = row[name]
     if not isinstance(text, str):
-        raise InvalidInputError(f"{place}: {name!r} is {brief(text)}; expected a text.")
+        raise InvalidInputError(f"{location}: {name!r} is {brief(text)}; expected a text.")
     return text
 
 
@@ -86,26 +86,26 @@ def _identified_texts(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, 
     in_columns = Path(str(path).removesuffix(".gz")).suffix.lower() in _COLUMN_ENDINGS
     for number, line in numbered_lines(path):
         if line.strip():
-            place = f"{shown}, line {number}"
-            yield (number, *(_of_columns(line, place) if in_columns else _of_json(line, place)))
+            location = f"{shown}, line {number}"
+            yield (number, *(_of_columns(line, location) if in_columns else _of_json(line, location)))
 
 
-def _of_json(line: str, place: str) -> tuple[str, str]:
-    row = json_object(line, place, expected="an object with an id and a text")
-    identifier = id_of(row, ("_id", "id"), place)
+def _of_json(line: str, location: str) -> tuple[str, str]:
+    row = json_object(line, location, expected="an object with an id and a text")
+    identifier = id_of(row, ("_id", "id"), location)
     if identifier is None:
         found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-        raise InvalidInputError(f"{place} has {found}; expected '_id' or 'id' among them.")
-    text = text_of(row, "text", place)
+        raise InvalidInputError(f"{location} has {found}; expected '_id' or 'id' among them.")
+    text = text_of(row, "text", location)
     if row.get("title") is None:
         return identifier, text
-    title = text_of(row, "title", place)
+    title = text_of(row, "title", location)
     return identifier, f"{title} {text}".strip() if title.strip() else text
 
 
-def _of_columns(line: str, place: str) -> tuple[str, str]:
+def _of_columns(line: str, location: str) -> tuple[str, str]:
     identifier, tab, text = line.partition("\t")
     identifier = identifier.strip(" ")
     if not tab or not is_id(identifier):
-        raise InvalidInputError(f"{place} is {brief(line)}; expected an id, a tab and a text.")
+        raise InvalidInputError(f"{location} is {brief(line)}; expected an id, a tab and a text.")
     return identifier, text

@@ -37,10 +37,10 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     Columns are separated by tabs or spaces; the file may have a header, and is unpacked if it is named .gz. The order
     is that of the scores, ties by doc_id descending, as in trec_eval; the column of ranks counts only where it stands
-    in the place of scores, as in MS MARCO's files of query_id, doc_id and rank.
+    instead of scores, as in MS MARCO's files of query_id, doc_id and rank.
 
     Raises:
-        InvalidInputError: The file cannot be read, or a line of it is no result.
+        InvalidInputError: The file cannot be read, or a line of it is not a result.
     """
     return run_and_notes(path)[0]
 
@@ -51,7 +51,7 @@ def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     Columns are separated by tabs or spaces; the file may have a header, and is unpacked if it is named .gz.
 
     Raises:
-        InvalidInputError: The file cannot be read, or a line of it is no judgement.
+        InvalidInputError: The file cannot be read, or a line of it is not a judgement.
     """
     return qrels_and_notes(path)[0]
 
@@ -60,7 +60,7 @@ def run_and_notes(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, flo
     """Read a run as `read_run` does, and say what was odd in it.
 
     Raises:
-        InvalidInputError: The file cannot be read, or a line of it is no result.
+        InvalidInputError: The file cannot be read, or a line of it is not a result.
     """
     table = read_table(path, _RUN_COLUMNS, what="a run")
     notes = list(table.notes)
@@ -72,8 +72,8 @@ def run_and_notes(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, flo
         results[row.cell("doc_id")] = _score(row)
         if len(row.names) == 4 and not _WHOLE.fullmatch(row.cell("rank")):
             raise InvalidInputError(
-                f"{row.place}: the rank is {row.cell('rank')!r}; expected a whole number in the third of four columns "
-                "(query_id doc_id rank score). Are these qrels?"
+                f"{row.location}: the rank is {row.cell('rank')!r}; expected a whole number in the third of four "
+                "columns (query_id doc_id rank score). Are these qrels?"
             )
     if _are_ranks(table, found):
         notes.append(f"{_shown(path)}: the third column counts 1, 2, 3 for each query and was read as ranks.")
@@ -91,7 +91,7 @@ def qrels_and_notes(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, i
     """Read qrels as `read_qrels` does, and say what was odd in them.
 
     Raises:
-        InvalidInputError: The file cannot be read, or a line of it is no judgement.
+        InvalidInputError: The file cannot be read, or a line of it is not a judgement.
     """
     table = read_table(path, _QRELS_COLUMNS, what="qrels")
     notes = list(table.notes)
@@ -180,14 +180,14 @@ def _score(row: Row) -> float:
     except ValueError:
         score = math.nan
     if not math.isfinite(score) or "_" in text:
-        raise InvalidInputError(f"{row.place}: the score is {text!r}; expected a finite number.")
+        raise InvalidInputError(f"{row.location}: the score is {text!r}; expected a finite number.")
     return score
 
 
 def _grade(row: Row) -> int:
     text = row.cell("grade")
     if not _WHOLE.fullmatch(text):
-        raise InvalidInputError(f"{row.place}: the grade is {text!r}; expected a whole number, such as 0, 1 or 2.")
+        raise InvalidInputError(f"{row.location}: the grade is {text!r}; expected a whole number, such as 0, 1 or 2.")
     return int(text.partition(".")[0])
 
 
@@ -204,7 +204,7 @@ def _twice(row: Row, table: Table, hint: str) -> InvalidInputError:
     query_id, doc_id = row.cell("query_id"), row.cell("doc_id")
     first = next(other for other in table if (other.cell("query_id"), other.cell("doc_id")) == (query_id, doc_id))
     return InvalidInputError(
-        f"{row.place}: doc_id {doc_id!r} of query_id {query_id!r} stands in line {first.number} already. {hint}"
+        f"{row.location}: doc_id {doc_id!r} of query_id {query_id!r} stands in line {first.number} already. {hint}"
     )
 
 

@@ -32,7 +32,7 @@ def calibrate(collection: Collection, logits: Run, *, relevant_grade: int = 1) -
     Args:
         collection: Queries, judgements and first stage.
         logits: Of the candidates that were scored.
-        relevant_grade: Least grade that counts as relevant.
+        relevant_grade: Minimum grade that counts as relevant.
 
     Returns:
         None where nothing can be fitted: no candidate is relevant, all are, or relevant ones have no higher logits.
@@ -70,7 +70,7 @@ def probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
 def _fit(logits: NDArray[np.float64], relevant: NDArray[np.bool_]) -> tuple[float, float]:
     """Return `a` and `b` of the greatest likelihood; `a` is 0 or less where relevant pairs have no higher logits.
 
-    Relevant and other pairs count as a little less sure than they are, so that logits which tell them apart without
+    Relevant and other pairs count as a little less sure than they are, so that logits that separate them without
     an error have a finite optimum too, without a strength to choose.
 
     Source: Platt, Probabilistic outputs for support vector machines (1999), with the targets given there.
@@ -103,11 +103,11 @@ def _held_out(
     logits: NDArray[np.float64], relevant: NDArray[np.bool_], queries: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """Return the log-odds of each pair by a fit without its query. Shape: (pairs,), float64."""
-    distinct, place = np.unique(queries, return_inverse=True)
+    distinct, query_index = np.unique(queries, return_inverse=True)
     if len(distinct) == 1:
         slope, intercept = _fit(logits, relevant)
         return slope * logits + intercept
-    fold = np.random.default_rng(0).permutation(len(distinct))[place] % _FOLDS
+    fold = np.random.default_rng(0).permutation(len(distinct))[query_index] % _FOLDS
     log_odds = np.empty(len(logits))
     for part in range(min(_FOLDS, len(distinct))):
         left_out = fold == part
@@ -126,6 +126,6 @@ def _expected_error(log_odds: NDArray[np.float64], relevant: NDArray[np.bool_]) 
     Source: Guo et al., On calibration of modern neural networks (2017), equation 3.
     """
     predicted = probabilities(log_odds)
-    place = np.minimum((predicted * _BINS).astype(np.int64), _BINS - 1)
-    too_high = np.bincount(place, weights=predicted - relevant, minlength=_BINS)
+    bin_index = np.minimum((predicted * _BINS).astype(np.int64), _BINS - 1)
+    too_high = np.bincount(bin_index, weights=predicted - relevant, minlength=_BINS)
     return float(np.abs(too_high).sum() / len(predicted))

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MODEL_COLOURS = 6
-"""How many models have a colour of their own; the next begin anew, told apart by their letters."""
+"""How many models have a colour of their own; the next begin anew, distinguished by their letters."""
 
 _INK, _MUTED, _GRID, _GAIN, _LOSS = (f"#0{n}0{n}0{n}" for n in range(1, 6))
 _MODELS = tuple(f"#1{n}1{n}1{n}" for n in range(MODEL_COLOURS))
@@ -35,7 +35,7 @@ _VARIABLES = {
     _GRID: "grid",
     _GAIN: "gain",
     _LOSS: "loss",
-    **{colour: f"model-{place}" for place, colour in enumerate(_MODELS)},
+    **{colour: f"model-{index}" for index, colour in enumerate(_MODELS)},
 }
 _MARKERS = "os^Dvp"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
@@ -148,8 +148,8 @@ def moves(title: str, counts: NDArray[np.int64], labels: Sequence[str]) -> str:
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=alpha, linewidth=0))
             count = counts[row, column]
             axes.text(column, row, f"{count}", ha="center", va="center", fontsize=size)
-        for place in range(len(labels)):
-            axes.add_patch(Rectangle((place - 0.5, place - 0.5), 1, 1, fill=False, edgecolor=_MUTED, linewidth=1))
+        for index in range(len(labels)):
+            axes.add_patch(Rectangle((index - 0.5, index - 0.5), 1, 1, fill=False, edgecolor=_MUTED, linewidth=1))
         axes.set_xticks(range(len(labels)), labels, rotation=0 if len(labels) < 8 else 60)
         axes.set_yticks(range(len(labels)), labels)
         axes.set_xlim(-0.5, len(labels) - 0.5)
@@ -245,8 +245,8 @@ def steps(
     name, enough = chosen
 
     def paint(axes: Any) -> None:
-        places = sorted(values)
-        axes.plot(places, [values[n] for n in places], color=_GAIN, marker="o", markersize=4)
+        positions = sorted(values)
+        axes.plot(positions, [values[n] for n in positions], color=_GAIN, marker="o", markersize=4)
         if enough is not None and enough in values:
             axes.plot(
                 [enough],
@@ -292,13 +292,13 @@ def quality(title: str, tracks: Sequence[Track], *, first_stage: float, measure:
     def paint(axes: Any) -> None:
         axes.axhline(first_stage, color=_MUTED, linestyle=":", label="first stage")
         for track in tracks:
-            place = track.colour % MODEL_COLOURS
+            colour = track.colour % MODEL_COLOURS
             axes.plot(
                 track.x,
                 track.y,
-                color=_MODELS[place],
-                marker=_MARKERS[place],
-                linestyle=_DASHES[place],
+                color=_MODELS[colour],
+                marker=_MARKERS[colour],
+                linestyle=_DASHES[colour],
                 markersize=7,
             )
         xs = [x for track in tracks for x in track.x]

@@ -24,7 +24,7 @@ PRECISIONS = (0.5, 0.7, 0.8, 0.9)
 
 _DIGITS = 4
 _CURVE_POINTS = 200
-_MOST_TOP_N = 50
+_MAX_TOP_N = 50
 _DEPTHS = (1, 2, 3, 5, 10, 15, 20, 30, 50, 75)
 
 
@@ -58,16 +58,16 @@ def judged_candidates(collection: Collection, logits: Run, *, relevant_grade: in
     Args:
         collection: Queries, judgements and first stage.
         logits: Of the candidates that were scored.
-        relevant_grade: Least grade that counts as relevant.
+        relevant_grade: Minimum grade that counts as relevant.
     """
-    places: list[int] = []
+    query_indices: list[int] = []
     scores: list[float] = []
     grades: list[float] = []
-    for place, query_id in enumerate(collection.queries):
+    for index, query_id in enumerate(collection.queries):
         scored, judged = logits.get(query_id, {}), collection.qrels.get(query_id, {})
         for doc_id in collection.run.get(query_id, {}):
             if doc_id in scored:
-                places.append(place)
+                query_indices.append(index)
                 scores.append(scored[doc_id])
                 grades.append(judged.get(doc_id, math.nan))
     graded = np.array(grades)
@@ -77,7 +77,7 @@ def judged_candidates(collection: Collection, logits: Run, *, relevant_grade: in
     both_kinds = sum(grade <= 0 for grade in all_grades) >= 0.1 * len(all_grades)
     left_out = both_kinds or bool((relevant | irrelevant).all())
     return Candidates(
-        queries=np.array(places, dtype=np.int64),
+        queries=np.array(query_indices, dtype=np.int64),
         logits=np.array(scores),
         relevant=relevant,
         counted=relevant | irrelevant if left_out else np.ones(len(graded), dtype=np.bool_),
@@ -108,7 +108,7 @@ def cuts(
     Args:
         collection: Queries, judgements and first stage.
         logits: Of the candidates that were scored.
-        relevant_grade: Least grade that counts as relevant.
+        relevant_grade: Minimum grade that counts as relevant.
         measure: Shown by number of candidates reranked.
         recalls: Wanted shares of the relevant candidates.
         precisions: Wanted shares of relevant candidates among those that are kept.
@@ -154,11 +154,11 @@ class _Thresholds:
     def of(cls, candidates: Candidates, queries: int) -> _Thresholds:
         """Take each logit as a threshold, rounded down: what rounds to the same is kept together."""
         steps = _rounded_down(candidates.logits)
-        distinct, place = np.unique(steps, return_inverse=True)
+        distinct, index = np.unique(steps, return_inverse=True)
         size = len(distinct) + 1
 
         def kept(which: NDArray[np.bool_]) -> NDArray[np.int64]:
-            return np.bincount(place[which], minlength=size)[::-1].cumsum()[::-1]
+            return np.bincount(index[which], minlength=size)[::-1].cumsum()[::-1]
 
         return cls(
             values=np.append(distinct, distinct[-1] + 1) / 10**_DIGITS,
@@ -168,14 +168,14 @@ class _Thresholds:
             queries=queries,
         )
 
-    def point(self, place: int) -> CutPoint:
-        """Return the threshold at a place with what it keeps."""
-        relevant, counted = int(self.relevant[place]), int(self.counted[place])
+    def point(self, index: int) -> CutPoint:
+        """Return the threshold at an index with what it keeps."""
+        relevant, counted = int(self.relevant[index]), int(self.counted[index])
         return CutPoint(
-            score_threshold=float(self.values[place]),
+            score_threshold=float(self.values[index]),
             recall=relevant / int(self.relevant[0]),
             precision=relevant / counted if counted else None,
-            kept_per_query=int(self.kept[place]) / self.queries,
+            kept_per_query=int(self.kept[index]) / self.queries,
         )
 
     def for_recall(self, recall: float) -> CutPoint:
@@ -203,7 +203,7 @@ class _Thresholds:
         by_kept = np.searchsorted(-self.kept, -np.linspace(self.kept[0], 0, half))
         # Of the thresholds with one recall the highest, which keeps least besides.
         by_recall = np.searchsorted(-self.relevant, -np.linspace(self.relevant[0], 0, half), side="right") - 1
-        return tuple(self.point(int(place)) for place in np.unique(np.concatenate([by_kept, by_recall])))
+        return tuple(self.point(int(index)) for index in np.unique(np.concatenate([by_kept, by_recall])))
 
 
 def _rounded_down(logits: NDArray[np.float64]) -> NDArray[np.int64]:
@@ -223,7 +223,7 @@ def _top_n_recall(candidates: Candidates) -> dict[int, float]:
     queries = candidates.queries[order]
     ranks = np.arange(len(order)) - np.searchsorted(queries, queries) + 1
     found = np.bincount(ranks[candidates.relevant[order]], minlength=int(ranks.max()) + 1).cumsum()
-    return {n: float(found[n] / found[-1]) for n in range(1, min(_MOST_TOP_N, int(ranks.max())) + 1)}
+    return {n: float(found[n] / found[-1]) for n in range(1, min(_MAX_TOP_N, int(ranks.max())) + 1)}
 
 
 def _last_gain(top_n_recall: Mapping[int, float]) -> int:

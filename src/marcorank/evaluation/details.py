@@ -1,4 +1,4 @@
-"""What a report tells of one model: its queries, its scores, where to cut them."""
+"""The details of one model in a report: its queries, its scores and its thresholds."""
 
 from __future__ import annotations
 
@@ -123,10 +123,10 @@ def _move_figure(evaluation: EvaluationRecord, orders: Mapping[str, _Orders], to
     old: list[int] = []
     new: list[int] = []
     for order in orders.values():
-        place = {doc_id: rank for rank, doc_id in enumerate(order.after, 1)}
+        rank_of = {doc_id: rank for rank, doc_id in enumerate(order.after, 1)}
         ranks = _relevant_ranks(evaluation, order.query_id, order.before)
         old += ranks
-        new += [place[order.before[rank - 1]] for rank in ranks]
+        new += [rank_of[order.before[rank - 1]] for rank in ranks]
     if not old:
         return Figure(title, "", "No relevant passage is among the candidates that were reranked.")
     deepest = max(*old, *new)
@@ -177,7 +177,7 @@ def _score_figure(logits: _Logits, marked: CutPoint | None) -> Figure:
         said = f"How the logits are spread; there are only {'relevant' if len(logits.relevant) else 'other'} passages."
     else:
         said = (
-            "The less the two shapes overlap, the better one threshold tells them apart. The median logit is "
+            "The less the two shapes overlap, the better one threshold separates them. The median logit is "
             f"{np.median(logits.relevant):.2f} of relevant passages and "
             f"{np.median(logits.others):.2f} of others."
         )
@@ -263,8 +263,8 @@ def _calibration_figure(calibration: Calibration | None, logits: _Logits) -> Fig
     series = []
     for name, a, b in (("fitted", calibration.a, calibration.b), ("sigmoid", 1.0, 0.0)):
         said = probabilities(a * every + b)
-        place = np.minimum((_BINS * said).astype(int), _BINS - 1)
-        filled = [place == n for n in range(_BINS) if (place == n).any()]
+        bin_index = np.minimum((_BINS * said).astype(int), _BINS - 1)
+        filled = [bin_index == n for n in range(_BINS) if (bin_index == n).any()]
         series.append(
             (name, [float(said[own].mean()) for own in filled], [float(is_relevant[own].mean()) for own in filled])
         )

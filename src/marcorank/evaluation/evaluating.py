@@ -57,7 +57,7 @@ def evaluate(
         top_k: How many of the first stage's candidates are reranked; one number or several. None takes 10, 20, 50 and
             100, up to the first of them that no query's candidates exceed.
         measures: As ir_measures spells them, such as `"nDCG@10"` or `"RR(rel=2)@10"`.
-        relevant_grade: Least grade that counts as relevant, to measures that name none themselves, to cuts and to
+        relevant_grade: Minimum grade that counts as relevant, to measures that name none themselves, to cuts and to
             the calibration.
         scores_folder: Where logits are kept as soon as they are there; who calls again with the same folder goes on
             where the last call stopped. None keeps nothing.
@@ -127,7 +127,7 @@ def evaluate_runs(
         runs: By label, such as `"without"` and `"with"`; results of each query, best first.
         qrels: What is judged. Every judged query counts; one without results has 0.
         measures: As ir_measures spells them.
-        relevant_grade: Least grade that counts as relevant, to measures that name none themselves.
+        relevant_grade: Minimum grade that counts as relevant, to measures that name none themselves.
         baseline: Label of the run that the others are compared with; None for the first.
         seed: Of the randomisation tests and the bootstrap intervals.
 

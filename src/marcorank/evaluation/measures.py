@@ -34,7 +34,7 @@ def parse_measures(names: Iterable[str | Measure], *, relevant_grade: int = 1) -
 
     Args:
         names: As ir_measures spells them.
-        relevant_grade: Least grade that counts as relevant, for measures that have a least grade and do not name
+        relevant_grade: Minimum grade that counts as relevant, for measures that have a minimum grade and do not name
             it themselves: with 2, `RR@10` becomes `RR(rel=2)@10`.
 
     Raises:
@@ -96,13 +96,13 @@ def identity(run: Run, top_k: int) -> dict[str, dict[str, float]]:
 def best(run: Run, qrels: Qrels, top_k: int) -> dict[str, dict[str, float]]:
     """Return the first `top_k` candidates of each query in the best order that a reranker could give them.
 
-    By grade, unjudged ones last; the scores are places counted from the end.
+    By grade, unjudged ones last; the scores are positions counted from the end.
     """
     ordered: dict[str, dict[str, float]] = {}
     for query_id, candidates in identity(run, top_k).items():
         grades = qrels.get(query_id, {})
         by_grade = sorted(candidates, key=partial(_grade, grades), reverse=True)
-        ordered[query_id] = {doc_id: float(len(by_grade) - place) for place, doc_id in enumerate(by_grade)}
+        ordered[query_id] = {doc_id: float(len(by_grade) - index) for index, doc_id in enumerate(by_grade)}
     return ordered
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from marcorank.evaluation.records import DepthResult, EvaluationRecord, MeasureResult, ModelResult
 
 # A difference with a greater p, or with 0 in its interval, is not called one.
-_SURE_P = 0.05
+_ALPHA = 0.05
 _PACKAGES = ("marcorank", "ir-measures", "scipy", "onnxruntime", "tokenizers", "torch", "sentence-transformers")
 
 
@@ -84,7 +84,7 @@ def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> 
         verdicts=[_verdict(result) for result in evaluation.models],
         quality=_quality(evaluation),
         shown=shown,
-        shown_place=[result.label for result in evaluation.models].index(shown.label),
+        shown_index=[result.label for result in evaluation.models].index(shown.label),
         notes=list(dict.fromkeys((*evaluation.notes, *evaluation.collection.notes))),
         versions=_versions(),
         candidates=_candidate_counts(evaluation.collection),
@@ -102,7 +102,7 @@ def _first(depth: DepthResult) -> MeasureResult:
 
 def _keys(models: Sequence[ModelResult]) -> list[str]:
     """Return a letter for each model: A to Z, then A2."""
-    rounds = [divmod(place, len(ascii_uppercase)) for place in range(len(models))]
+    rounds = [divmod(index, len(ascii_uppercase)) for index in range(len(models))]
     return [ascii_uppercase[letter] + (f"{lap + 1}" if lap else "") for lap, letter in rounds]
 
 
@@ -111,12 +111,12 @@ def _verdict(result: ModelResult) -> dict[str, str]:
     depth = result.depths[-1]
     found = _first(depth)
     low, high = found.interval
-    kind, word, doubt = "chance", "makes no difference that can be told from chance", ""
+    kind, word, doubt = "chance", "makes no difference that can be distinguished from chance", ""
     if not found.wins and not found.losses:
         word = "changes nothing"
     elif low <= 0 <= high:
         doubt = f" The interval includes 0, so the difference can be chance (p {_after_p(found.p_value)})."
-    elif found.p_value >= _SURE_P:
+    elif found.p_value >= _ALPHA:
         queries = count(found.wins + found.ties + found.losses, "query", "queries")
         doubt = f" With {queries} the difference can be chance (p {_after_p(found.p_value)})."
     else:
@@ -144,12 +144,12 @@ def _quality(evaluation: EvaluationRecord) -> Figure:
     tracks = [
         charts.Track(
             letter=key,
-            colour=place,
+            colour=index,
             x=[depth.top_k if depth.latency_p50_ms is None else depth.latency_p50_ms for depth in drawn],
             y=[_first(depth).value for depth in drawn],
             depths=[depth.top_k for depth in drawn],
         )
-        for place, (key, result) in enumerate(zip(_keys(evaluation.models), evaluation.models, strict=True))
+        for index, (key, result) in enumerate(zip(_keys(evaluation.models), evaluation.models, strict=True))
         if (drawn := [depth for depth in result.depths if not timed or depth.latency_p50_ms is not None])
     ]
     title = f"{measure} against {'time a query' if timed else 'candidates reranked'}"

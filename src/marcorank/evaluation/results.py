@@ -38,7 +38,7 @@ _HEADER = (
     "wins/ties/losses",
 )
 # The recall whose threshold the tables name; the report has others.
-_TOLD_RECALL = 0.9
+_SHOWN_RECALL = 0.9
 _RUNS_HEADER = ("run", "measure", "value", "difference", "95 % interval", "p", "wins/ties/losses")
 
 
@@ -301,24 +301,24 @@ def _cells(depth: DepthResult, found: MeasureResult) -> tuple[str, ...]:
 
 
 def _latency(result: ModelResult) -> str:
-    told = [
+    parts = [
         f"top_k {depth.top_k}: {wording.milliseconds(depth.latency_p50_ms)} ms "
         f"(95 % under {wording.milliseconds(depth.latency_p95_ms)})"
         for depth in result.depths
         if depth.latency_p50_ms is not None
     ]
-    return f"median time of a query: {'; '.join(told) or 'not known'}"
+    return f"median time of a query: {'; '.join(parts) or 'not known'}"
 
 
 def _cut(result: ModelResult) -> list[str]:
     if result.cuts is None:
         return []
-    point = result.cuts.for_recall[_TOLD_RECALL]
-    told = [
+    point = result.cuts.for_recall[_SHOWN_RECALL]
+    parts = [
         *(f"{name} {number}" for name in ("top_k", "top_n") if (number := getattr(result.cuts, name)) is not None),
         f"score_threshold {point.score_threshold:.4f} keeps {wording.percent(point.recall)} of the relevant candidates",
     ]
-    return [f"where to cut, by these queries: {'; '.join(told)}"]
+    return [f"where to cut, by these queries: {'; '.join(parts)}"]
 
 
 def _comparison_cells(found: Comparison | MeasureResult) -> tuple[str, str, str, str]:

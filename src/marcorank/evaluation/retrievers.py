@@ -1,6 +1,6 @@
 """Runs from whatever searches: LangChain retrievers, LlamaIndex retrievers and query engines, functions.
 
-No framework is imported: what an object can do tells what it is.
+No framework is imported: objects are recognised by their methods.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable
     for query_id, query in queries.items():
         results = _listed(ask(query_text(query)), query_id)
         ids = dict.fromkeys(
-            _doc_id(result, doc_id, f"Result {place} of query_id {query_id!r}") for place, result in enumerate(results)
+            _doc_id(result, doc_id, f"Result {index} of query_id {query_id!r}") for index, result in enumerate(results)
         )
         if ids:
-            run[query_id] = {found: float(len(ids) - place) for place, found in enumerate(ids)}
+            run[query_id] = {found: float(len(ids) - index) for index, found in enumerate(ids)}
     return run
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from marcorank._inference.scorer import PassageScores
+from marcorank._text import shorten
 from marcorank.errors import RemoteProtocolError
 
 # Servers return a list of results, or an object with one of these keys.
@@ -71,7 +72,7 @@ def server_message(content: bytes) -> str:
 def excerpt(text: str) -> str:
     """Return the beginning of a text from a server, on one line and without control characters."""
     flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return flat if len(flat) <= _EXCERPT_CHARS else flat[: _EXCERPT_CHARS - 1] + "…"
+    return shorten(flat, _EXCERPT_CHARS)
 
 
 def _results(content: bytes, where: str) -> list[Any]:

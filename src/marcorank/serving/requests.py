@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from marcorank._text import brief
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -178,9 +180,7 @@ def _count(fields: dict[str, Any], name: str) -> int | None:
 
 
 def _wrong(what: str, value: object, expected: str) -> RequestError:
-    shown = json.dumps(value)
-    found = shown if len(shown) <= 60 else f"{shown[:60]}..."
-    return RequestError(422, "Validation", f"{what} is {found}; expected {expected}.")
+    return RequestError(422, "Validation", f"{what} is {brief(value)}; expected {expected}.")
 
 
 def too_long(truncated: Sequence[int], max_length: int, *, query_truncated: bool) -> RequestError:
