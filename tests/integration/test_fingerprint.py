@@ -189,7 +189,7 @@ def test_a_job_whose_precision_resolves_differently_is_refused(candidates, tmp_p
     begin(candidates, out, Reranker(model, device="cpu"))
     resume(candidates, out, Reranker(model, device="cpu", precision="bf16"))
     processor(bf16=False)
-    refused = 'else: precision was "bf16" and is "fp32".*To go on as before, set `precision=\'bf16\'`.*--overwrite'
+    refused = 'else: precision was "bf16" and is "fp32".*To continue, set `precision=\'bf16\'`.*--overwrite'
     with pytest.raises(InvalidInputError, match=refused):
         resume(candidates, out, Reranker(model, device="cpu"))
     assert [path.name for path in out.glob("part-*")] == ["part-00000.jsonl"]
@@ -217,7 +217,9 @@ def test_a_job_of_a_model_that_changed_is_refused(candidates, tmp_path, model):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=r"else: the model file model\.safetensors has another content\. Write"):
+    with pytest.raises(
+        InvalidInputError, match=r"else: the model file model\.safetensors has another content\. Use another"
+    ):
         resume(candidates, out, Reranker(model, backend="torch"))
 
 
@@ -231,7 +233,7 @@ def test_a_job_whose_branch_moved_is_refused(candidates, tmp_path, model, hub):
     (model / "config.json").write_text(json.dumps(config | {"trained": "again"}), encoding="utf-8")
     hub.add(NAME, COMMITS[1], model)
     refused = rf'commit was "{COMMITS[0]}" and is "{COMMITS[1]}"; the model file config\.json has another content'
-    with pytest.raises(InvalidInputError, match=rf"{refused}\. To go on as before, set `revision='{COMMITS[0]}'`"):
+    with pytest.raises(InvalidInputError, match=rf"{refused}\. To continue, set `revision='{COMMITS[0]}'`"):
         resume(candidates, out, Reranker(NAME, **settings))
     assert len(resume(candidates, out, Reranker(NAME, revision=COMMITS[0], **settings)).shards) == 1
 
@@ -247,7 +249,7 @@ def test_an_actor_that_would_compute_otherwise_scores_nothing(candidates, tmp_pa
         patch.setattr(Reranker, "rank_many", lambda *_, **__: pytest.fail("scored"))
         error = pickle.loads(RankShard(planned.job, reranker)(row)["error"])  # noqa: S301 -- made here
     assert isinstance(error, InvalidInputError)
-    assert 'was begun with: precision was "bf16" and is "fp32". Nothing was scored there.' in str(error)
+    assert ': precision was "bf16" and is "fp32". Nothing was scored there.' in str(error)
     assert "set `precision='bf16'`" in str(error)
     assert not [*(tmp_path / "out").glob("part-*")]
     reranker = Reranker(model, device="cpu")
@@ -266,7 +268,7 @@ def test_differences_are_named_in_words():
         "the model file b has another content",
         "the model file c is new",
     ]
-    assert advice(there, here) == "To go on as before, set `precision='bf16'`."
+    assert advice(there, here) == "To continue, set `precision='bf16'`."
     assert advice(there, here | {"model": "other"}) == ""
     assert differences(there, there) == []
     assert advice(there, there) == ""

@@ -144,9 +144,9 @@ def test_actors_that_would_compute_otherwise_are_refused(candidates, tmp_path, s
         features = frozenset({"avx512_bf16"} if other == "bf16" else ())
         patch.setattr("marcorank._models.selection.cpu_features", lambda: features)
         patch.setattr("marcorank._inference.backends.openvino.computes", lambda _: True)
-        with pytest.raises(InvalidInputError, match=f'begun with: precision was "{other}" and is "{actual}"') as caught:
+        with pytest.raises(InvalidInputError, match=f': precision was "{other}" and is "{actual}"') as caught:
             rerank_dataset(candidates, tmp_path / "out", model=small_bert)
-    assert f"To go on as before, set `precision='{other}'`" in str(caught.value)
+    assert f"To continue, set `precision='{other}'`" in str(caught.value)
     assert shards_of(tmp_path / "out") == {}
     assert rerank_dataset(candidates, tmp_path / "named", model=small_bert, precision="fp32").ranked == 1
 
@@ -163,7 +163,7 @@ def test_a_gpu_of_this_process_decides_nothing_for_actors_without_one(candidates
 @pytest.mark.usefixtures("local_ray")
 def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
     """A token would stay behind; a cluster that is too small would wait for ever."""
-    with pytest.raises(InvalidInputError, match="`token` does not go to other machines; set HF_TOKEN, or"):
+    with pytest.raises(InvalidInputError, match="`token` is not sent to other machines; set HF_TOKEN, or"):
         rerank_dataset(candidates, tmp_path / "out", token="secret")
     with pytest.raises(InvalidInputError, match="`num_actors` is 0; expected a whole number of at least 1"):
         rerank_dataset(candidates, tmp_path / "out", num_actors=0)
@@ -211,7 +211,7 @@ def test_the_reference_holds_every_argument():
 def test_without_ray_the_message_says_what_to_install(candidates, tmp_path, monkeypatch):
     """The message has the command."""
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=re.escape("Ray is needed here: pip install 'marcorank[ray]'")):
+    with pytest.raises(MissingExtraError, match=re.escape("Ray is not installed: pip install 'marcorank[ray]'")):
         rerank_dataset(candidates, tmp_path / "out")
 
 

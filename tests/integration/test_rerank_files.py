@@ -200,7 +200,7 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "d1", "text": "x"}])
     status, told = run(*command, "--overwrite")
     assert status == 1
-    assert re.search(r"corpus\.jsonl' holds no text of 5 of 6 passages of the run \('d3', 'd4', 'd5', …\)", told)
+    assert re.search(r"corpus\.jsonl' has no text for 5 of the 6 passages of the run \('d3', 'd4', 'd5', …\)", told)
     assert [json.loads(line) for line in jsonl_of(tmp_path / "out").splitlines()] == rows
 
 
@@ -225,7 +225,7 @@ def test_other_settings_are_refused(candidates, tmp_path, run, options, message)
     again = [*command, *options] if "--shard-size" in options else [*command, "--shard-size", "8", *options]
     status, told = run(*again)
     assert status == 1
-    assert f"out' was begun with something else: {message}. Write to another folder" in told
+    assert f"out' was started with something else: {message}. Use another folder" in told
     assert jsonl_of(tmp_path / "out") == before
     assert run(*again, "--overwrite")[0] == 0
     assert len({path.suffix for path in shards_of(tmp_path / "out")}) == 1
@@ -320,7 +320,7 @@ def test_a_scorer_of_ones_own_is_known_by_its_kind(candidates, tmp_path):
 )
 def test_rows_are_all_of_one_model(candidates, tmp_path, setting):
     """What nobody ranked, or somebody else, has no place among them."""
-    with pytest.raises(InvalidInputError, match="a shard that fails is ranked at the next start"):
+    with pytest.raises(InvalidInputError, match="cannot be used in a job: all rows have scores of one model"):
         plan(candidates, tmp_path / "ranked", Reranker("bundled", **setting))
 
 
@@ -428,7 +428,7 @@ def test_a_run_that_starts_anew_ends_the_one_before(candidates, tmp_path):
     reranker = Reranker(WordOverlapScorer())
     first = plan(candidates, tmp_path / "ranked", reranker, shard_size=50)
     plan(candidates, tmp_path / "ranked", reranker, shard_size=50, overwrite=True)
-    with pytest.raises(InvalidInputError, match="was taken by another run"):
+    with pytest.raises(InvalidInputError, match="was taken over by another run"):
         first.follow(first.rank_here(reranker), None)
 
 

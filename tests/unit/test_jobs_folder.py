@@ -110,10 +110,10 @@ def test_a_folder_that_is_removed_is_an_error(begun):
 def test_a_run_ends_when_another_takes_its_folder(begun):
     """Its shards would be of other settings; it says so, and the shard does not appear."""
     folder.start_anew(begun.path, keep=None)
-    with pytest.raises(InvalidInputError, match="was taken by another run while this one wrote to it"):
+    with pytest.raises(InvalidInputError, match="was taken over by another run, so this one stops"):
         begun.write_shard(0, ROWS)
     folder.begin(begun.path, changed(top_n=3))
-    with pytest.raises(InvalidInputError, match="was taken by another run while this one wrote to it"):
+    with pytest.raises(InvalidInputError, match="was taken over by another run, so this one stops"):
         begun.write_shard(0, ROWS)
     assert [path.name for path in begun.path.iterdir()] == [MANIFEST]
 
@@ -121,7 +121,7 @@ def test_a_run_ends_when_another_takes_its_folder(begun):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (changed(top_n=3), "something else: top_n was null and is 3. Write to another folder, or start anew"),
+        (changed(top_n=3), "something else: top_n was null and is 3. Use another folder, or start again"),
         (changed(model="x", top_n=1), 'model was "bundled" and is "x"; top_n was null and is 1'),
         (changed(url="http"), 'url was not known and is "http"'),
         (MANIFEST_OF_A_RUN | {"marcorank": "2"}, 'marcorank was "1" and is "2"'),
@@ -155,7 +155,7 @@ def test_the_same_run_may_begin_twice(begun):
 def test_shards_without_a_manifest_are_refused(tmp_path):
     """Nobody knows what they are of, such as after a start anew that was killed."""
     (tmp_path / "part-00000.jsonl").touch()
-    with pytest.raises(InvalidInputError, match=r"holds part-00000\.jsonl, and no _marcorank\.json"):
+    with pytest.raises(InvalidInputError, match=r"holds part-00000\.jsonl but no _marcorank\.json"):
         folder.read_manifest(tmp_path)
 
 
@@ -171,7 +171,7 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     """The message says what stands there."""
     path = tmp_path / "out"
     path.touch()
-    with pytest.raises(InvalidInputError, match="out' is a file; expected a folder to write to"):
+    with pytest.raises(InvalidInputError, match="out' is a file; expected a folder, or a path"):
         folder.read_manifest(path)
 
 

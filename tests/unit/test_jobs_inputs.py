@@ -1,4 +1,4 @@
-"""Files of requests: which are found, how they are cut, and what is wrong in them."""
+"""Files of requests: which are found, how they are split, and what is wrong in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.jobs.inputs import Piece, Shard, cut, digest, find_files, read_piece, whole
+from marcorank.jobs.inputs import Piece, Shard, digest, find_files, read_piece, split, whole
 
 
 def rows_of(numbers):
@@ -53,7 +53,7 @@ def test_every_row_is_in_one_shard(tmp_path, shard_size):
         write_parquet(tmp_path / "d.parquet", rows_of(range(11, 24)), group_size=4),
         write_jsonl(tmp_path / "e.jsonl", rows_of(range(24, 26))),
     ]
-    shards = cut(files, shard_size)
+    shards = split(files, shard_size)
     wanted = [f"q{number}" for number in range(26)]
     assert read(shards) == [wanted[start : start + shard_size] for start in range(0, 26, shard_size)]
     assert [shard.number for shard in shards] == list(range(len(shards)))
@@ -77,7 +77,7 @@ def test_no_row_is_lost_or_read_twice(tmp_path, lines, shard_size, bom, last_end
     data = ("\n".join(text) + ("\n" if last_end else "")).encode("utf-8-sig" if bom else "utf-8")
     path = tmp_path / "in.jsonl"
     path.write_bytes(data)
-    found = read(cut([path], shard_size))
+    found = read(split([path], shard_size))
     assert [query for shard in found for query in shard] == [
         f"q{place}" for place, line in enumerate(lines) if line == "row"
     ]
@@ -115,7 +115,7 @@ def test_files_are_found_in_one_order(tmp_path):
     [
         ("none*.jsonl", r"none\*\.jsonl' names no file; expected files that end in \.jsonl"),
         ("folder", "folder' names no file"),
-        ("notes.txt", r"notes\.txt' is no input; expected a file that ends in \.jsonl"),
+        ("notes.txt", r"notes\.txt' is not a JSONL or Parquet file; expected a file that ends in \.jsonl"),
     ],
 )
 def test_a_path_that_finds_nothing_is_an_error(tmp_path, path, message):
@@ -145,7 +145,7 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, row, message):
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join([json.dumps(rows_of([0])[0]), "", json.dumps(rows_of([1])[0]), row]) + "\n")
     with pytest.raises(InvalidInputError, match=rf"in\.jsonl', line 4.*{message}"):
-        read(cut([path], 2))
+        read(split([path], 2))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_bad_row_of_parquet_is_named_by_file_and_row(tmp_path, row, message):
     """Rows count from 1."""
     path = write_parquet(tmp_path / "in.parquet", [*rows_of(range(4)), row], group_size=2)
     with pytest.raises(InvalidInputError, match=rf"in\.parquet', row 5.*{message}"):
-        read(cut([path], 3))
+        read(split([path], 3))
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -173,13 +173,13 @@ def test_damaged_files_are_named(tmp_path):
         "c.jsonl": r"c\.jsonl' cannot be read: No such file",
     }.items():
         with pytest.raises(InvalidInputError, match=message):
-            cut([tmp_path / name], 2)
+            split([tmp_path / name], 2)
 
 
 def test_a_file_that_shrinks_is_noticed(tmp_path):
-    """Rows that were there when the shards were cut cannot vanish silently."""
+    """Rows that were there when the shards were split cannot vanish silently."""
     path = write_jsonl(tmp_path / "in.jsonl", rows_of(range(4)))
-    shards = cut([path], 2)
+    shards = split([path], 2)
     write_jsonl(path, rows_of(range(3)))
     with pytest.raises(InvalidInputError, match=r"in\.jsonl' lost rows while it was read"):
         read(shards)
@@ -188,7 +188,9 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
 def test_rows_in_the_middle_of_a_large_group_are_found(tmp_path):
     """Parquet is read some hundred rows at a time, and a shard may begin anywhere."""
     path = write_parquet(tmp_path / "in.parquet", rows_of(range(1000)))
-    assert read(cut([path], 90)) == [[f"q{n}" for n in range(1000)][start : start + 90] for start in range(0, 1000, 90)]
+    assert read(split([path], 90)) == [
+        [f"q{n}" for n in range(1000)][start : start + 90] for start in range(0, 1000, 90)
+    ]
 
 
 def test_a_whole_file_is_one_piece(tmp_path):
@@ -212,4 +214,4 @@ def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
     path = write_parquet(tmp_path / "in.parquet", rows_of(range(2)))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=re.escape("Parquet needs pyarrow: pip install 'marcorank[ray]'")):
-        cut([path], 2)
+        split([path], 2)

@@ -100,7 +100,7 @@ def advice(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
         wanted["revision"] = there["commit"]
     if not wanted or there.get("model") != here.get("model"):
         return ""
-    return f"To go on as before, set {', '.join(f'`{name}={value!r}`' for name, value in wanted.items())}."
+    return f"To continue, set {', '.join(f'`{name}={value!r}`' for name, value in wanted.items())}."
 
 
 def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:

@@ -1,5 +1,6 @@
-"""Many queries with candidates, ranked a shard at a time, so that a run that ended goes on where it stopped.
+"""Jobs: many queries with candidates, ranked shard by shard, so that an interrupted job can be continued.
 
-`requests` says what a row of input and of output is, `inputs` cuts files into shards, `folder` keeps what is finished,
-`jobs` ranks a shard. Nothing here knows who ranks them: this process, or the actors of `marcorank.ray`.
+`inputs` finds files and splits them into shards, `joining` makes rows from a TREC run, `folder` keeps the finished
+shards, `planning` decides what is left and ranks a shard. Nothing here depends on who ranks the shards: this process,
+or the actors of `marcorank.ray`.
 """

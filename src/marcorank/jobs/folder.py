@@ -1,7 +1,8 @@
-"""The folder that ranked shards are written to: what is finished there, and of which run.
+"""The output folder of a job: its finished shards, and the manifest that records what they were made from.
 
-A shard is written under another name and takes its own when it is whole and on disk, so what has its name is
-finished. `_marcorank.json` says which input and settings the shards are of; a run with others is refused.
+A shard is written under a temporary name and renamed once it is complete and on disk, so a shard under its final name
+is finished. The manifest, `_marcorank.json`, records the scorer, the input and the settings; a run with others is
+refused.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ _UNFINISHED = re.compile(r"\.(part-\d{5,}\.(jsonl|parquet)|_marcorank\.json|_can
 _JOINED = re.compile(r"_candidates-\w+\.jsonl")
 _CHUNK_BYTES = 1 << 20
 _RECOVERY_HINT = (
-    "Write to another folder, or start anew with `overwrite` (--overwrite), which removes the shards that are there."
+    "Use another folder, or start again with `overwrite` (--overwrite), which deletes the shards in this one."
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder of ranked shards, as the run knows it that writes there.
+    """The output folder, as seen by the run that writes to it.
 
     Attributes:
         path: Of the folder, absolute.
-        manifest_digest: Of the manifest's bytes; another one means that another run took the folder.
+        manifest_digest: Digest of the manifest; it changes when another run takes the folder over.
         output_format: Of the shards.
         columns: Of Parquet; see `parquet.answer_columns`.
     """
@@ -65,10 +66,10 @@ class Folder:
             return False
 
     def write_shard(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
-        """Write a shard; it takes its name when it is whole and on disk.
+        """Write a shard; its final name appears once it is complete and on disk.
 
         Raises:
-            InvalidInputError: The folder cannot be written, or another run took it.
+            InvalidInputError: The folder cannot be written, or another run took it over.
         """
 
         def fill(file: BinaryIO) -> None:
@@ -86,19 +87,19 @@ class Folder:
             found = ""
         if found != self.manifest_digest:
             raise InvalidInputError(
-                f"{str(self.path)!r} was taken by another run while this one wrote to it; this one ends here. Let "
-                "each run have a folder of its own."
+                f"{str(self.path)!r} was taken over by another run, so this one stops here. Give each run a folder of "
+                "its own."
             )
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return what the manifest of a folder says; None if there is none.
+    """Return the manifest of a folder; None if it has none.
 
     Raises:
         InvalidInputError: It cannot be read, there are shards without one, or the path is not a folder.
     """
     if folder.exists() and not folder.is_dir():
-        raise InvalidInputError(f"{str(folder)!r} is a file; expected a folder to write to, or a path that is free.")
+        raise InvalidInputError(f"{str(folder)!r} is a file; expected a folder, or a path that does not exist yet.")
     path = folder / MANIFEST
     try:
         found = json.loads(path.read_bytes())
@@ -107,7 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if shard is None:
             return None
         raise InvalidInputError(
-            f"{str(folder)!r} holds {shard}, and no {MANIFEST} that says what it is of. {_RECOVERY_HINT}"
+            f"{str(folder)!r} holds {shard} but no {MANIFEST} that records how it was made. {_RECOVERY_HINT}"
         ) from None
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{str(path)!r} cannot be read: {error}. {_RECOVERY_HINT}") from error
@@ -117,7 +118,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Check that a folder was begun with the same input and settings.
+    """Check that a folder was started with the same scorer, input and settings.
 
     Raises:
         InvalidInputError: Something differs.
@@ -128,7 +129,7 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
         ways_out = " ".join(filter(None, (advice(there, here), _RECOVERY_HINT)))
         raise InvalidInputError(
-            f"{str(folder)!r} was begun with something else: {'; '.join(different[:4])}{more}. {ways_out}"
+            f"{str(folder)!r} was started with something else: {'; '.join(different[:4])}{more}. {ways_out}"
         )
 
 
@@ -136,7 +137,7 @@ def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a new run.
 
     Raises:
-        InvalidInputError: The folder cannot be written, or another run has begun there meanwhile, with something else.
+        InvalidInputError: The folder cannot be written, or another run has started there meanwhile with something else.
     """
     content = (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
     try:
@@ -151,17 +152,17 @@ def manifest_digest(folder: Path) -> str:
 
 
 def start_anew(folder: Path, *, keep: Path | None) -> None:
-    """Remove what an earlier run wrote, and nothing else.
+    """Delete the manifest, shards and joined files of an earlier run, and nothing else.
 
     Args:
-        folder: To clear.
-        keep: A file that stays.
+        folder: The output folder.
+        keep: A file to keep.
 
     Raises:
         InvalidInputError: A file cannot be removed.
     """
     try:
-        # The manifest goes first: whoever still writes sees it, and without one the shards that are left do not count.
+        # The manifest goes first: a run that still writes notices, and shards without a manifest do not count.
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in _files(folder):
             if file != keep and (_SHARD.fullmatch(file.name) or _JOINED.fullmatch(file.name)):
@@ -171,10 +172,10 @@ def start_anew(folder: Path, *, keep: Path | None) -> None:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove what a run that was killed had begun to write. A run that still writes it notices, and writes again."""
+    """Delete the temporary files of a run that was killed. A run that is still writing one writes it again."""
     for file in _files(folder):
         if _UNFINISHED.fullmatch(file.name):
-            with suppress(OSError):  # on Windows who writes a file keeps it
+            with suppress(OSError):  # on Windows an open file cannot be deleted
                 file.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Files of queries with their passages: which there are, how they are cut into shards, and how a shard is read."""
+"""Files of queries with their passages: finding them, splitting them into shards, reading a shard."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 PARQUET = ".parquet"
 _ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
-# The blanks of ASCII; others make a line that is no JSON, which is an error and not nothing.
+# ASCII whitespace; a line of any other whitespace is invalid JSON, which is an error.
 _BLANKS = " \t\n\r\x0b\x0c"
 _BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some rows of one file that follow each other.
+    """Consecutive rows of one file.
 
     Attributes:
         path: Of the file.
-        start: Where the first row begins: a byte of JSONL, unpacked; a row of Parquet, from 0.
-        number: Of the first row, for people: its line of JSONL, its row of Parquet, from 1.
-        rows: How many there are.
+        start: Offset of the first row: in bytes of the decompressed JSONL, in rows of Parquet, from 0.
+        number: Number of the first row in messages: its line of JSONL, its row of Parquet, from 1.
+        rows: Number of rows.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Shard:
 
     Attributes:
         number: From 0.
-        pieces: Where they stand, in order.
+        pieces: The pieces of files that hold the rows, in order.
     """
 
     number: int
@@ -58,7 +58,7 @@ class Shard:
 
     @property
     def rows(self) -> int:
-        """How many rows there are."""
+        """Number of rows."""
         return sum(piece.rows for piece in self.pieces)
 
     def to_dict(self) -> dict[str, Any]:
@@ -67,44 +67,44 @@ class Shard:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Shard:
-        """Make a shard of what `to_dict` returned."""
+        """Make a shard from the result of `to_dict`."""
         return cls(int(fields["number"]), tuple(Piece(**piece) for piece in fields["pieces"]))
 
 
 def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
     """Return the files that paths, folders and patterns name: absolute, each once, ordered by path.
 
-    Of a folder and of a pattern these are the files whose names end as JSONL or Parquet and do not begin with a dot or
-    an underscore.
+    Folders and patterns match only files with an ending of JSONL or Parquet, and none that begins with a dot or an
+    underscore.
 
     Args:
         paths: One or more; `*`, `?`, `[` and `**` are those of shells.
-        outside: A folder whose files do not count: what is written must not be read.
+        outside: The output folder, whose files are left out.
 
     Raises:
-        InvalidInputError: A path or a pattern names nothing, or a file has another ending.
+        InvalidInputError: A path or pattern matches no file, or a file has another ending.
     """
     given = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not given:
         raise InvalidInputError("`input` is empty; expected paths of files or folders, or patterns.")
     out = Path(outside).resolve()
-    # By what a link leads to, so that no row counts twice; but read under the name that says the format.
+    # Keyed by the target of a link, so that no row counts twice; read under the given name, which has the ending.
     found: dict[Path, Path] = {}
     for path in given:
         named = [file.absolute() for file in _named(os.path.expanduser(os.fspath(path)))]  # noqa: PTH111
         kept = {file.resolve(): file for file in sorted(named, reverse=True) if out not in file.resolve().parents}
         if not kept:
-            where = "only files of the output folder, which are no input" if named else "no file"
+            where = "only files of the output folder, which cannot be input" if named else "no file"
             raise InvalidInputError(
-                f"{os.fspath(path)!r} names {where}; expected files that end in {', '.join(_ENDINGS)}, a folder that "
-                "holds such, or a pattern that finds them."
+                f"{os.fspath(path)!r} names {where}; expected files that end in {', '.join(_ENDINGS)}, a folder "
+                "with such files, or a pattern that matches them."
             )
         found = {**kept, **found}
     return sorted(found.values())
 
 
-def cut(files: Iterable[Path], shard_size: int) -> list[Shard]:
-    """Cut the rows of files, one behind the other, into shards of so many rows; the last holds what is left.
+def split(files: Iterable[Path], shard_size: int) -> list[Shard]:
+    """Split the rows of files, one after the other, into shards of `shard_size` rows; the last may be shorter.
 
     Raises:
         InvalidInputError: A file cannot be read.
@@ -113,8 +113,8 @@ def cut(files: Iterable[Path], shard_size: int) -> list[Shard]:
     pieces: dict[int, list[Piece]] = {}
     before = 0
     for file in files:
-        cut_one = _cut_parquet if is_parquet(file) else _cut_jsonl
-        for piece in cut_one(file, before, shard_size):
+        split_file = _split_parquet if is_parquet(file) else _split_jsonl
+        for piece in split_file(file, before, shard_size):
             pieces.setdefault(before // shard_size, []).append(piece)
             before += piece.rows
     return [Shard(number, tuple(of_shard)) for number, of_shard in pieces.items()]
@@ -124,36 +124,36 @@ def read_piece(piece: Piece, *, text_field: str | None) -> Iterator[Request]:
     """Read the rows of a piece.
 
     Raises:
-        InvalidInputError: The file cannot be read, has fewer rows by now, or a row is no query with its passages.
+        InvalidInputError: The file cannot be read, has lost rows, or a row is not a query with passages.
         MissingExtraError: It is Parquet, and pyarrow is not installed.
     """
     shown = repr(piece.path)
     rows = 0
-    for place, row in _parquet_rows(piece) if is_parquet(Path(piece.path)) else _jsonl_rows(piece):
-        yield request_of(row, f"{shown}, {place}", text_field)
+    for location, row in _parquet_rows(piece) if is_parquet(Path(piece.path)) else _jsonl_rows(piece):
+        yield request_of(row, f"{shown}, {location}", text_field)
         rows += 1
     if rows != piece.rows:
         raise InvalidInputError(f"{shown} lost rows while it was read; let no one write to it, and start again.")
 
 
 def whole(file: Path) -> Piece | None:
-    """Return the piece that is all of a file; None if it has no rows.
+    """Return all rows of a file as one piece; None if it has no rows.
 
     Raises:
         InvalidInputError: The file cannot be read.
         MissingExtraError: It is Parquet, and pyarrow is not installed.
     """
-    found = cut([file], _MORE_THAN_ANY)
+    found = split([file], _MORE_THAN_ANY)
     return found[0].pieces[0] if found else None
 
 
 def is_parquet(file: Path) -> bool:
-    """Whether a file is Parquet, by its name."""
+    """Whether a file is Parquet, judged by its name."""
     return file.suffix.lower() == PARQUET
 
 
 def digest(path: Path) -> str:
-    """Return what tells the content of a file from every other.
+    """Return the SHA-256 digest of a file, in hex.
 
     Raises:
         InvalidInputError: The file cannot be read.
@@ -168,7 +168,9 @@ _MORE_THAN_ANY = 1 << 62
 def _named(path: str) -> list[Path]:
     if Path(path).is_file():
         if not path.lower().endswith(_ENDINGS):
-            raise InvalidInputError(f"{path!r} is no input; expected a file that ends in {', '.join(_ENDINGS)}.")
+            raise InvalidInputError(
+                f"{path!r} is not a JSONL or Parquet file; expected a file that ends in {', '.join(_ENDINGS)}."
+            )
         return [Path(path)]
     found = Path(path).iterdir() if Path(path).is_dir() else map(Path, glob.glob(path, recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute patterns
     return [
@@ -178,7 +180,7 @@ def _named(path: str) -> list[Path]:
     ]
 
 
-def _cut_jsonl(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
+def _split_jsonl(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
     start = number = rows = offset = 0
     with errors_named(repr(str(path))), opened_bytes(path) as file:
         for line_number, line in enumerate(file, 1):
@@ -194,7 +196,7 @@ def _cut_jsonl(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
         yield Piece(str(path), start, number, rows)
 
 
-def _cut_parquet(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
+def _split_parquet(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
     start, left = 0, parquet.count_rows(path)
     while left:
         rows = min(shard_size - (before + start) % shard_size, left)
@@ -208,8 +210,8 @@ def _jsonl_rows(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
         if not left:
             return
         if line.strip(_BLANKS):
-            place = f"line {number}"
-            yield place, json_object(line, f"{piece.path!r}, {place}", expected="an object with a query")
+            location = f"line {number}"
+            yield location, json_object(line, f"{piece.path!r}, {location}", expected="an object with a query")
             left -= 1
 
 

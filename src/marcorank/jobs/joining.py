@@ -1,4 +1,4 @@
-"""A run, its queries and its corpus, joined to rows of a query with its passages."""
+"""Joins a run, its queries and its corpus to rows of a query with its passages."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """What a first stage left, as three files; each may be packed and named .gz.
+    """The output of a first stage as three files; each may be compressed with gzip and named .gz.
 
     Attributes:
         run: A TREC run, or query_id, doc_id and score.
         queries: Texts of the queries: JSONL of `_id` or `id` and `text`, or .tsv of an id, a tab and a text.
-        corpus: Texts of the passages, in the same forms; JSONL may have a `title`, which is put in front.
+        corpus: Texts of the passages, in the same formats; in JSONL a `title` is put before the text.
     """
 
     run: str | os.PathLike[str]
@@ -34,15 +34,15 @@ class RunFiles:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Where the files are, absolute."""
+        """The absolute paths of the files."""
         return tuple(Path(path).expanduser().absolute() for path in (self.run, self.queries, self.corpus))
 
 
 def join(files: RunFiles, path: Path) -> None:
-    """Write the queries of a run with the texts of their candidates, best first, as JSONL that appears whole.
+    """Write the queries of a run with the texts of their candidates, best first, as JSONL; it appears when complete.
 
     Raises:
-        InvalidInputError: A file is missing or broken, or the files do not belong together.
+        InvalidInputError: A file is missing or damaged, or the files do not belong together.
     """
     run_path, queries_path, corpus_path = files.paths
     run = read_run(run_path)
@@ -77,6 +77,6 @@ def _check_texts(what: str, wanted: Collection[str], texts: dict[str, str], path
     if missing:
         shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
         raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} of {len(wanted)} {what} of the run ({shown}); expected "
-            "that of each. Do the files belong together?"
+            f"{str(path)!r} has no text for {len(missing)} of the {len(wanted)} {what} of the run ({shown}); expected "
+            "the text of each. Do the files belong together?"
         )

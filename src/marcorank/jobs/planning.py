@@ -1,4 +1,4 @@
-"""A run over many requests: what is left to do, and how a shard of it is done."""
+"""A job over many requests: which shards are left, and how one is ranked."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ FORMATS: tuple[str, ...] = get_args(OutputFormat)
 
 @dataclass(frozen=True, slots=True)
 class ShardRun:
-    """How far a run over many shards is, or how it ended.
+    """Progress of a job, or its result.
 
     Attributes:
-        output: The folder that is written to.
-        shards: How many there are.
-        skipped: Those of them that were finished before.
-        ranked: Those that this run has ranked.
+        output: The output folder.
+        shards: Number of shards.
+        skipped: Shards that were finished before.
+        ranked: Shards that this run has ranked.
         requests: Queries in these.
         pairs: Pairs of query and passage in these.
-        seconds: Since the first of them was begun.
+        seconds: Seconds since the first of them was started.
     """
 
     output: str
@@ -57,23 +57,23 @@ class ShardRun:
 
     @property
     def pairs_per_second(self) -> float:
-        """Pairs ranked in a second; 0 before the first shard."""
+        """Pairs ranked per second; 0 before the first shard."""
         return self.pairs / self.seconds if self.seconds else 0.0
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the rest takes if it goes on like this; None before the first shard."""
+        """Estimated seconds for the remaining shards; None before the first shard."""
         left = self.shards - self.skipped - self.ranked
         return left * self.seconds / self.ranked if self.ranked else None
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of a shard.
+    """The result of ranking a shard.
 
     Attributes:
-        requests: Queries in it.
-        pairs: Pairs of query and passage.
+        requests: Number of queries.
+        pairs: Number of pairs of query and passage.
     """
 
     requests: int
@@ -82,10 +82,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """How shards are ranked, and where to; small and picklable.
+    """How shards are ranked and where they are written; small and picklable.
 
     Attributes:
-        folder: To write to.
+        folder: The output folder.
         scorer: Fingerprint of the scorer; see `scorer_fingerprint`.
         top_n: Maximum number of results of a query.
         score_threshold: Minimum score of a result.
@@ -99,7 +99,7 @@ class Job:
     text_field: str | None
 
     def check_scorer(self, reranker: Reranker) -> None:
-        """Check that a reranker computes, in this process, what the folder was begun with; nothing is scored.
+        """Check that a reranker in this process computes the same scores as the folder holds; nothing is scored.
 
         Raises:
             InvalidInputError: It computes something else.
@@ -113,8 +113,8 @@ class Job:
         if different:
             hint = advice(self.scorer, here) or "Every machine needs the same model files and version of marcorank."
             raise InvalidInputError(
-                f"The worker on {platform.node()!r} would give other scores than {str(self.folder.path)!r} was begun "
-                f"with: {'; '.join(different[:4])}. Nothing was scored there. {hint}"
+                f"The worker on {platform.node()!r} would compute different scores from those in "
+                f"{str(self.folder.path)!r}: {'; '.join(different[:4])}. Nothing was scored there. {hint}"
             )
 
     def rank(self, reranker: Reranker, shard: Shard) -> Done:
@@ -141,12 +141,12 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job, and the shards that it has to do.
+    """A job and the shards that are left.
 
     Attributes:
         job: How to rank.
-        shards: What is left.
-        begun: How far the run is.
+        shards: The shards that are left.
+        begun: Progress at the start.
     """
 
     job: Job
@@ -157,8 +157,8 @@ class Plan:
         """Count shards as they come, and report each.
 
         Args:
-            done: What came of the shards, in any order.
-            progress: Called once at the start and after each shard; None for nobody.
+            done: The results of the shards, in any order.
+            progress: Called once at the start and after each shard.
         """
         run, started = self.begun, time.monotonic()
         if progress is not None:
@@ -176,7 +176,7 @@ class Plan:
         return run
 
     def rank_here(self, reranker: Reranker) -> Iterator[Done]:
-        """Rank the shards that are left in this process, one after the other."""
+        """Rank the remaining shards in this process, one after the other."""
         for shard in self.shards:
             yield self.job.rank(reranker, shard)
 
@@ -193,31 +193,31 @@ def plan(
     output_format: OutputFormat | None = None,
     overwrite: bool = False,
 ) -> Plan:
-    """Look at the input and at what is finished, and begin the folder if it is new; nothing is ranked yet.
+    """Check the input and the finished shards, and start the folder if it is new; nothing is ranked yet.
 
-    At the first start every row is read, so that a row that cannot be ranked is found now and not at night.
+    The first start reads every row, so that invalid rows are found before the job runs for hours.
 
     Args:
         source: Paths of files and folders, or patterns; or the files of a run.
-        output: Folder to write to.
+        output: The output folder.
         reranker: The scorer. Its model is not loaded, but its files are read, and downloaded if they are not cached.
         top_n: Maximum number of results of a query; None for all.
         score_threshold: Minimum score of a result, on the scale of the activation.
         text_field: Field of a passage that holds its text; None for the first of `requests.TEXT_FIELDS`.
-        shard_size: Rows of a shard.
-        output_format: None for that of the input: Parquet if all of it is.
-        overwrite: Whether to remove what an earlier run wrote and to start anew.
+        shard_size: Rows per shard.
+        output_format: None for the format of the input: Parquet if all files are.
+        overwrite: Whether to delete the output of an earlier run and start again.
 
     Raises:
         InvalidInputError: An argument is not allowed, the input cannot be read, a row is not a request, or the folder
-            was begun with another input, other settings, or a scorer that computes something else.
+            was started with another input, other settings, or a scorer that computes something else.
         MissingExtraError: pyarrow is needed and not installed.
         MarcoRankError: A file of the model is missing or cannot be fetched.
     """
     if reranker.on_error != "raise" or reranker.fallback is not None:
         raise InvalidInputError(
-            "`on_error` and `fallback` are for answers that cannot wait; here a shard that fails is ranked at the next "
-            "start, and all have scores of one model. Leave them out."
+            "`on_error` and `fallback` cannot be used in a job: all rows have scores of one model, and a shard that "
+            "fails is ranked at the next start. Leave them out."
         )
     size = whole_number("shard_size", shard_size, 1)
     one_of("output_format", output_format, (None, *FORMATS))
@@ -248,7 +248,7 @@ def plan(
     _make(out)
     joined = _joined(source, sources, out) if isinstance(source, RunFiles) else None
     files = files if joined is None else [joined]
-    shards = inputs.cut(files, size)
+    shards = inputs.split(files, size)
     if found is None:
         columns = _check_rows(files, text_field, as_parquet=output_format == "parquet")
         manifest["columns"] = None if columns is None else parquet.to_text(columns)
@@ -282,7 +282,7 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
 
 
 def _joined(source: RunFiles, sources: Sequence[dict[str, Any]], out: Path) -> Path:
-    """Return the file of rows that the files of a run were joined to; another run has another name for it."""
+    """Return the file of rows joined from the files of a run; its name depends on their content."""
     identity = hashlib.sha256("".join(file["sha256"] for file in sources).encode()).hexdigest()[:16]
     joined = out / f"_candidates-{identity}.jsonl"
     if not joined.exists():
@@ -294,7 +294,7 @@ def _make(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidInputError(f"{str(out)!r} cannot be made: {error.strerror or error}.") from error
+        raise InvalidInputError(f"{str(out)!r} cannot be created: {error.strerror or error}.") from error
 
 
 def _source(path: Path) -> dict[str, Any]:

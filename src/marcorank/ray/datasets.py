@@ -1,4 +1,4 @@
-"""Many queries with candidates through Ray Data: a pool of actors, each with a reranker of its own."""
+"""Jobs on Ray Data: a pool of actors, each with a reranker of its own."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from marcorank.jobs.planning import Job, Plan, ShardRun
     from marcorank.scorer import Scorer
 
-# Beyond that many, cores share a batch instead of having one each.
-_MOST_CORES = 8
+# With more, cores share a batch instead of having one each.
+_MAX_CORES = 8
 
 
 def rerank_dataset(
-    input: Paths | RunFiles,  # noqa: A002 -- what people look for beside `output`
+    input: Paths | RunFiles,  # noqa: A002 -- the natural name beside `output`
     output: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] | Scorer = "bundled",
@@ -49,44 +49,46 @@ def rerank_dataset(
     progress: Callable[[ShardRun], None] | None = None,
     **settings: Any,
 ) -> ShardRun:
-    """Rerank files of queries with candidates on Ray; a run that was stopped goes on where it was.
+    """Rerank files of queries with candidates on Ray; the same call continues a job that was interrupted.
 
-    Rows and scores are those of `marcorank rerank --requests`. Input is cut into shards, and each is written to
-    `output` as `part-00017.jsonl` or `.parquet` when all of it is ranked. What is there is not ranked again. A Ray
-    that this process is connected to is used, else the one of `address` or `RAY_ADDRESS`, else one is started on this
-    machine and ended again. Every machine has to see input and output, and the model, under the same paths.
+    Rows and scores are those of `marcorank rerank --requests`. The input is split into shards, and each is written to
+    `output` as `part-00017.jsonl` or `.parquet` once all of it is ranked; finished shards are not ranked again. If
+    this process is connected to Ray, that cluster is used, otherwise the one at `address` or `RAY_ADDRESS`;
+    otherwise Ray is started on this machine and shut down at the end. Input, output and model must have the same
+    paths on every machine. An actor that would compute different scores from those of the job, for
+    example because `precision="auto"` resolves differently there, refuses to score.
 
     Args:
         input: Paths of files and folders, or patterns, of JSONL or Parquet with a `query` and `passages` a row;
             or the `RunFiles` of a first stage.
-        output: Folder to write to.
+        output: The output folder.
         model: As for `Reranker`.
-        top_n: Most results of a query; None for all.
-        score_threshold: Least score of a result, on the scale of the activation.
+        top_n: Maximum number of results of a query; None for all.
+        score_threshold: Minimum score of a result, on the scale of the activation.
         text_field: Field of a passage that holds its text; None for the first of `text`, `passage`, `page_content`
             and `content`.
-        shard_size: Rows of a shard.
-        output_format: `"jsonl"` or `"parquet"`; None for that of the input.
-        overwrite: Whether to remove what an earlier run wrote and to start anew.
-        num_actors: Actors that rank; None for as many as the cluster has cores for.
-        threads: Cores of an actor. None for as many as a machine has, up to 8: they share one model, which is faster
-            than a model a core. With GPUs it is 1.
-        num_gpus: GPUs of an actor.
-        address: Of a Ray cluster, as `ray.init` takes it.
+        shard_size: Rows per shard.
+        output_format: `"jsonl"` or `"parquet"`; None for the format of the input.
+        overwrite: Whether to delete the output of an earlier run and start again.
+        num_actors: Number of actors; None for as many as the cluster has cores for.
+        threads: Cores per actor. None for all cores of a machine, up to 8: sharing one model is faster than a model
+            per core. With GPUs the default is 1.
+        num_gpus: GPUs per actor.
+        address: Address of a Ray cluster, as `ray.init` takes it.
         progress: Called at the start and after each shard.
-        **settings: Further settings of `Reranker`, but `token`: workers take that from `HF_TOKEN`, or
+        **settings: Further settings of `Reranker`, except `token`: actors read it from `HF_TOKEN`, or
             `MARCORANK_API_KEY` for a server.
 
     Raises:
-        InvalidInputError: An argument is not allowed, the input cannot be read, or the folder was begun with other
-            input or settings.
+        InvalidInputError: An argument is not allowed, the input cannot be read, or the folder was started
+            with another input, other settings or another scorer, or an actor would compute different scores.
         MissingExtraError: Ray or pyarrow is not installed.
         MarcoRankError: The model cannot be loaded or fails, see `errors`.
     """
     ray = _ray()
     if settings.get("token") is not None:
         raise InvalidInputError(
-            "`token` does not go to other machines; set HF_TOKEN, or MARCORANK_API_KEY for a server, on each of them."
+            "`token` is not sent to other machines; set HF_TOKEN, or MARCORANK_API_KEY for a server, on each of them."
         )
     actors = None if num_actors is None else whole_number("num_actors", num_actors, 1)
     cores = None if threads is None else whole_number("threads", threads, 1)
@@ -108,9 +110,9 @@ def rerank_dataset(
         return planned.follow((), progress)
     with _connected(ray, text_or_none("address", address)):
         cores = cores or _cores_of_an_actor(ray, actors or 1, num_gpus)
-        # Ray would wait for ever for room that no machine has.
-        room = _room(ray, cores, num_gpus)
-        pool = min(actors or room, len(planned.shards))
+        # Ray would wait forever for resources that no machine has.
+        capacity = _capacity(ray, cores, num_gpus)
+        pool = min(actors or capacity, len(planned.shards))
         if settings.get("cache_folder") is not None:
             settings["cache_folder"] = Path(settings["cache_folder"]).expanduser().absolute()
         reranker = Reranker(_absolute(model), threads=cores, **settings)
@@ -120,7 +122,7 @@ def rerank_dataset(
 
 
 class RankShard:
-    """Ranks a shard a call; an actor of the pool is one of these."""
+    """An actor of the pool; each call ranks one shard."""
 
     def __init__(self, job: Job, reranker: Reranker) -> None:
         self._job = job
@@ -146,7 +148,7 @@ def _ranked(
     shards = [shard.to_dict() for shard in planned.shards]
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards))
     dataset.context.enable_progress_bars = False
-    # Ray starts the actors that find room, and goes on with those that are left where a machine is lost.
+    # Ray starts the actors that fit, and continues with the remaining ones if a machine is lost.
     ranked = dataset.map(
         RankShard,
         fn_constructor_args=(planned.job, reranker),
@@ -155,33 +157,33 @@ def _ranked(
     )
     for row in ranked.iter_rows():
         if row["error"]:
-            raise pickle.loads(row["error"])  # noqa: S301 -- of our own actors
+            raise pickle.loads(row["error"])  # noqa: S301 -- from our own actors
         yield Done(int(row["requests"]), int(row["pairs"]))
 
 
 def _cores_of_an_actor(ray: ModuleType, actors: int, num_gpus: float) -> int:
-    """Return how many cores an actor gets so that the fewest are left over, and so many actors fit; rather more."""
+    """Return the cores per actor that leave the fewest idle while `actors` fit; the larger number of equal ones."""
     if num_gpus:
         return 1
     machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    fitting = [cores for cores in range(1, _MOST_CORES + 1) if sum(machine // cores for machine in machines) >= actors]
+    fitting = [cores for cores in range(1, _MAX_CORES + 1) if sum(machine // cores for machine in machines) >= actors]
     return max(fitting, key=lambda cores: (sum(machine - machine % cores for machine in machines), cores), default=1)
 
 
-def _room(ray: ModuleType, cores: int, num_gpus: float) -> int:
+def _capacity(ray: ModuleType, cores: int, num_gpus: float) -> int:
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = 0
+    capacity = 0
     for machine in machines:
         fits = int(machine.get("CPU", 0)) // cores
-        room += min(fits, int(machine.get("GPU", 0) / num_gpus)) if num_gpus else fits
-    if room < 1:
-        most = max((machine.get("CPU", 0) for machine in machines), default=0)
+        capacity += min(fits, int(machine.get("GPU", 0) / num_gpus)) if num_gpus else fits
+    if capacity < 1:
+        cpus = max((machine.get("CPU", 0) for machine in machines), default=0)
         gpus = max((machine.get("GPU", 0) for machine in machines), default=0)
         raise InvalidInputError(
-            f"The largest machine of the cluster has {most:g} cores and {gpus:g} GPUs; an actor with "
+            f"The largest machine of the cluster has {cpus:g} cores and {gpus:g} GPUs; an actor with "
             f"`threads={cores}` and `num_gpus={num_gpus:g}` does not fit."
         )
-    return room
+    return capacity
 
 
 @contextmanager
@@ -209,7 +211,7 @@ def _is_local(model: str | os.PathLike[str] | Scorer) -> bool:
 
 
 def _absolute(model: str | os.PathLike[str] | Scorer) -> str | os.PathLike[str] | Scorer:
-    """Return a model's folder as workers find it, which run in folders of their own."""
+    """Return the absolute path of a model folder: actors have another working directory."""
     if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
         return Path(model).expanduser().resolve()
     return model
@@ -220,5 +222,5 @@ def _ray() -> ModuleType:
         import ray
         import ray.data
     except ImportError as error:
-        raise MissingExtraError("Ray is needed here: pip install 'marcorank[ray]'") from error
+        raise MissingExtraError("Ray is not installed: pip install 'marcorank[ray]'") from error
     return ray
