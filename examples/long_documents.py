@@ -1,7 +1,7 @@
-"""Rank long documents: cut to what the model can read, and in windows over the whole text.
+"""Rank long documents in two ways: truncated to what the model can read, and in windows over the whole text.
 
 A cross-encoder of this kind reads 512 tokens, about 2,000 characters. `long_passages="truncate"` scores the beginning
-of a longer document and says so; `"windows"` scores all of it, the best window counts, and `span` tells where it is.
+of a longer document and reports it. `"windows"` scores all of it: the best window counts, and `span` is its position.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 
 from marcorank import Ranking, Reranker
 
-# Chapters of Python's reference; the answers to the questions stand late in them.
+# Chapters of Python's reference; the answers to the questions come late in them.
 CHAPTERS = ["attribute-access", "comparisons", "raise", "strings", "try", "typesmapping"]
 QUESTIONS = [
     "What happens when finally contains a return statement?",
@@ -23,12 +23,12 @@ QUESTIONS = [
 
 
 def places(ranking: Ranking, names: list[str]) -> dict[str, str]:
-    """Return rank and score of each document, for the table."""
+    """Return the rank and the score of each document, for the table."""
     return {names[hit.index]: f"{hit.rank:>4}  {hit.score:6.2f}" for hit in ranking}
 
 
 def main() -> None:
-    """Rank the documents in both ways, print both ranks and the best window."""
+    """Rank the documents in both ways, and print both ranks and the best window."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", default=QUESTIONS)
     parser.add_argument(

@@ -1,7 +1,8 @@
-"""Find the sentence that answers a question, or say that none does.
+"""Find the sentence that answers a question, or report that there is none.
 
-With `activation="sigmoid"` scores run from 0 to 1 and `score_threshold` is on that scale. A score is no probability:
-0.5 suits these few sentences and the bundled model. Try it on questions of your own, some of them without an answer.
+With `activation="sigmoid"` scores are from 0 to 1, and `score_threshold` is on that scale. A score is not a
+probability: 0.5 works for these few sentences and the bundled model. Try it on your own questions, some of them
+without an answer.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ QUESTIONS = [
 
 
 def main() -> None:
-    """Split into sentences, rank them for each question, print the best or that there is none."""
+    """Split the text into sentences, rank them for each question, and print the best one above the threshold."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("questions", nargs="*", default=QUESTIONS)
     parser.add_argument("--passages", type=Path, help="a text file with a blank line between passages")

@@ -1,4 +1,4 @@
-"""RAG with LangChain: 20 chunks from Chroma, the best 3 by a cross-encoder, an answer with its sources."""
+"""RAG with LangChain: retrieve 20 chunks from Chroma, keep the best 3 of a cross-encoder, answer with sources."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROMPT = ChatPromptTemplate.from_template(
 
 
 def main() -> None:
-    """Load, split, embed what is new, retrieve, rerank, answer."""
+    """Load, split, embed new chunks, retrieve, rerank, answer."""
     args = parts.arguments(__doc__)
 
     splitter = RecursiveCharacterTextSplitter(chunk_size=1000, chunk_overlap=100)

@@ -1,4 +1,4 @@
-"""RAG with LlamaIndex: 20 chunks from Chroma, the best 3 by a cross-encoder, an answer with its sources."""
+"""RAG with LlamaIndex: retrieve 20 chunks from Chroma, keep the best 3 of a cross-encoder, answer with sources."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from marcorank.llama_index import MarcoRerank
 
 
 def main() -> None:
-    """Load, split, embed what is new, retrieve, rerank, answer."""
+    """Load, split, embed new chunks, retrieve, rerank, answer."""
     args = parts.arguments(__doc__)
 
     splitter = SentenceSplitter(chunk_size=256, chunk_overlap=32)

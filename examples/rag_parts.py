@@ -1,4 +1,4 @@
-"""What both RAG examples share: documents, the store's changes, the table of moves, an answer without an LLM."""
+"""Shared by both RAG examples: documents, updates of the store, the table of ranks, an answer without an LLM."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DEFAULT_QUESTION = "When is the else clause of a loop executed?"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line."""
+    """Parse the command line."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # arrows, on a terminal that has none
     parser = argparse.ArgumentParser(description=description)
@@ -50,14 +50,14 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 
 def folder(text: str) -> Path:
-    """Read a folder that has to exist."""
+    """Parse the path of an existing folder."""
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {text!r}")
     return Path(text)
 
 
 def at_least_one(text: str) -> int:
-    """Read a number of passages."""
+    """Parse a number of passages."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"found {text}; expected at least 1")
@@ -65,11 +65,11 @@ def at_least_one(text: str) -> int:
 
 
 def load_documents(folder: Path | None) -> Iterator[tuple[str, str]]:
-    """Yield name and text of each document."""
+    """Yield the name and the text of each document."""
     if folder is None:
         from pydoc_data.topics import topics
 
-        # The longest chapters gather what stands in the others too.
+        # The longest chapters repeat the text of others.
         yield from sorted((name, text) for name, text in topics.items() if len(text) < 15_000)
         return
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES)
@@ -89,7 +89,7 @@ def read(file: Path) -> str:
 
 
 def open_collection(store: Path, framework: str, docs: Path | None) -> tuple[chromadb.ClientAPI, chromadb.Collection]:
-    """Open a Chroma collection on disk that compares by cosine: one for each framework and folder of documents."""
+    """Open a Chroma collection on disk with cosine distance: one for each framework and folder of documents."""
     settings = chromadb.Settings(anonymized_telemetry=False)
     client = chromadb.PersistentClient(str(store), settings)
     documents = "reference" if docs is None else hashlib.sha256(str(docs.resolve()).encode()).hexdigest()[:16]
@@ -97,12 +97,12 @@ def open_collection(store: Path, framework: str, docs: Path | None) -> tuple[chr
 
 
 def chunk_id(source: str, text: str) -> str:
-    """Return an id that changes with the chunk, so that a second run embeds only what is new."""
+    """Return an id that changes with the chunk, so that a second run embeds only new chunks."""
     return hashlib.sha256(f"{source}\0{text}".encode()).hexdigest()[:32]
 
 
 def new_chunks(collection: chromadb.Collection, chunks: dict[str, T]) -> Iterable[Sequence[T]]:
-    """Drop from the collection what no document holds any more; yield the chunks that it lacks, with progress."""
+    """Delete chunks that are no longer in any document, and yield the missing ones, with a progress bar."""
     if not chunks:
         raise SystemExit("The documents hold no text.")
     known = set(collection.get(include=[])["ids"])
@@ -117,7 +117,7 @@ def new_chunks(collection: chromadb.Collection, chunks: dict[str, T]) -> Iterabl
 
 @dataclass
 class Moved:
-    """One passage on its way through both stages."""
+    """The ranks of one passage in both stages."""
 
     source: str
     text: str
@@ -127,7 +127,7 @@ class Moved:
 
 
 def print_moves(question: str, rows: Sequence[Moved], *, model: str, top_n: int) -> None:
-    """Print how the second stage moved the passages of the first; those above the line go to the answer."""
+    """Print how the second stage changed the ranks; the passages above the line are used for the answer."""
     width = max(shutil.get_terminal_size((120, 24)).columns, 60)
     print(f"\nQuestion: {question}\nReranked by {model}", end="")
     print(", the model in the wheel; --model ms-marco-MiniLM-L6-v2 was trained to rank" if model == "bundled" else "")
@@ -143,7 +143,7 @@ def print_moves(question: str, rows: Sequence[Moved], *, model: str, top_n: int)
 
 
 def extractive_answer(question: str, texts: Sequence[str], model: str) -> str:
-    """Return the sentence of the texts that the cross-encoder likes best."""
+    """Return the sentence with the highest score."""
     sentences = [part.strip() for text in texts for part in re.split(r"(?<=[.!?])\s+|\n\s*\n", text)]
     whole = [part for part in sentences if len(part.split()) > 3 and part.endswith((".", "!", "?"))]
     best = Reranker(model).rank(question, whole or texts, top_n=1)
@@ -154,6 +154,6 @@ def extractive_answer(question: str, texts: Sequence[str], model: str) -> str:
 
 
 def print_answer(answer: str, rows: Sequence[Moved]) -> None:
-    """Print the answer and where it comes from."""
+    """Print the answer and its sources."""
     print(f"\nAnswer: {answer}")
     print("Sources: " + ", ".join(f"[{place}] {row.source}" for place, row in enumerate(rows, 1)))

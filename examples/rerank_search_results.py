@@ -1,7 +1,7 @@
-"""Rerank results that a search engine has given you, and keep your own records joined to them.
+"""Rerank the results of a search engine, and match them with your own records.
 
-The results come as JSON with a title, a url and a snippet each; other keys are kept. Without `--results` the ones in
-search_results.json are taken.
+The results are JSON objects with a title, a url and a snippet; other keys are kept. Without `--results` the program
+reads search_results.json.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from marcorank import Reranker
 
 
 def main() -> None:
-    """Read results, rank them by title and snippet, print the old and the new place of each."""
+    """Read results, rank them by title and snippet, and print the old and the new rank of each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", help="default: the query in the file")
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("search_results.json"))
@@ -26,14 +26,14 @@ def main() -> None:
     records = found["results"]
     query = args.query or found["query"]
 
-    # The title says much of what a result is about: let the model read it as well.
+    # The title often says what a result is about, so the model should read it as well.
     texts = [f"{record['title']}. {record['snippet']}" for record in records]
     ranking = Reranker(args.model).rank(query, texts, top_n=args.top_n)
 
     print(f"Results for {query!r}, reranked by {ranking.model}\n")
     print(f"{'new':>3}  {'old':>3}  {'score':>7}  result")
     for hit in ranking:
-        # `index` is the place in the list that was ranked, and so the record that the text was made from.
+        # `index` is the position in the input list, and so identifies the record.
         record = records[hit.index]
         print(f"{hit.rank:>3}  {hit.index + 1:>3}  {hit.score:7.2f}  {record['title']}\n{'':19}{record['url']}")
 

@@ -1,6 +1,6 @@
-"""Search a text file by meaning: all-MiniLM-L6-v2 finds candidates, a cross-encoder ranks them.
+"""Search a text file by meaning: all-MiniLM-L6-v2 retrieves candidates, a cross-encoder ranks them.
 
-Without `--file` the text is the chapter on special method names that every Python ships: help("SPECIALMETHODS").
+Without `--file` the text is the chapter on special method names that comes with Python: help("SPECIALMETHODS").
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from sentence_transformers import SentenceTransformer
 
 from marcorank import Reranker
 
-# The first stage reads 256 tokens of a passage at most; English text has four to five characters a token.
+# The first stage reads at most 256 tokens of a passage; English text has four to five characters per token.
 PASSAGE_CHARS = 500
 
 
 def passages(text: str) -> list[tuple[int, str]]:
-    """Return the number of the first line, from 1, and the text of each passage: paragraphs up to a length."""
+    """Return the first line number, from 1, and the text of each passage: paragraphs up to a maximum length."""
     found, start, held = [], 1, ""
     for number, line in enumerate(text.splitlines(), 1):
         blank = not line.strip()
-        # A passage ends between paragraphs, and inside one only where it grows too long.
+        # A passage ends between paragraphs, or inside one that is too long.
         if (blank and len(held) >= PASSAGE_CHARS) or len(held) >= 2 * PASSAGE_CHARS:
             found.append((start, held))
             held = ""
@@ -35,7 +35,7 @@ def passages(text: str) -> list[tuple[int, str]]:
 
 
 def main() -> None:
-    """Split, embed, take the nearest passages, rank them, print the best."""
+    """Split, embed, retrieve the nearest passages, rank them, and print the best."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("query", nargs="?", default="Why does defining __eq__ make my objects unhashable?")
     parser.add_argument("--file", type=Path, help="your own .txt or .md")

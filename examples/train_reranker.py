@@ -3,14 +3,14 @@
     python examples/train_reranker.py MY_COLLECTION --output my-reranker
     marcorank rerank --model my-reranker "how do I open a file?" passages.txt
 
-A collection is a folder with `corpus.jsonl.gz` (an object a line: id, text) and `train.jsonl.gz` (query, pos, neg: ids
-of passages that answer and, if you have them, of some that do not). `NAME=1000` after `--limit` takes at most 1,000
-queries of the collection called NAME.
+A collection is a folder with `corpus.jsonl.gz` (one object per line: id, text) and `train.jsonl.gz` (query, pos, neg:
+ids of passages that answer the query and, if you have them, of some that do not). `NAME=1000` after `--limit` uses at
+most 1,000 queries of the collection NAME.
 
-What happens: a bi-encoder finds passages that look right and are not; what it holds for clearly better than the answer
-is left out, since it may well be one. The model then learns to put the answer before seven others (ListNet). When it
-starts from a bi-encoder it gets the head of `marcorank.interaction`, and ranks as well as that before the first step.
-Stop it with Ctrl-C and start it again: it goes on from the last checkpoint.
+How it works: a bi-encoder mines hard negatives. A passage that it scores clearly above the answer is left out, because
+it may be an answer too. The model then learns to rank the answer above seven negatives (ListNet). If it starts
+from a bi-encoder, it gets the head of `marcorank.interaction`, and ranks as well as that before the first step.
+If you stop it with Ctrl-C, the same command resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
 
-# What a query is searched against for wrong answers, and how many of the best are looked at.
+# Passages to search for the negatives of a query, and how many of the best to consider.
 SEARCH_DEPTH = 20
-# From the hardest of them, from the others, and from other collections.
+# Negatives from the hardest of these, from the others, and from other collections.
 HARD, LESS_HARD, FOREIGN = 4, 2, 1
 HARDEST = 10
-# Of the target: the rest is what the bi-encoder thinks, which softens what the data calls wrong.
+# Weight of the labels in the target. The rest are the bi-encoder's scores: some negatives are unlabelled answers.
 SHARE_OF_THE_ANSWER = 0.6
 COSINE_FACTOR = 20.0
-# What the bi-encoder finds that much more similar than the answer may well answer, too.
+# A passage that is this much more similar than the answer may be an answer too.
 SUSPICIOUS = 0.1
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.02, 20
-# Words that people leave out when they type into a search box.
+# Words that people leave out when they type a query.
 FILLERS = frozenset(
     "a an the is are was were do does did of to in on for what which who how when where why can i my it".split()  # noqa: SIM905
 )
 
 
 class Collection(NamedTuple):
-    """Passages with their directions, and the queries to learn from."""
+    """The texts of the passages, and the training queries."""
 
     name: str
     texts: dict[str, str]
@@ -62,13 +62,13 @@ class Collection(NamedTuple):
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """Read an object a line."""
+    """Read one JSON object per line."""
     with gzip.open(file, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def read_collection(folder: Path, limit: int | None, chance: random.Random) -> Collection:
-    """Read a collection, or as many of its queries, chosen by chance."""
+    """Read a collection, or a random sample of its queries."""
     queries = read_rows(folder / "train.jsonl.gz")
     if limit is not None and limit < len(queries):
         queries = chance.sample(queries, limit)
@@ -79,7 +79,7 @@ def read_collection(folder: Path, limit: int | None, chance: random.Random) -> C
 def groups_of(
     collection: Collection, bi_encoder: SentenceTransformer, foreign: list[str], chance: random.Random
 ) -> list[dict[str, Any]]:
-    """Make groups of one passage that answers a query, first, and others that do not."""
+    """Build groups of a passage that answers a query, first, and its negatives."""
     ids = list(collection.texts)
     place = {passage: number for number, passage in enumerate(ids)}
     settings = {"normalize_embeddings": True, "batch_size": 64, "show_progress_bar": False}
@@ -109,7 +109,7 @@ def groups_of(
                 "collection": collection.name,
                 "query": as_typed(row["query"], chance),
                 "docs": [*(collection.texts[ids[number]] for number in [answer, *chosen]), *strangers],
-                # ListNet takes the softmax of the labels: of a logarithm, that is the target itself.
+                # ListNet applies a softmax to the labels, and the softmax of the logarithm is the target itself.
                 "labels": np.log(target + 1e-9).round(4).tolist(),
             }
         )
@@ -117,7 +117,7 @@ def groups_of(
 
 
 def as_typed(query: str, chance: random.Random) -> str:
-    """Return a query as it is, without its question mark, or as the words that people type into a search box."""
+    """Return the query unchanged, without its question mark, or as keywords."""
     kind = chance.random()
     if kind < 0.5:
         return query
@@ -127,7 +127,7 @@ def as_typed(query: str, chance: random.Random) -> str:
 
 
 def prepare(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return groups to learn from and groups held out; made once and kept in the output folder."""
+    """Return training groups and held-out groups; they are built once and saved in the output folder."""
     kept = [folder / "groups.jsonl.gz", folder / "held-out.jsonl.gz"]
     if not all(file.exists() for file in kept):
         chance = random.Random(args.seed)  # noqa: S311
@@ -154,7 +154,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> tuple[list[dict[str, Any]
 
 
 def start_model(start: str, groups: list[dict[str, Any]], max_length: int, folder: Path) -> CrossEncoder:
-    """Return a cross-encoder to train: the given one, or one that ranks like the given bi-encoder."""
+    """Return the cross-encoder to train: the given one, or one built from the given bi-encoder."""
     config = AutoConfig.from_pretrained(start)
     if config.model_type == "bert" and not any("Classification" in name for name in config.architectures or []):
         config = InteractionBertConfig.from_pretrained(start, num_labels=1)
@@ -172,7 +172,7 @@ def start_model(start: str, groups: list[dict[str, Any]], max_length: int, folde
 
 
 def evaluator(groups: list[dict[str, Any]]) -> CrossEncoderRerankingEvaluator:
-    """Return what measures how often the answer comes first among the others."""
+    """Return an evaluator that measures how often the answer is ranked first."""
     samples = [
         {"query": group["query"], "positive": group["docs"][:1], "negative": group["docs"][1:]} for group in groups
     ]
@@ -180,7 +180,7 @@ def evaluator(groups: list[dict[str, Any]]) -> CrossEncoderRerankingEvaluator:
 
 
 def main() -> None:
-    """Read the command line, prepare, train, evaluate, save."""
+    """Parse the command line, prepare, train, evaluate, and save."""
     parser = argparse.ArgumentParser(description="Train a small cross-encoder on your own questions.")
     parser.add_argument(
         "collections", nargs="+", type=Path, metavar="COLLECTION", help="folder with corpus and queries"
@@ -205,7 +205,7 @@ def main() -> None:
         model.save_pretrained(str(args.output))
         print(f"Saved as it starts, untrained, to {args.output}")
         return
-    # Words that the training data lacks keep their place beside those that it has.
+    # Words that are not in the training data keep their embeddings relative to those that are.
     model.model.get_input_embeddings().weight.requires_grad = False
     measure = evaluator(held_out)
     before = measure(model)
@@ -215,7 +215,7 @@ def main() -> None:
         max_steps=args.steps,
         per_device_train_batch_size=args.batch_size,
         learning_rate=args.learning_rate,
-        # A new head has further to go than the layers under it.
+        # A new head needs a higher learning rate than the layers below it.
         learning_rate_mapping={r"gates|similarities|classifier": 50 * args.learning_rate, "word_weights": 5e-4},
         warmup_steps=100,
         weight_decay=0.01,

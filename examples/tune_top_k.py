@@ -1,7 +1,7 @@
 """Choose top_k (candidates of the first stage) and top_n (passages for the prompt) from questions with known answers.
 
-Prints success@n: the share of questions with a passage of the right document among the first n. To tune a pipeline of
-your own, put your documents into `documents` and your questions into JUDGED; fifty tell more than a dozen.
+It prints success@n: the share of questions with a passage of the right document among the first n. To tune your own
+pipeline, put your documents into `documents` and your questions into JUDGED. Fifty questions are better than a dozen.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 
 from marcorank import Reranker
 
-# Questions, and the documents that answer them.
+# Questions and the documents that answer them.
 JUDGED = {
     "Is an empty list true or false in a condition?": {"truth", "booleans"},
     "How do I divide and round down?": {"binary"},
@@ -41,30 +41,30 @@ TOP_NS = (1, 3, 5)
 
 
 def documents() -> dict[str, str]:
-    """Return name and text of each document: the sections of Python's reference; chapters would repeat them."""
+    """Return name and text of each document: sections of Python's reference, without chapters that repeat them."""
     return {name: text for name, text in topics.items() if len(text) <= 8000}
 
 
 def split(text: str) -> list[str]:
-    """Cut a text at ends of lines, about every 600 characters."""
+    """Split a text at line ends, about every 600 characters."""
     lines = text.splitlines(keepends=True)
     parts = np.cumsum([len(line) for line in lines]) // 600
     return ["".join(line for line, at in zip(lines, parts, strict=True) if at == part) for part in np.unique(parts)]
 
 
 def success(order: list[list[str]], cutoff: int) -> float:
-    """Return the share of questions with a right document among the first; `order` holds names, best first."""
+    """Return the share of questions with a right document among the first ones; `order` contains names, best first."""
     hits = [bool(right.intersection(names[:cutoff])) for names, right in zip(order, JUDGED.values(), strict=True)]
     return mean(hits)
 
 
 def print_row(name: str, order: list[list[str]], top_k: int, latency: str) -> None:
-    """Print success at each top_n and in all of top_k."""
+    """Print success at each top_n and over all of top_k."""
     print(f"{name:<12}" + "".join(f"{success(order, n):>11.2f}" for n in (*TOP_NS, top_k)) + f"{latency:>13}")
 
 
 def main() -> None:
-    """Split, embed, retrieve, rerank at every depth, print what each depth finds and costs."""
+    """Split, embed, retrieve, rerank at every depth, and print success and time for each depth."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
     args = parser.parse_args()

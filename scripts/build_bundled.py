@@ -3,14 +3,14 @@
     python scripts/build_bundled.py SOURCE_FOLDER
     python scripts/build_bundled.py SOURCE_FOLDER --check COLLECTION_FOLDER
 
-Writes config.json, tokenizer.json and onnx/model_int8.onnx; the model card beside them is edited by hand.
+Writes config.json, tokenizer.json and onnx/model_int8.onnx; the model card in the same folder is edited by hand.
 `--check` prints the card's figures: ranking quality, difference to fp32, speed and start-up time on a collection
 of queries.jsonl.gz, corpus.jsonl.gz, qrels.tsv and run.tsv.
 
 The int8 arithmetic differs from onnxruntime's `quantize_dynamic` in two ways, both in standard operators:
 
-* Every token has its own activation scale; `quantize_dynamic` takes one scale over a whole batch, and a passage's
-  score then depends on what it is batched with.
+* Every token has its own activation scale; `quantize_dynamic` uses one scale for a whole batch, so that a passage's
+  score depends on the rest of the batch.
 * Every row of the word embedding table has its own scale.
 """
 
@@ -41,13 +41,13 @@ Floats = npt.NDArray[np.float32]
 
 OUTPUT = Path(__file__).parents[1] / "src" / "marcorank" / "bundled"
 MODEL_FILE = Path("onnx", "model_int8.onnx")
-# The wheel must stay small enough to be a dependency that nobody thinks about.
+# The wheel must stay small enough to be an unproblematic dependency.
 SIZE_LIMIT_BYTES = 25_000_000
 # x86 processors without VNNI add two u8*s8 products in 16 bits: 2 * 255 * 63 still fits, 2 * 255 * 127 saturates.
 WEIGHT_LIMIT = 63
 ACTIVATION_LIMIT = 127
 ZERO_POINT = 128
-# Smaller tables, for positions and segments, are not worth their rounding.
+# The tables of positions and segments are too small to be worth the rounding errors.
 LARGE_TABLE_VALUES = 1_000_000
 MAX_LENGTH_TOKENS = 512
 
@@ -62,7 +62,7 @@ def build(source: Path, output: Path, fp32_folder: Path) -> None:
     (output / MODEL_FILE).parent.mkdir(parents=True, exist_ok=True)
     fold_constants(graph, output / MODEL_FILE)
     tokenizer = Tokenizer.from_file(str(fp32_folder / "tokenizer.json"))
-    # Training leaves its own length in the file; the length is the reader's choice.
+    # Training saves its own maximum length in the file; at inference the caller chooses it.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.save(str(output / "tokenizer.json"), pretty=False)
@@ -77,9 +77,9 @@ def build(source: Path, output: Path, fp32_folder: Path) -> None:
 
 
 def fold_constants(model: onnx.ModelProto, path: Path) -> None:
-    """Save with the shape arithmetic that never changes computed beforehand: a third less time to load.
+    """Save with constant shape arithmetic folded, which takes a third off the load time.
 
-    Only onnxruntime's basic level, which knows nothing of the machine it runs on.
+    Use only onnxruntime's basic optimisation level, which does not depend on the machine.
     """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -89,7 +89,7 @@ def fold_constants(model: onnx.ModelProto, path: Path) -> None:
     foreign = {node.op_type for node in folded.graph.node if node.domain}
     if foreign:
         raise SystemExit(f"The graph holds operators outside the ONNX standard: {sorted(foreign)}.")
-    # onnxruntime lists every domain it knows, used or not; another version may know others.
+    # onnxruntime lists every domain that it supports, used or not; other versions may support others.
     standard = [opset for opset in folded.opset_import if not opset.domain]
     del folded.opset_import[:]
     folded.opset_import.extend(standard)
@@ -98,7 +98,7 @@ def fold_constants(model: onnx.ModelProto, path: Path) -> None:
 
 
 class Quantizer:
-    """Replaces matrix products with weights, and large embedding tables, by int8 in a BERT-like graph."""
+    """Converts matrix products with weights, and large embedding tables, to int8 in a BERT-like graph."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
@@ -349,7 +349,7 @@ def print_times(collection: Collection, sessions: dict[str, onnxruntime.Inferenc
 
 
 def start_ms(model: Path, tokenizer: Path) -> float:
-    """Time from the first import to the first score, in a process of its own."""
+    """Time from the first import to the first score, in a separate process."""
     code = (
         "import time; start = time.perf_counter()\n"
         "import sys, numpy, onnxruntime, tokenizers\n"
@@ -360,12 +360,12 @@ def start_ms(model: Path, tokenizer: Path) -> float:
         "print(1000 * (time.perf_counter() - start))\n"
     )
     command = [sys.executable, "-c", code, str(model), str(tokenizer)]
-    # The command is this file's own; only its two paths vary.
+    # The command is fixed in this file; only its two paths vary.
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)  # noqa: S603
 
 
 def main() -> None:
-    """Read the command line, build, and check if asked."""
+    """Parse the command line, build, and check if requested."""
     parser = argparse.ArgumentParser(description="Build the model that ships in the wheel.")
     parser.add_argument("source", type=Path, help="folder with config.json, tokenizer files and safetensors")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: src/marcorank/bundled")

@@ -1,10 +1,10 @@
-"""Measure what Ray Serve costs: the throughput of one replica against the same reranker in this process.
+"""Measure the overhead of Ray Serve: the throughput of one replica against the same reranker in this process.
 
     python scripts/measure_serving.py [MODEL] --cpus 2
 
-The requests have 20 passages of 95 to 414 tokens, as those of `marcorank bench`, and 16 are under way at once. Both
-sides take turns, so that a machine that is slow for a minute is slow for both; the client's work and Serve's proxy
-are on the same cores as the replica. Needs `pip install 'marcorank[ray]'`.
+The requests have 20 passages of 95 to 414 tokens, as in `marcorank bench`, and 16 run concurrently. Both sides take
+turns, so that a machine that is slow for a minute is slow for both. The client and Serve's proxy run on the same cores
+as the replica. Needs `pip install 'marcorank[ray]'`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AT_ONCE = 16
 
 
 def main() -> None:
-    """Start a server, measure, and print one line a round and the medians."""
+    """Start a server, measure, and print one line per round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="bundled")
     parser.add_argument("--backend", default="auto")
@@ -61,7 +61,7 @@ def start(settings: dict[str, object]) -> str:
 
 
 async def measure(url: str, settings: dict[str, object], count: int, rounds: int) -> None:
-    """Let both sides take turns."""
+    """Measure both sides in turn."""
     workload = Workload(Settings(models=(str(settings["model"]),)), str(settings["model"]))
     requests = [workload.passages(pair_lengths(CANDIDATES, 95, 414)) for _ in range(count)]
     limits = httpx.Limits(max_connections=AT_ONCE)
