@@ -229,7 +229,7 @@ def test_a_local_model_drops_what_is_out_of_time():
         reranker.rank(QUERY, passages)
     reranker.timeout_s = 60
     assert reranker.rank(QUERY, PASSAGES).results == Reranker("bundled").rank(QUERY, PASSAGES).results
-    assert not reranker._loaded_scorer().scheduler._engine.queue
+    assert not reranker._loaded_scorer().scheduler._shared.queue
 
 
 def test_many_callers_of_a_hanging_scorer_all_end(hanging):

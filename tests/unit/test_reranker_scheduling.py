@@ -70,7 +70,7 @@ def busy(make):
 
 
 def waiting(reranker) -> int:
-    return len(reranker._scorer.scheduler._engine.queue)
+    return len(reranker._scorer.scheduler._shared.queue)
 
 
 async def until(condition):
@@ -142,7 +142,7 @@ async def test_a_long_request_holds_few_tokens_and_no_thread(busy):
     encoder = chosen._scorer.encoder
     backend.max_padded_tokens = 1
     long = asyncio.create_task(chosen.arank(QUERY, [f"river {number} " + "of " * 100 for number in range(10_000)]))
-    await until(lambda: chosen._scorer.scheduler._engine.line)
+    await until(lambda: chosen._scorer.scheduler._shared.admission_queue)
     assert 0 < encoder.passages < 1000
     short = asyncio.create_task(chosen.arank(QUERY, ["museum"]))
     await until(lambda: waiting(chosen) == 2)
@@ -159,7 +159,7 @@ async def test_a_cancelled_long_request_stops_being_tokenised(busy):
     chosen, backend = busy
     encoder = chosen._scorer.encoder
     long = asyncio.create_task(chosen.arank(QUERY, [f"river {number} " + "of " * 100 for number in range(10_000)]))
-    await until(lambda: chosen._scorer.scheduler._engine.line)
+    await until(lambda: chosen._scorer.scheduler._shared.admission_queue)
     long.cancel()
     with pytest.raises(asyncio.CancelledError):
         await long
