@@ -1,15 +1,15 @@
-"""A cross-encoder that starts from a bi-encoder and ranks as well as it before any training.
+"""A cross-encoder that is initialised from a bi-encoder and ranks as well as it before any training.
 
-BERT reads query and passage in one sequence, as every cross-encoder does, but
+As in every cross-encoder, BERT reads query and passage in one sequence, but
 
-* what either side may read of the other is turned down by a learned gate for each layer and head, and
+* a learned gate per layer and head reduces the attention between the two sides, and
 * the logit is a weighted sum of similarities between the two sides (of their means, of each query token with its best
-  passage token, of their words) and of what the `[CLS]` tokens say.
+  passage token, of shared words) and of a classifier on the `[CLS]` tokens.
 
-With the gates shut the similarities are those of the bi-encoder whose weights were taken. Training opens the gates.
-A cross-encoder with a new output layer has to learn first what the bi-encoder knew already.
+With closed gates, the similarities are those of the bi-encoder. Training opens the gates. A cross-encoder with a new
+output layer would first have to learn what the bi-encoder already knows.
 
-Needs torch and transformers. Importing this module makes the architecture known to transformers, so that
+Needs torch and transformers. Importing this module registers the architecture with transformers, so that
 `CrossEncoder(folder)` of sentence-transformers and `Reranker(folder)` load it.
 
 Sources: the best match of each query token is the MaxSim of ColBERT (Khattab and Zaharia, 2020); the share of the
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-# A gate is added to attention scores: exp(-3), about 5 %, of the attention that the other side would get.
-_GATE_AT_START = -3.0
-# Means, best tokens, best tokens by idf, words by idf: the bi-encoder's usual factor of 20, shared out.
-_WEIGHTS_AT_START = (10.0, 10.0, 4.0, 1.0)
-# Brings the logits of what a first stage finds to about 0.
-_BIAS_AT_START = -16.0
-_BLOCKED = -1e4
+# Added to attention scores: the other side gets exp(-3), about 5 %, of its usual attention.
+_INITIAL_GATE = -3.0
+# Means, best tokens, best tokens by idf, words by idf. The first two sum to 20, the usual scale of bi-encoders.
+_INITIAL_WEIGHTS = (10.0, 10.0, 4.0, 1.0)
+# Centres the logits of first-stage candidates around 0.
+_INITIAL_BIAS = -16.0
+_MASKED = -1e4
 
 
 class InteractionBertConfig(BertConfig):  # type: ignore[misc]
-    """Settings of BERT, and the ids of the tokens that stand for no word.
+    """Configuration of BERT, with the ids of the special tokens.
 
     Attributes:
-        cls_token_id: The passage's side gets a copy of this token in front of it, as it had in the bi-encoder.
-        sep_token_id: Ends the query and the passage.
+        cls_token_id: The passage gets its own copy of this token, as in the bi-encoder.
+        sep_token_id: Marks the end of the query and of the passage.
     """
 
     model_type = "interaction-bert"
@@ -59,8 +59,8 @@ class InteractionBertConfig(BertConfig):  # type: ignore[misc]
 class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ignore[misc]
     """One logit for `[CLS] query [SEP] passage [SEP]`.
 
-    `from_pretrained` takes a folder of this architecture, or one of a BERT bi-encoder: what a bi-encoder lacks is set
-    so that the model ranks like it; call `set_word_weights` then.
+    `from_pretrained` loads a folder of this architecture or of a BERT bi-encoder. Parameters that a bi-encoder lacks
+    are initialised so that the model ranks like it; call `set_word_weights` afterwards.
     """
 
     config_class = InteractionBertConfig
@@ -69,10 +69,10 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         super().__init__(config)
         self.num_labels = 1
         self.bert = BertModel(config, add_pooling_layer=False)
-        # By layer, direction (the query reads the passage, the passage reads the query) and head.
+        # By layer, direction (query to passage, passage to query) and head.
         self.gates = nn.Parameter(torch.empty(config.num_hidden_layers, 2, config.num_attention_heads))
         self.word_weights = nn.Embedding(config.vocab_size, 1)
-        self.similarities = nn.Linear(len(_WEIGHTS_AT_START), 1)
+        self.similarities = nn.Linear(len(_INITIAL_WEIGHTS), 1)
         self.classifier = nn.Linear(2 * config.hidden_size, 1)
         self.post_init()
 
@@ -80,23 +80,23 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
         if module is self:
-            self.gates.fill_(_GATE_AT_START)
+            self.gates.fill_(_INITIAL_GATE)
         elif module is self.word_weights:
             module.weight.fill_(1.0)
         elif module is self.similarities:
-            module.weight.copy_(torch.tensor([_WEIGHTS_AT_START]))
-            module.bias.fill_(_BIAS_AT_START)
+            module.weight.copy_(torch.tensor([_INITIAL_WEIGHTS]))
+            module.bias.fill_(_INITIAL_BIAS)
         elif module is self.classifier:
             module.weight.zero_()
             module.bias.zero_()
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def set_word_weights(self, document_frequencies: Sequence[int], documents: int) -> None:
-        """Set how much each word piece counts: its inverse document frequency, 1 for one that is never seen.
+        """Set the weight of each word piece to its inverse document frequency, scaled to a maximum of 1.
 
         Args:
-            document_frequencies: How many documents hold each word piece. Shape: (vocabulary,).
-            documents: How many there are.
+            document_frequencies: Number of documents that contain each word piece. Shape: (vocabulary,).
+            documents: Number of documents.
         """
         frequencies = torch.as_tensor(document_frequencies, dtype=torch.float32)
         idf = torch.log1p((documents - frequencies + 0.5) / (frequencies + 0.5))
@@ -105,7 +105,7 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any
     ) -> SequenceClassifierOutput:
-        """Return one logit a row.
+        """Return one logit per row.
 
         Shape:
             input_ids, attention_mask, token_type_ids: (batch, tokens), int64; segment 0 is the query.
@@ -127,15 +127,15 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         """Return the hidden states. Shape: (batch, tokens, width)."""
         embeddings = self.bert.embeddings
         rows, tokens = ids.shape
-        # Each side counts from 0, as it did alone. The passage's [CLS] stands in front of the query.
-        places = torch.arange(tokens, device=ids.device)[None] - 1
-        own_places = torch.where(passage.bool(), places + 1 - query.sum(1, keepdim=True), places)
-        own_places = torch.cat([torch.zeros_like(ids[:, :1]), own_places[:, 1:]], 1)
-        own_places = own_places.clamp(0, self.config.max_position_embeddings - 1)
-        hidden = embeddings.word_embeddings(ids) + embeddings.position_embeddings(own_places)
+        # Positions of each side start at 0, as in the bi-encoder. The [CLS] of the passage comes before the query.
+        positions = torch.arange(tokens, device=ids.device)[None] - 1
+        side_positions = torch.where(passage.bool(), positions + 1 - query.sum(1, keepdim=True), positions)
+        side_positions = torch.cat([torch.zeros_like(ids[:, :1]), side_positions[:, 1:]], 1)
+        side_positions = side_positions.clamp(0, self.config.max_position_embeddings - 1)
+        hidden = embeddings.word_embeddings(ids) + embeddings.position_embeddings(side_positions)
         hidden = embeddings.LayerNorm(hidden + embeddings.token_type_embeddings(torch.zeros_like(ids)))
         sides = torch.stack([query, passage, 1 - real], -1).to(hidden.dtype)[:, None]
-        # In training, padding is left out of all that works token by token.
+        # In training, operations on single tokens skip the padding.
         kept = real.flatten().nonzero()[:, 0] if self.training else None
         hidden = hidden if kept is None else hidden.flatten(0, 1)[kept]
         for layer, gates in zip(self.bert.encoder.layer, self.gates, strict=True):
@@ -143,7 +143,7 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         return _spread(hidden, kept, rows * tokens).view(rows, tokens, -1)
 
     def _similarities(self, ids: Tensor, hidden: Tensor, query: Tensor, passage: Tensor, word: Tensor) -> Tensor:
-        """Return what the two sides have in common. Shape: (batch, 4), each from -1 or 0 to 1."""
+        """Return the similarities of the two sides. Shape: (batch, 4), each from -1 or 0 to 1."""
         means = (_mean(hidden, query) * _mean(hidden, passage)).sum(-1)
         query_word, passage_word = (query * word).to(hidden.dtype), passage * word
         directions = functional.normalize(hidden, dim=-1)
@@ -157,11 +157,11 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
 
 
 def _layer(layer: Any, hidden: Tensor, sides: Tensor, gates: Tensor, kept: Tensor | None) -> Tensor:
-    """Apply one layer of BERT, with the gates between the sides and the padding blocked.
+    """Apply one layer of BERT, with gates between the sides and the padding masked.
 
     Shape:
-        hidden: (batch, tokens, width), or (tokens that are kept, width).
-        sides: (batch, 1, tokens, 3): whether a token is of the query, of the passage, or padding.
+        hidden: (batch, tokens, width), or (kept tokens, width).
+        sides: (batch, 1, tokens, 3): whether a token belongs to the query, to the passage, or to the padding.
         gates: (2, heads).
     """
     attention = layer.attention.self
@@ -174,14 +174,14 @@ def _layer(layer: Any, hidden: Tensor, sides: Tensor, gates: Tensor, kept: Tenso
 
     of_query, of_passage, padding = sides.split(1, -1)
     to_passage, to_query = gates[:, :, None, None].to(sides.dtype)
-    # Three more numbers a token make the product of queries and keys add the gates, and block the padding: cheaper
+    # With three more dimensions, the product of queries and keys adds the gates and masks the padding, which is cheaper
     # than a bias for each pair of tokens.
     scale = attention.attention_head_size**-0.5
     queries = heads(
         attention.query(hidden) * scale,
         of_query * to_passage,
         of_passage * to_query,
-        torch.full_like(of_query, _BLOCKED),
+        torch.full_like(of_query, _MASKED),
     )
     keys = heads(attention.key(hidden), of_passage, of_query, padding)
     read = torch.softmax(queries @ keys.transpose(2, 3), -1) @ heads(attention.value(hidden))
@@ -193,12 +193,12 @@ def _layer(layer: Any, hidden: Tensor, sides: Tensor, gates: Tensor, kept: Tenso
 
 
 def _spread(values: Tensor, kept: Tensor | None, count: int) -> Tensor:
-    """Put rows back to their places among `count`, with zeros between them."""
+    """Scatter rows back to their positions among `count` rows; the others are zero."""
     return values if kept is None else values.new_zeros(count, values.shape[-1]).index_copy(0, kept, values)
 
 
 def _mean(hidden: Tensor, chosen: Tensor) -> Tensor:
-    """Return the direction of the mean of the chosen tokens. Shape: (batch, width)."""
+    """Return the normalised mean of the chosen tokens. Shape: (batch, width)."""
     weights = chosen.to(hidden.dtype)[..., None]
     return functional.normalize((hidden * weights).sum(1), dim=-1)
 

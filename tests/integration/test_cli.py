@@ -375,7 +375,7 @@ def test_wrong_usage_is_told(run, arguments, complaint):
         (["q", "none.txt"], "'none.txt' cannot be read: No such file or directory."),
         (["q", "FILE", "--model", "some/model", "--offline"], "the network is off (`local_files_only=True`)"),
         (["q", "FILE", "--model", "minilm"], "Model 'minilm' is unknown"),
-        (["q", "FILE", "--precision", "fp32"], "The bundled model is one int8 ONNX file"),
+        (["q", "FILE", "--precision", "fp32"], "The bundled model is an int8 ONNX file"),
         ([" ", "FILE"], "`query` is blank"),
     ],
 )

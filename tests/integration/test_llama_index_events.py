@@ -203,7 +203,7 @@ async def test_each_call_is_a_span(root, monkeypatch, nodes, way):
         def score(self, query, passages):
             return [0.0]
 
-    with pytest.raises(ScoreError, match="expected one float a passage"):
+    with pytest.raises(ScoreError, match="expected one float per passage"):
         await rerank_by(way, MarcoRerank(reranker=Short()), nodes, query_str=QUERY)
     (dropped,) = handler.dropped_spans
     assert dropped.id_.startswith(f"MarcoRerank.{method}-")

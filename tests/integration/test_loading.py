@@ -101,7 +101,7 @@ def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path, backend):
     del model.graph.output[:]
     model.graph.output.append(onnx.helper.make_tensor_value_info("two", onnx.TensorProto.FLOAT, ["batch", 2]))
     onnx.save(model, folder / "onnx/model.onnx")
-    fails(folder, r"outputs of the shapes \[\[('batch'|None), 2\]\]; .*one logit a pair", backend=backend)
+    fails(folder, r"outputs of shapes \[\[('batch'|None), 2\]\]; .*one logit per pair", backend=backend)
     config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "NO", "1": "YES"}}
     (folder / "config.json").write_text(json.dumps(config))
     fails(folder, r"has 2 labels \(NO, YES\)", backend=backend)
@@ -118,7 +118,7 @@ def test_an_onnx_file_with_two_outputs_is_refused(small_bert, tmp_path, backend)
     model.graph.node.append(onnx.helper.make_node("Identity", [model.graph.output[0].name], ["other"]))
     model.graph.output.append(other)
     onnx.save(model, folder / "onnx/model.onnx")
-    fails(folder, r"outputs of the shapes .*needs one output with one logit", backend=backend)
+    fails(folder, r"outputs of shapes .*needs one output with one logit", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])
@@ -138,13 +138,13 @@ def test_an_onnx_file_with_other_inputs_is_refused(small_bert, tmp_path, backend
         onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)]),
         folder / "onnx/model.onnx",
     )
-    fails(folder, r"takes the inputs \['pixels'\]; expected input_ids", backend=backend)
+    fails(folder, r"has the inputs \['pixels'\]; expected input_ids", backend=backend)
 
 
 @pytest.mark.parametrize(
     ("file", "match"),
     [
-        ("onnx/model.onnx", "cannot be read as an ONNX model.*fetch or export it again"),
+        ("onnx/model.onnx", "cannot be read as an ONNX model.*download or export it again"),
         ("tokenizer.json", "cannot be read as a tokenizer"),
         ("config.json", "is not valid JSON"),
     ],
@@ -202,9 +202,9 @@ def test_the_bundled_model_names_what_it_can_do(settings, match):
             "`precision` is 'bf16'; the onnx backend supports 'fp32' and 'int8'",
         ),
         ({"backend": "torch", "precision": "int8"}, "the torch backend supports 'fp32' and 'bf16' and 'fp16'"),
-        ({"backend": "openvino", "device": "cuda"}, "`device` is 'cuda'; the openvino backend runs on 'cpu' alone"),
-        ({"backend": "torch", "device": "cuda:0"}, "`device` is 'cuda:0'; torch .* cannot use it here"),
-        ({"backend": "torch", "device": "nonsense"}, "`device` is 'nonsense'; torch .* cannot use it here"),
+        ({"backend": "openvino", "device": "cuda"}, "`device` is 'cuda'; the openvino backend supports only 'cpu'"),
+        ({"backend": "torch", "device": "cuda:0"}, "`device` is 'cuda:0'; torch .* cannot use it on this machine"),
+        ({"backend": "torch", "device": "nonsense"}, "`device` is 'nonsense'; torch .* cannot use it on this machine"),
     ],
 )
 def test_a_backend_names_what_it_can_do(small_bert, settings, match):

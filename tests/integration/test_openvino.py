@@ -188,7 +188,7 @@ def test_auto_is_fp32_where_only_the_system_speaks_of_bf16(small_bert, monkeypat
     monkeypatch.setitem(openvino_backend._PRECISIONS, "bf16", ("bf16", "NOT HERE"))
     reranker = Reranker(small_bert, backend="openvino", threads=1).warm_up()
     assert reranker._model.scorer().scheduler.backend.precision == "fp32"
-    with pytest.raises(InvalidInputError, match="this processor can compute in"):
+    with pytest.raises(InvalidInputError, match="on this processor the openvino backend supports"):
         Reranker(small_bert, backend="openvino", precision="bf16", threads=1).warm_up()
 
 
@@ -216,7 +216,7 @@ def test_an_int8_ir_of_the_hub_is_read(small_bert, ir_only, tmp_path):
             tmp_path / f"openvino/openvino_model_qint8_quantized.{end}"
         )
     assert len(Reranker(tmp_path, backend="openvino", precision="int8").rank(QUERY, PASSAGES)) == len(PASSAGES)
-    with pytest.raises(ModelLoadError, match="holds no weights"):
+    with pytest.raises(ModelLoadError, match="has no weights"):
         Reranker(tmp_path, backend="openvino", precision="fp32").warm_up()
 
 
@@ -249,14 +249,16 @@ def test_an_ir_without_weights_is_no_model(ir_only, tmp_path):
     """The graph without its .bin does not count as a file that is there."""
     shutil.copytree(ir_only, tmp_path, dirs_exist_ok=True)
     (tmp_path / "openvino/openvino_model.bin").unlink()
-    with pytest.raises(ModelLoadError, match="holds no weights"):
+    with pytest.raises(ModelLoadError, match="has no weights"):
         Reranker(tmp_path, backend="openvino", precision="fp32").warm_up()
 
 
 @pytest.mark.skipif("arm64" in cpu_features(), reason="ARM computes in fp16")
 def test_a_precision_that_the_processor_lacks_names_what_it_can(small_bert):
-    """What this processor can compute in stands in the message."""
-    with pytest.raises(InvalidInputError, match=r"`precision` is 'fp16'; .*this processor can compute in 'fp32'"):
+    """The message lists the precisions that this processor supports."""
+    with pytest.raises(
+        InvalidInputError, match=r"`precision` is 'fp16'; .*on this processor the openvino backend supports 'fp32'"
+    ):
         Reranker(small_bert, backend="openvino", precision="fp16").warm_up()
 
 

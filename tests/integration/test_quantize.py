@@ -268,7 +268,7 @@ def test_models_that_cannot_be_quantised_are_told(small_bert, tmp_path, write, r
         "bundled": "is int8 already",
         torch_only: f"`marcorank models export {torch_only}`",
         labels: "has 2 labels (no, yes)",
-        tmp_path / "empty": "holds no weights",
+        tmp_path / "empty": "has no weights",
         "no-such-model": "Model 'no-such-model' is unknown",
     }.items():
         status, out, error = run(name, *calibrate)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank._inference.batching import MOST_PADDING, plan_batches
+from marcorank._inference.batching import MAX_PADDING, plan_batches
 
 
 @given(st.lists(st.integers(1, 512), max_size=200), st.integers(1, 2000))
@@ -35,7 +35,7 @@ def test_at_most_a_tenth_of_a_batch_is_padding(lengths, budget):
     array = np.array(lengths, dtype=np.int64)
     for batch in plan_batches(array, budget):
         padded = len(batch) * array[batch].max()
-        assert padded - array[batch].sum() <= max(MOST_PADDING * padded, budget / 16)
+        assert padded - array[batch].sum() <= max(MAX_PADDING * padded, budget / 16)
 
 
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=200), st.integers(1, 2000))
@@ -46,7 +46,7 @@ def test_a_batch_ends_only_where_it_has_to(lengths, budget):
     for batch, following in pairwise(batches):
         rows = array[[*batch, following[0]]]
         padded = len(rows) * rows.max()
-        assert padded > budget or padded - rows.sum() > max(MOST_PADDING * padded, budget / 16)
+        assert padded > budget or padded - rows.sum() > max(MAX_PADDING * padded, budget / 16)
 
 
 def test_passages_of_mixed_length_waste_less_than_a_tenth():
@@ -54,4 +54,4 @@ def test_passages_of_mixed_length_waste_less_than_a_tenth():
     lengths = np.clip(np.random.default_rng(0).lognormal(5, 0.6, 5000), 12, 512).astype(np.int64)
     for budget in (512, 1024, 32768):
         padded = sum(len(batch) * int(lengths[batch].max()) for batch in plan_batches(lengths, budget))
-        assert 1 - lengths.sum() / padded < MOST_PADDING
+        assert 1 - lengths.sum() / padded < MAX_PADDING

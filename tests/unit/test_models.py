@@ -61,7 +61,7 @@ def test_near_names_are_suggested(name, near):
     """A misspelt name is answered with the name that was meant, ready to copy."""
     error = unknown_model(name, "there is no such folder")
     assert isinstance(error, UnknownModelError)
-    assert f"Unknown model '{name}': there is no such folder. Did you mean" in str(error)
+    assert f"Model '{name}' is unknown: there is no such folder. Did you mean" in str(error)
     assert repr(near) in str(error)
 
 

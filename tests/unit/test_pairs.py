@@ -67,7 +67,7 @@ def test_a_tokenizer_that_puts_the_passage_first_is_refused():
     other.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $B [SEP] $A [SEP]", special_tokens=[("[CLS]", 101), ("[SEP]", 102)]
     )
-    with pytest.raises(ModelLoadError, match="does not make one sequence of a pair"):
+    with pytest.raises(ModelLoadError, match="does not join a query and a passage into one sequence"):
         PairLayout.of(other)
 
 

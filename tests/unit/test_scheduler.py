@@ -333,7 +333,7 @@ def test_what_waits_at_the_end_fails():
     in_queue.add(list(range(10, 110)), np.full(100, 2000))
     room = in_line.room()
     assert not room.done()
-    engine = scheduler._engine
+    engine = scheduler._shared
     dropping = threading.Thread(target=lambda drop: drop.clear(), args=([scheduler],))
     del scheduler
     dropping.start()
@@ -343,9 +343,9 @@ def test_what_waits_at_the_end_fails():
     dropping.join(timeout=30)
     room.result(timeout=30)
     for job in (in_round, in_queue, in_line):
-        with pytest.raises(ClosedError, match="closed while passages waited"):
+        with pytest.raises(ClosedError, match="closed while passages were waiting"):
             job.result(timeout=30)
-    with pytest.raises(ClosedError, match="closed while passages waited"):
+    with pytest.raises(ClosedError, match="closed while passages were waiting"):
         later.add([1], np.array([1]))
 
 
@@ -405,8 +405,8 @@ def test_a_forked_child_can_let_go(gated):
     child = os.fork()
     if child == 0:
         signal.alarm(30)
-        scheduler._engine.stop()
-        os._exit(0 if not scheduler._engine.stopping else 1)
+        scheduler._shared.stop()
+        os._exit(0 if not scheduler._shared.stopping else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

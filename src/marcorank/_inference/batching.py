@@ -1,4 +1,4 @@
-"""From sequence lengths to batches under a padded-token budget."""
+"""Groups sequences into batches under a budget of padded tokens."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# Most padding in a batch, as a part of its tokens.
-MOST_PADDING = 0.1
-# Padding that costs less than the start of another batch does, as a part of the budget.
+# Maximum padding in a batch, as a fraction of its tokens.
+MAX_PADDING = 0.1
+# Padding that costs less than starting another batch, as a fraction of the budget.
 _FREE_PADDING = 1 / 16
 
 
 def plan_batches(lengths: NDArray[np.int64], max_padded_tokens: int) -> list[NDArray[np.int64]]:
-    """Group sequences of like length so that little padding is computed.
+    """Group sequences of similar length, so that there is little padding.
 
-    Longest first, so that a machine that is too small for a request fails at its start and not at its end. A
-    sequence longer than the budget gets a batch of its own. A batch ends before a sequence with which more than a
-    tenth of it would be padding, unless that is so little that another batch would cost more.
+    The longest come first, so that a request that needs too much memory fails at the start. A sequence longer than the
+    budget gets its own batch. A batch ends before a sequence that would raise its padding above a tenth, unless another
+    batch would cost more than that padding.
 
     Args:
-        lengths: Tokens in each sequence. Shape: (sequences,), int64.
-        max_padded_tokens: Most tokens in a batch, padding counted: rows times the longest row.
+        lengths: Number of tokens in each sequence. Shape: (sequences,), int64.
+        max_padded_tokens: Maximum number of tokens in a batch with padding: rows times the length of the longest.
 
     Returns:
-        Positions of the sequences of each batch. Each position occurs once.
+        Indices of the sequences of each batch. Each index occurs once.
     """
     by_length = np.argsort(-lengths, kind="stable")
     free = max_padded_tokens * _FREE_PADDING
     batches: list[NDArray[np.int64]] = []
     start = longest = padding = 0
-    for place, length in enumerate(lengths[by_length].tolist()):
-        padded = (place + 1 - start) * longest
+    for index, length in enumerate(lengths[by_length].tolist()):
+        padded = (index + 1 - start) * longest
         padding += longest - length
-        if place and (padded > max_padded_tokens or padding > max(padded * MOST_PADDING, free)):
-            batches.append(by_length[start:place])
-            start = place
-        if place == start:
+        if index and (padded > max_padded_tokens or padding > max(padded * MAX_PADDING, free)):
+            batches.append(by_length[start:index])
+            start = index
+        if index == start:
             longest, padding = length, 0
     if len(by_length):
         batches.append(by_length[start:])

@@ -1,4 +1,4 @@
-"""What the processor can do, read without any package."""
+"""CPU features, cores and container limits, read without extra packages."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-# As many as keep a request of 20 passages of mixed lengths evenly spread.
-_MOST_AT_ONCE = 8
-_INTERESTING = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
+# With more, a request of 20 passages of mixed lengths would not be spread evenly.
+_MAX_PARALLEL_BATCHES = 8
+_RELEVANT_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_int8", "amx_bf16")
 
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """Return the instruction sets that matter here, named as in Linux's /proc/cpuinfo, and `arm64`.
+    """Return the relevant instruction sets, named as in /proc/cpuinfo of Linux, or `arm64`.
 
-    Empty where the system does not tell (Windows and macOS on x86); the portable files are taken then.
+    Empty if the system does not list them (Windows and macOS on x86); portable model files are used then.
     """
     if platform.machine().lower() in {"arm64", "aarch64"}:
         return frozenset({"arm64"})
@@ -27,24 +27,24 @@ def cpu_features() -> frozenset[str]:
     except OSError:
         return frozenset()
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return frozenset(flags).intersection(_INTERESTING)
+    return frozenset(flags).intersection(_RELEVANT_FEATURES)
 
 
 def processor_name() -> str:
-    """Return the processor's name as the system shows it."""
+    """Return the name of the processor as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may keep busy: containers and job schedulers often grant fewer than there are.
+    """Return the number of cores that this process may use, which containers and job schedulers often limit.
 
-    The least of what the scheduler lets it run on (affinity, cpusets) and of the container's CPU limit (cgroup quota,
-    rounded up), at least 1.
+    The smaller of the CPU affinity (with cpusets) and the CPU limit of the container (cgroup quota, rounded up), at
+    least 1.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _cgroup_quota()
@@ -53,11 +53,11 @@ def usable_cores() -> int:
 
 @dataclass(frozen=True, slots=True)
 class Workers:
-    """How the cores are shared out among batches that run at once.
+    """How the threads are divided among parallel batches.
 
     Attributes:
-        count: Batches at once.
-        threads: Threads of all of them together.
+        count: Number of batches that run in parallel.
+        threads: Total number of threads.
     """
 
     count: int
@@ -65,17 +65,17 @@ class Workers:
 
     @classmethod
     def of(cls, threads: int | None) -> Workers:
-        """Share out this many threads; None for a thread a core.
+        """Divide this number of threads; None for one thread per core.
 
-        One core a batch wastes nothing on waiting for one another. Beyond that many batches, a request of 20
-        passages would leave cores idle at its end, and they get more threads each.
+        One thread per batch has no synchronisation cost. With more than 8 parallel batches, a request of 20 passages
+        would leave cores idle at its end, so beyond that each batch gets more threads.
         """
         threads = usable_cores() if threads is None else threads
-        return cls(min(threads, _MOST_AT_ONCE), threads)
+        return cls(min(threads, _MAX_PARALLEL_BATCHES), threads)
 
 
 def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Return the CPU limit of the container in cores, None where there is none or the system does not tell.
+    """Return the CPU limit of the container in cores; None if there is no limit or it cannot be read.
 
     Source: the kernel's cgroup-v2.rst (`cpu.max`) and sched-bwc.rst (`cpu.cfs_quota_us`).
     """
@@ -92,7 +92,7 @@ def _cgroup_quota(root: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/s
         else:
             continue
         for mount in mounts:
-            # A limit of a parent binds too. Inside a container the own path may not exist below the mount.
+            # The limits of parent groups apply too. In a container, the path may not exist under the mount.
             folder = mount / path.lstrip("/")
             while True:
                 quota = _quota_in(folder)

@@ -1,7 +1,7 @@
-"""From a query and passages to token sequences: [CLS] query [SEP] passage [SEP], windows, truncation.
+"""Tokenises a query and passages into sequences: [CLS] query [SEP] passage [SEP], with windows and truncation.
 
-Query and passages are tokenised apart and joined here, so that the query is tokenised once, only the passage is
-ever cut, and the tokenizer's settings never change (which is what makes it safe to share between threads).
+Query and passages are tokenised separately and joined here. So the query is tokenised once, only the passage is
+truncated to fit, and the settings of the tokenizer never change, which makes it safe to share between threads.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LongPassages = Literal["truncate", "windows"]
 
 LONG_PASSAGES: tuple[str, ...] = get_args(LongPassages)
-# Part of a window that the next one repeats, so that no sentence is seen only in halves.
+# Fraction of a window that the next one repeats, so that most sentences are whole in some window.
 _WINDOW_OVERLAP = 0.25
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -44,7 +44,7 @@ class TokenBatch:
     token_type_ids: NDArray[np.int64]
 
     def rows(self) -> Iterator[TokenBatch]:
-        """Yield each sequence as a batch of its own, without padding."""
+        """Yield each sequence as a separate batch without padding."""
         for row, tokens in enumerate(self.attention_mask.sum(axis=1).tolist()):
             part = (slice(row, row + 1), slice(tokens))
             yield TokenBatch(self.input_ids[part], self.attention_mask[part], self.token_type_ids[part])
@@ -52,12 +52,12 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Tokens of a passage, or of a part of it, that are scored with the query in one sequence.
+    """Tokens of a passage, or of a part of it, that share a sequence with the query.
 
     Attributes:
-        passage: Position of the passage in its request.
+        passage: Index of the passage in its request.
         token_ids: Shape: (tokens,), int32.
-        span: Character range in the passage; None where no windows were asked for.
+        span: Character range in the passage; None unless `long_passages` is `"windows"`.
     """
 
     passage: int
@@ -71,9 +71,9 @@ class EncodedRequest:
 
     Attributes:
         query_ids: Shape: (tokens,), int32.
-        query_truncated: Whether the query was cut at its cap.
-        windows: At least one a passage, in passage order.
-        truncated: Whether a passage lost its end. Shape: (passages,), bool.
+        query_truncated: Whether the query was truncated to `max_query_tokens`.
+        windows: At least one per passage, in passage order.
+        truncated: Whether each passage was truncated. Shape: (passages,), bool.
     """
 
     query_ids: NDArray[np.int32]
@@ -84,7 +84,7 @@ class EncodedRequest:
 
 @dataclass(frozen=True, slots=True)
 class PairLayout:
-    """What a tokenizer puts around the two texts of a pair: special tokens and segment ids.
+    """The special tokens and segment ids that a tokenizer adds to a pair of texts.
 
     Attributes:
         prefix: Special tokens before the query.
@@ -105,21 +105,21 @@ class PairLayout:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> PairLayout:
-        """Learn the layout from what the tokenizer makes of a pair.
+        """Derive the layout from an encoded pair.
 
         Raises:
-            ModelLoadError: The tokenizer does not put the query before the passage, or joins them otherwise.
+            ModelLoadError: The tokenizer does not join a pair into one sequence with the query first.
         """
         first, second = (tokenizer.encode(word, add_special_tokens=False) for word in ("query", "passage"))
         joined = tokenizer.encode("query", "passage")
-        of_query = [place for place, part in enumerate(joined.sequence_ids) if part == 0]
-        of_passage = [place for place, part in enumerate(joined.sequence_ids) if part == 1]
-        if [joined.ids[place] for place in of_query + of_passage] != first.ids + second.ids or not (
+        of_query = [index for index, part in enumerate(joined.sequence_ids) if part == 0]
+        of_passage = [index for index, part in enumerate(joined.sequence_ids) if part == 1]
+        if [joined.ids[index] for index in of_query + of_passage] != first.ids + second.ids or not (
             of_query and of_passage and of_query[-1] < of_passage[0]
         ):
             raise ModelLoadError(
-                "The tokenizer does not make one sequence of a pair, the query first, special tokens around; "
-                "this is no cross-encoder of a kind that is known here."
+                "The tokenizer does not join a query and a passage into one sequence with the query first; "
+                "this kind of cross-encoder is not supported."
             )
         bounds = (0, of_query[0], of_query[-1] + 1, of_passage[0], of_passage[-1] + 1, len(joined.ids))
         parts = [(joined.ids[start:end], joined.type_ids[start:end]) for start, end in pairwise(bounds)]
@@ -129,13 +129,11 @@ class PairLayout:
 
 
 class PairEncoder:
-    """Turns queries and passages into token sequences for one model.
-
-    Safe to share between threads.
+    """Tokenises queries and passages for one model. Thread-safe.
 
     Attributes:
-        max_length: Most tokens in a sequence, special tokens counted.
-        max_query_tokens: Most tokens of a query, special tokens not counted.
+        max_length: Maximum number of tokens in a sequence, including special tokens.
+        max_query_tokens: Maximum number of tokens of a query, without special tokens.
     """
 
     def __init__(
@@ -147,17 +145,17 @@ class PairEncoder:
         long_passages: LongPassages = "truncate",
         pad_id: int = 0,
     ) -> None:
-        """Take over a tokenizer; its truncation and padding are switched off.
+        """Initialise the encoder; truncation and padding of the tokenizer are switched off.
 
         Args:
-            tokenizer: Not used by anybody else.
-            max_length: Most tokens in a sequence, special tokens counted.
-            max_query_tokens: Most tokens of a query; None for half of what a sequence holds.
-            long_passages: What to do with a passage that does not fit.
-            pad_id: Token id of the padding.
+            tokenizer: A tokenizer that nothing else uses.
+            max_length: Maximum number of tokens in a sequence, including special tokens.
+            max_query_tokens: Maximum number of tokens of a query; None for half of the sequence.
+            long_passages: How to handle a passage that does not fit.
+            pad_id: Id of the padding token.
 
         Raises:
-            InvalidInputError: The lengths leave no room for a passage.
+            InvalidInputError: The lengths leave no tokens for a passage.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -168,46 +166,46 @@ class PairEncoder:
         )
         self._pad_id = pad_id
         self._windows = long_passages == "windows"
-        room = max_length - self._layout.special_tokens
-        if room < 2:
+        capacity = max_length - self._layout.special_tokens
+        if capacity < 2:
             raise InvalidInputError(
-                f"`max_length` is {max_length}; {self._layout.special_tokens} special tokens, the query and the "
-                "passage do not fit. Use 16 or more."
+                f"`max_length` is {max_length}, too small for {self._layout.special_tokens} special tokens, the query "
+                "and the passage. Use 16 or more."
             )
-        if max_query_tokens is not None and max_query_tokens >= room:
+        if max_query_tokens is not None and max_query_tokens >= capacity:
             raise InvalidInputError(
-                f"`max_query_tokens` is {max_query_tokens}; with `max_length` {max_length} it leaves no room for "
-                f"a passage. Use at most {room - 1}."
+                f"`max_query_tokens` is {max_query_tokens}; with `max_length` {max_length} it leaves no tokens for "
+                f"the passage. Use at most {capacity - 1}."
             )
         self.max_length = max_length
-        self.max_query_tokens = room // 2 if max_query_tokens is None else max_query_tokens
+        self.max_query_tokens = capacity // 2 if max_query_tokens is None else max_query_tokens
 
     def encode(self, query: str, passages: Sequence[str]) -> EncodedRequest:
-        """Tokenise a query and its passages, and cut what is too long."""
+        """Tokenise a query and its passages, and truncate or split those that are too long."""
         query_ids = self._tokenizer.encode(_encodable(query), add_special_tokens=False).ids
         query_truncated = len(query_ids) > self.max_query_tokens
         query_ids = query_ids[: self.max_query_tokens]
-        room = self.max_length - self._layout.special_tokens - len(query_ids)
+        capacity = self.max_length - self._layout.special_tokens - len(query_ids)
         windows: list[Window] = []
         truncated = np.zeros(len(passages), dtype=np.bool_)
-        # Offsets are needed for spans only; without them tokenising is faster.
+        # Only spans need offsets; tokenising is faster without them.
         encode = self._tokenizer.encode_batch if self._windows else self._tokenizer.encode_batch_fast
-        for place, encoding in enumerate(encode([_encodable(text) for text in passages], add_special_tokens=False)):
-            # Each look at the ids makes a new list of them.
+        for index, encoding in enumerate(encode([_encodable(text) for text in passages], add_special_tokens=False)):
+            # Each access to `ids` creates a new list.
             ids = encoding.ids
             if self._windows:
-                windows.extend(_windows(encoding, ids, room, passage=place, chars=len(passages[place])))
+                windows.extend(_windows(encoding, ids, capacity, passage=index, chars=len(passages[index])))
             else:
-                truncated[place] = len(ids) > room
-                windows.append(Window(place, np.array(ids[:room], dtype=np.int32), None))
+                truncated[index] = len(ids) > capacity
+                windows.append(Window(index, np.array(ids[:capacity], dtype=np.int32), None))
         return EncodedRequest(np.array(query_ids, dtype=np.int32), query_truncated, windows, truncated)
 
     def length(self, query_ids: NDArray[np.int32], window: Window) -> int:
-        """Tokens in the sequence of a query and a window, special tokens counted."""
+        """Return the number of tokens in the sequence of a query and a window, including special tokens."""
         return self._layout.special_tokens + len(query_ids) + len(window.token_ids)
 
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
-        """Join queries and windows to sequences, padded to the longest."""
+        """Join queries and windows into sequences, padded to the longest."""
         lengths = np.array([self.length(*pair) for pair in pairs], dtype=np.int64)
         shape = (len(pairs), int(lengths.max()))
         attention_mask = np.arange(shape[1]) < lengths[:, np.newaxis]
@@ -227,24 +225,24 @@ class PairEncoder:
         return TokenBatch(input_ids, attention_mask.astype(np.int64), token_type_ids)
 
 
-def _windows(encoding: Encoding, ids: list[int], room: int, *, passage: int, chars: int) -> list[Window]:
-    """Split a passage into windows of `room` tokens that overlap; one window where all fits."""
+def _windows(encoding: Encoding, ids: list[int], capacity: int, *, passage: int, chars: int) -> list[Window]:
+    """Split a passage into overlapping windows of at most `capacity` tokens."""
     token_ids = np.array(ids, dtype=np.int32)
-    if len(token_ids) <= room:
+    if len(token_ids) <= capacity:
         return [Window(passage, token_ids, (0, chars))]
-    step = max(room - int(room * _WINDOW_OVERLAP), 1)
-    last = len(token_ids) - room
-    # The last window is moved back so that it is full: a short rest would be judged without its context.
+    step = max(capacity - int(capacity * _WINDOW_OVERLAP), 1)
+    last = len(token_ids) - capacity
+    # The last window starts earlier so that it is full: a short rest would be scored without context.
     starts = [*range(0, last, step), last]
     offsets = encoding.offsets
     return [
-        Window(passage, token_ids[start : start + room], (offsets[start][0], offsets[start + room - 1][1]))
+        Window(passage, token_ids[start : start + capacity], (offsets[start][0], offsets[start + capacity - 1][1]))
         for start in starts
     ]
 
 
 def _encodable(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer takes, by U+FFFD; the length stays the same."""
+    """Replace lone surrogates, which no tokenizer accepts, with U+FFFD; the length stays the same."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,8 +1,8 @@
-"""Concurrent callers, one model: what waits is merged into common batches whenever the engine is free.
+"""Continuous batching: pairs of concurrent calls are merged into shared batches whenever the backend is free.
 
-A call is a `Job`. Jobs wait in the order of their arrival; a round takes some of the sequences of each, so that a
-short call behind a long one waits for a part of that only. The threads that run batches take them from the round one
-by one, and whichever finds none left forms the next round: nobody waits for a round to be complete.
+A call is a `Job`. Jobs are queued in order of arrival, and a round takes some sequences of each, so that a short call
+behind a long one waits for only a part of it. Worker threads take the batches of a round one by one; the thread that
+finds none left forms the next round, without waiting for the running batches.
 """
 
 from __future__ import annotations
@@ -33,137 +33,137 @@ if TYPE_CHECKING:
 
     Pair: TypeAlias = tuple[NDArray[np.int32], Window]
     MakeBatch: TypeAlias = Callable[[Sequence[Pair]], TokenBatch]
-    # A part of a job, and the place of a pair in it.
+    # A part of a job, and the index of a pair in it.
     _Row: TypeAlias = "tuple[_Part, int]"
 
-# A round is several batches, so that the last of them, which may be small, weighs little.
-_BATCHES_IN_A_ROUND = 4
-# On a CPU a batch may be a single pair. Tenths of a second of work for a small model on two cores.
-_LEAST_ROUND_TOKENS = 4096
-# Enough for a few rounds, few enough to be tokenised in some milliseconds.
-_LEAST_SLICE_TOKENS = 16384
-# What a call takes of a round before the next one has its turn, as a part of the round.
-_PART_OF_A_CALL = 4
-# How much may wait, in rounds: of one call, and of all. The rest stays text, which is smaller.
-_ROUNDS_OF_A_CALL = 4
-_ROUNDS_OF_ALL = 32
+# Several, so that the last batch of a round, which may be small, matters little.
+_BATCHES_PER_ROUND = 4
+# For backends that run each pair alone: a few tenths of a second of work for a small model on two cores.
+_MIN_ROUND_TOKENS = 4096
+# Enough for a few rounds, and few enough to be tokenised in milliseconds.
+_MIN_SLICE_TOKENS = 16384
+# A job fills at most a quarter of a round before the next job in the queue is served.
+_SHARES_PER_ROUND = 4
+# Capacity of the queue in rounds, per job and in total. Passages beyond it are kept as text, which is smaller.
+_MAX_ROUNDS_PER_JOB = 4
+_MAX_ROUNDS = 32
 
 
 class Scheduler:
-    """Runs the batches of several scorers and threads on a backend that they share.
+    """Runs the batches of all scorers and threads that share a backend.
 
-    Its threads begin with the first work and end with the last user of this object.
+    The worker threads start with the first job and stop when the scheduler is garbage-collected.
 
     Attributes:
-        backend: The engine.
-        slice_tokens: How much of a long call should be handed over at a time.
+        backend: The backend that runs the batches.
+        slice_tokens: How many tokens of a long call to add at a time.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self._engine = _Engine(backend)
-        self.slice_tokens = max(2 * backend.max_padded_tokens, _LEAST_SLICE_TOKENS)
-        # The threads know the inner object only, else they would keep this one alive.
-        weakref.finalize(self, self._engine.stop)
+        self._shared = _SharedState(backend)
+        self.slice_tokens = max(2 * backend.max_padded_tokens, _MIN_SLICE_TOKENS)
+        # The threads refer only to the state, else they would keep the scheduler alive.
+        weakref.finalize(self, self._shared.stop)
 
     def open(self, make_batch: MakeBatch) -> Job:
-        """Begin a call.
+        """Start a job.
 
         Args:
-            make_batch: Makes a token batch of pairs. Batches mix the pairs of several calls, so all who share a
-                backend have to make theirs alike.
+            make_batch: Builds a token batch from pairs. A batch mixes the pairs of several jobs, so the functions of
+                all jobs must be equivalent.
         """
-        return Job(self._engine, make_batch)
+        return Job(self._shared, make_batch)
 
 
 class Job(Future["NDArray[np.float32]"]):
-    """One call: a future of the logits of all pairs that were added, in the order in which they were.
+    """One call: a future of the logits of all added pairs, in the order in which they were added.
 
-    Who opened a job has to `finish` or `cancel` it; cancelling drops what has not run yet.
+    Call `finish` or `cancel` on every job; cancelling drops the pairs that have not run yet.
     """
 
-    def __init__(self, engine: _Engine, make_batch: MakeBatch) -> None:
+    def __init__(self, state: _SharedState, make_batch: MakeBatch) -> None:
         super().__init__()
-        self._engine = engine
-        # What follows is guarded by the lock of the engine, and read there.
+        self._shared = state
+        # The following attributes are guarded by the lock of the state.
         self.make_batch = make_batch
         self.parts: list[_Part] = []
         self.waiting_parts: deque[_Part] = deque()
         self.waiting_tokens = 0
-        self.left = 0
+        self.unscored = 0
         self.complete = False
 
     def room(self) -> Future[None]:
-        """Return a future that is done when more may be added; it waits while too much waits already."""
-        room: Future[None] = Future()
-        freed: Future[None] | None = room
-        engine = self._engine
-        with engine.lock:
-            if not self.done() and (engine.line or engine.turn or not engine.has_room(self)):
-                engine.line[self] = room
-                freed = engine.let_in()
-        _let_go(freed)
-        return room
+        """Return a future that is done once there is capacity to add more pairs."""
+        admission: Future[None] = Future()
+        admitted: Future[None] | None = admission
+        state = self._shared
+        with state.lock:
+            if not self.done() and (state.admission_queue or state.admitted_job or not state.has_capacity(self)):
+                state.admission_queue[self] = admission
+                admitted = state.admit_next()
+        _resolve(admitted)
+        return admission
 
     def add(self, pairs: Sequence[Pair], lengths: NDArray[np.int64]) -> None:
-        """Hand over pairs, each with the tokens in its sequence. Shape of `lengths`: (pairs,), int64.
+        """Queue pairs, with the number of tokens in each sequence. Shape of `lengths`: (pairs,), int64.
 
         Raises:
-            ClosedError: The scheduler has ended.
+            ClosedError: The scheduler has stopped.
         """
         part = _Part(self, pairs, lengths)
-        engine = self._engine
-        with engine.lock:
-            if engine.stopping:
-                raise ClosedError("The model was closed while passages waited for it.")
+        state = self._shared
+        with state.lock:
+            if state.stopping:
+                raise ClosedError("The model was closed while passages were waiting to be scored.")
             if self.done():
                 return
             self.parts.append(part)
             self.waiting_parts.append(part)
             if len(self.waiting_parts) == 1:
-                engine.queue[self] = None
+                state.queue[self] = None
             self.waiting_tokens += part.waiting_tokens
-            self.left += len(pairs)
-            engine.waiting_tokens += part.waiting_tokens
-            engine.wake(len(pairs))
-            freed = engine.let_in(after=self)
-        _let_go(freed)
+            self.unscored += len(pairs)
+            state.waiting_tokens += part.waiting_tokens
+            state.wake(len(pairs))
+            admitted = state.admit_next(after=self)
+        _resolve(admitted)
 
     def finish(self) -> None:
-        """Say that nothing more will be added."""
-        with self._engine.lock:
+        """Declare that no more pairs will be added."""
+        with self._shared.lock:
             self.complete = True
-            freed = self._engine.let_in(after=self)
-            ended = not self.left
-        _let_go(freed)
+            admitted = self._shared.admit_next(after=self)
+            ended = not self.unscored
+        _resolve(admitted)
         if ended:
-            self.end()
+            self.resolve()
 
     def cancel(self) -> bool:
-        """Drop what has not run yet. Returns False where the logits were there already."""
+        """Drop the pairs that have not run yet. Returns False if the job had already ended."""
         cancelled = super().cancel()
         if cancelled:
-            self._engine.drop([self])
+            self._shared.drop([self])
         return cancelled
 
-    def end(self) -> None:
-        """Hand out the logits."""
+    def resolve(self) -> None:
+        """Set the logits as the result."""
         _settle(self, np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)]))
 
 
 class _Part:
-    """Pairs that were added at once.
+    """Pairs of a job that were added together.
 
-    A round takes from one part of a job only. So the batches of a call that is alone are the same each time, however
-    far it had come with the next part.
+    A round takes pairs from only one part of a job. So the batches of a job that runs alone are always the same,
+    whether or not its next part has been added yet.
 
     Attributes:
-        job: The call.
-        pairs: Let go of once all are scored.
-        lengths: Tokens in each sequence. Shape: (pairs,), int64.
+        job: The job.
+        pairs: The pairs; released once all are scored.
+        lengths: Number of tokens in each sequence. Shape: (pairs,), int64.
         logits: Shape: (pairs,), float32.
-        waiting_tokens: Of the pairs that no round has taken.
-        left: How many pairs have no logit yet.
+        waiting_tokens: Number of tokens of the pairs that are in no round yet.
+        unscored: Number of pairs without a logit.
     """
 
     def __init__(self, job: Job, pairs: Sequence[Pair], lengths: NDArray[np.int64]) -> None:
@@ -171,14 +171,14 @@ class _Part:
         self.pairs = pairs
         self.lengths = lengths
         self.logits = np.empty(len(pairs), dtype=np.float32)
-        self.left = len(pairs)
+        self.unscored = len(pairs)
         self._order = np.argsort(-lengths, kind="stable")
         self._ends = np.cumsum(lengths[self._order])
         self._taken = 0
         self.waiting_tokens = int(lengths.sum())
 
     def take(self, tokens: int) -> NDArray[np.int64]:
-        """Return the places of the longest pairs that wait, as many as fit, and one at least."""
+        """Return the indices of the longest waiting pairs, as many as fit into `tokens`, but at least one."""
         before = int(self._ends[-1]) - self.waiting_tokens
         start = self._taken
         self._taken = max(int(np.searchsorted(self._ends, before + tokens, side="right")), start + 1)
@@ -186,65 +186,65 @@ class _Part:
         return self._order[start : self._taken]
 
 
-class _Engine:
-    """What the threads of a scheduler share.
+class _SharedState:
+    """The state that the threads of a scheduler share.
 
-    `lock` guards everything but `stopping`. No future is settled while it is held: that runs code of others.
+    `lock` guards everything but `stopping`. No future is resolved while it is held, because that runs callbacks.
     """
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
-        self.round_tokens = max(_BATCHES_IN_A_ROUND * backend.max_padded_tokens, _LEAST_ROUND_TOKENS)
+        self.round_tokens = max(_BATCHES_PER_ROUND * backend.max_padded_tokens, _MIN_ROUND_TOKENS)
         self.lock = threading.Lock()
-        # Jobs with parts that wait.
+        # Jobs with waiting parts.
         self.queue: OrderedDict[Job, None] = OrderedDict()
         self.waiting_tokens = 0
-        # What is left of the current round: batches of parts and places in them.
+        # Remaining batches of the current round.
         self.round: deque[list[_Row]] = deque()
-        # Who waits for room, and who has been let in from there and has not added yet.
-        self.line: OrderedDict[Job, Future[None]] = OrderedDict()
-        self.turn: Job | None = None
+        # Jobs that wait for capacity, and the one that was admitted last and has not added its pairs yet.
+        self.admission_queue: OrderedDict[Job, Future[None]] = OrderedDict()
+        self.admitted_job: Job | None = None
         self.threads: list[threading.Thread] = []
         self.idle = 0
-        # Unlike a lock it may be used from a finalizer, which can interrupt any line of this file.
-        self.alarm: SimpleQueue[None] = SimpleQueue()
+        # Unlike a lock, it is safe in a finalizer, which can interrupt any line of this file.
+        self.wakeups: SimpleQueue[None] = SimpleQueue()
         self.stopping = False
         self._pid = os.getpid()
 
     def wake(self, count: int) -> None:
-        """Let threads look for work, at most as many as there are pairs for."""
+        """Start the threads if needed, and wake at most `count` idle ones."""
         while len(self.threads) < self.backend.parallel_batches:
             thread = threading.Thread(target=self._work, name=f"marcorank-{self.backend.name}", daemon=True)
             thread.start()
             self.threads.append(thread)
         for _ in range(min(count, self.idle)):
-            self.alarm.put(None)
+            self.wakeups.put(None)
             self.idle -= 1
 
-    def has_room(self, job: Job) -> bool:
-        """Whether a job may add to what waits."""
+    def has_capacity(self, job: Job) -> bool:
+        """Whether a job may add more pairs."""
         return (
-            self.waiting_tokens < _ROUNDS_OF_ALL * self.round_tokens
-            and job.waiting_tokens < _ROUNDS_OF_A_CALL * self.round_tokens
+            self.waiting_tokens < _MAX_ROUNDS * self.round_tokens
+            and job.waiting_tokens < _MAX_ROUNDS_PER_JOB * self.round_tokens
         )
 
-    def let_in(self, after: Job | None = None) -> Future[None] | None:
-        """Return the future of the next in the line who may add, if nobody else has the turn.
+    def admit_next(self, after: Job | None = None) -> Future[None] | None:
+        """Admit the next job for which there is capacity, and return its future to resolve.
 
-        One at a time: what they will add is not known before.
+        One job at a time, because its number of tokens is not known before it has added its pairs.
         """
-        if after is not None and after is self.turn:
-            self.turn = None
-        if self.turn is None:
-            for job in self.line:
-                if self.has_room(job):
-                    self.turn = job
-                    return self.line.pop(job)
+        if after is not None and after is self.admitted_job:
+            self.admitted_job = None
+        if self.admitted_job is None:
+            for job in self.admission_queue:
+                if self.has_capacity(job):
+                    self.admitted_job = job
+                    return self.admission_queue.pop(job)
         return None
 
     def drop(self, jobs: Collection[Job]) -> None:
-        """Forget what has not run yet of jobs that are done. What the round holds of them is skipped."""
-        freed: list[Future[None] | None] = []
+        """Remove the waiting pairs of jobs that are done. Their pairs in the current round are skipped."""
+        admitted: list[Future[None] | None] = []
         with self.lock:
             for job in jobs:
                 if job in self.queue:
@@ -253,115 +253,115 @@ class _Engine:
                 job.waiting_parts.clear()
                 job.waiting_tokens = 0
                 job.parts.clear()
-                freed += [self.line.pop(job, None), self.let_in(after=job)]
-        for room in freed:
-            _let_go(room)
+                admitted += [self.admission_queue.pop(job, None), self.admit_next(after=job)]
+        for future in admitted:
+            _resolve(future)
 
     def stop(self) -> None:
-        """End the threads; what still waits fails.
+        """Stop the threads; waiting jobs fail.
 
-        Runs as a finalizer: in any thread and between any two lines, so it takes no lock.
+        Runs as a finalizer, in any thread and between any two lines, so it must not take a lock.
         """
         if os.getpid() != self._pid:
-            return  # the threads are those of the parent
+            return  # the threads belong to the parent process
         self.stopping = True
         for _ in self.threads:
-            self.alarm.put(None)
-        # A thread that lets go of the last user cannot wait for itself, nor the others for a lock that it holds.
+            self.wakeups.put(None)
+        # If a worker runs the finalizer, it cannot join itself, and the others may wait for a lock that it holds.
         if threading.current_thread() not in self.threads:
             for thread in self.threads:
                 thread.join()
 
     def _work(self) -> None:
         while not self.stopping:
-            # Between two calls this frame holds nothing of a job, and so none of its users.
+            # Between batches this frame must not refer to a job, which would keep its callers alive.
             if not self._run_batch():
-                self.alarm.get()
+                self.wakeups.get()
         with self.lock:
-            left = {*self.queue, *self.line}
-            left.update(part.job for batch in self.round for part, _ in batch)
+            jobs = {*self.queue, *self.admission_queue}
+            jobs.update(part.job for batch in self.round for part, _ in batch)
             self.round.clear()
-        for job in left:
-            _settle(job, ClosedError("The model was closed while passages waited for it."))
-        self.drop(left)
+        for job in jobs:
+            _settle(job, ClosedError("The model was closed while passages were waiting to be scored."))
+        self.drop(jobs)
 
     def _run_batch(self) -> bool:
-        """Run one batch; False where there is none."""
+        """Run one batch; return False if there is none."""
         with self.lock:
-            batch, freed = self._next_batch()
+            batch, admitted = self._next_batch()
             if not batch:
                 self.idle += 1
-        _let_go(freed)
+        _resolve(admitted)
         if not batch:
             return False
-        if not self._hand_out(batch, self._logits(batch)):
-            # Only the job at fault is to fail.
+        if not self._deliver(batch, self._logits(batch)):
+            # Run each job alone, so that only the one that causes the error fails.
             for job in {part.job: None for part, _ in batch}:
                 rows = [row for row in batch if row[0].job is job]
-                self._hand_out(rows, self._logits(rows))
+                self._deliver(rows, self._logits(rows))
                 rows.clear()
             del job
-        # The traceback of an error keeps the frames around it, which are not to keep the job that keeps the error.
+        # The traceback of an error keeps this frame alive, which must not keep the job alive that holds the error.
         batch.clear()
         return True
 
     def _next_batch(self) -> tuple[list[_Row], Future[None] | None]:
-        freed = None
+        admitted = None
         while self.round or self.queue:
             if not self.round:
                 self._form_round()
-                freed = freed or self.let_in()
+                admitted = admitted or self.admit_next()
             batch = [row for row in self.round.popleft() if not row[0].job.done()]
             if batch:
-                return batch, freed
-        return [], freed
+                return batch, admitted
+        return [], admitted
 
     def _form_round(self) -> None:
         rows: list[_Row] = []
         lengths: list[NDArray[np.int64]] = []
-        seen: list[Job] = []
+        next_parts: list[Job] = []
         shares: Counter[Job] = Counter()
-        room = self.round_tokens
-        while self.queue and room > 0:
+        capacity = self.round_tokens
+        while self.queue and capacity > 0:
             job, _ = self.queue.popitem(last=False)
             part = job.waiting_parts[0]
             before = part.waiting_tokens
-            places = part.take(self.round_tokens // _PART_OF_A_CALL)
+            indices = part.take(self.round_tokens // _SHARES_PER_ROUND)
             tokens = before - part.waiting_tokens
-            room -= tokens
+            capacity -= tokens
             shares[job] += tokens
             job.waiting_tokens -= tokens
             self.waiting_tokens -= tokens
-            rows.extend((part, place) for place in places.tolist())
-            lengths.append(part.lengths[places])
+            rows.extend((part, index) for index in indices.tolist())
+            lengths.append(part.lengths[indices])
             if part.waiting_tokens:
                 self.queue[job] = None
             else:
                 job.waiting_parts.popleft()
                 if job.waiting_parts:
-                    seen.append(job)
-        self.queue.update(dict.fromkeys(seen))
+                    next_parts.append(job)
+        self.queue.update(dict.fromkeys(next_parts))
         plan = plan_batches(np.concatenate(lengths), self.backend.max_padded_tokens)
         if self.backend.max_padded_tokens == 1:
-            # Nothing is merged, so calls that take little of the round need not wait for its longest sequences.
-            plan.sort(key=lambda places: shares[rows[places[0]][0].job])
-        self.round.extend([rows[place] for place in places.tolist()] for places in plan)
+            # Pairs run one by one, so jobs with few tokens go first and need not wait for the longest sequences.
+            plan.sort(key=lambda positions: shares[rows[positions[0]][0].job])
+        self.round.extend([rows[position] for position in positions.tolist()] for positions in plan)
 
     def _logits(self, batch: list[_Row]) -> NDArray[np.float32] | BaseException:
-        """Return one logit a row, or why there are none. Shape: (batch,), float32."""
+        """Return one logit per row, or the error. Shape: (batch,), float32."""
         try:
-            token_batch = batch[0][0].job.make_batch([part.pairs[place] for part, place in batch])
-        except BaseException as error:  # noqa: BLE001 -- a fault of ours, for whoever waits; a dead thread serves nobody
+            token_batch = batch[0][0].job.make_batch([part.pairs[index] for part, index in batch])
+        except BaseException as error:  # noqa: BLE001 -- a bug of ours, for the caller; the thread must go on
             return error
         try:
             return check_shape(self.backend.logits(token_batch), count=len(batch), model=self.backend.name)
         except MarcoRankError as error:
             return error
-        except BaseException as error:  # noqa: BLE001 -- each engine raises its own; a dead thread serves nobody
+        except BaseException as error:  # noqa: BLE001 -- backends raise anything, and the thread must survive
             return self._failure(batch, error)
 
     def _failure(self, batch: list[_Row], cause: BaseException) -> ScoreError:
-        tokens = max(int(part.lengths[place]) for part, place in batch)
+        tokens = max(int(part.lengths[index]) for part, index in batch)
         error = ScoreError(
             f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "
             f"{self.backend.device}: {cause}"
@@ -369,38 +369,38 @@ class _Engine:
         error.__cause__ = cause
         return error
 
-    def _hand_out(self, batch: list[_Row], found: NDArray[np.float32] | BaseException) -> bool:
-        """Settle what the batch completes; False where it failed and it is not known whose fault that is."""
-        if isinstance(found, BaseException):
+    def _deliver(self, batch: list[_Row], result: NDArray[np.float32] | BaseException) -> bool:
+        """Resolve the jobs that the batch completes; return False if it failed and several jobs may be the cause."""
+        if isinstance(result, BaseException):
             jobs = {part.job for part, _ in batch}
             if len(jobs) > 1:
                 return False
             for job in jobs:
-                _settle(job, found)
+                _settle(job, result)
             self.drop(jobs)
             return True
-        ended: dict[Job, None] = {}
+        completed: dict[Job, None] = {}
         with self.lock:
-            for (part, place), logit in zip(batch, found.tolist(), strict=True):
-                part.logits[place] = logit
-                part.left -= 1
-                part.job.left -= 1
-                if not part.left:
+            for (part, index), logit in zip(batch, result.tolist(), strict=True):
+                part.logits[index] = logit
+                part.unscored -= 1
+                part.job.unscored -= 1
+                if not part.unscored:
                     part.pairs = ()
-                if part.job.complete and not part.job.left:
-                    ended[part.job] = None
-        for job in ended:
-            job.end()
+                if part.job.complete and not part.job.unscored:
+                    completed[part.job] = None
+        for job in completed:
+            job.resolve()
         return True
 
 
-def _let_go(room: Future[None] | None) -> None:
-    if room is not None:
-        room.set_result(None)
+def _resolve(admission: Future[None] | None) -> None:
+    if admission is not None:
+        admission.set_result(None)
 
 
 def _settle(job: Job, outcome: NDArray[np.float32] | BaseException) -> None:
-    # Cancelled meanwhile, it has an outcome already.
+    # A job that was cancelled meanwhile already has an outcome.
     with suppress(InvalidStateError):
         if isinstance(outcome, BaseException):
             job.set_exception(outcome)

@@ -332,7 +332,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
         )
     from tokenizers import Tokenizer
 
-    from marcorank._inference.backends.torch import PredictScorer, TorchBackend, writes_its_own_prompt
+    from marcorank._inference.backends.torch import PredictScorer, TorchBackend, uses_prompt
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     backend = _loaded.shared(
@@ -347,7 +347,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
         ),
     )
     cross_encoder = backend.backend.cross_encoder
-    if writes_its_own_prompt(cross_encoder):
+    if uses_prompt(cross_encoder):
         return PlainScorer(PredictScorer(backend, name=files.name))
     tokenizer = Tokenizer.from_str(cross_encoder.tokenizer.backend_tokenizer.to_str())
     encoder = _encoder(tokenizer, files, cross_encoder.config.to_dict(), settings)

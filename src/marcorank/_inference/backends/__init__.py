@@ -1,1 +1,1 @@
-"""Engines: each file holds how to load a model and how to get logits from it, and nothing else."""
+"""Inference backends: each module loads a model and computes logits, and nothing else."""

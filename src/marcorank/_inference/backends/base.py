@@ -1,4 +1,4 @@
-"""The inner seam: token batch in, logits out."""
+"""The protocol of inference backends: token batch in, logits out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Backend(Protocol):
 
     Attributes:
         name: `"onnx"`, `"openvino"` or `"torch"`.
-        device: Where it runs, as torch spells devices.
-        precision: What it computes in.
-        max_padded_tokens: Batch size at which it is fast, in tokens with padding; 1 runs each sequence alone.
-        parallel_batches: How many calls of `logits` may run at once, each from a thread of its own.
+        device: Device name, as in torch.
+        precision: Precision of the computation.
+        max_padded_tokens: Best batch size in tokens, including padding; 1 runs each sequence alone.
+        parallel_batches: Number of parallel calls of `logits`, each in its own thread.
     """
 
     name: str
@@ -29,5 +29,5 @@ class Backend(Protocol):
     parallel_batches: int
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return one logit a row. Shape: (batch,), float32."""
+        """Return one logit per row. Shape: (batch,), float32."""
         ...

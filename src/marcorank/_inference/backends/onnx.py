@@ -1,4 +1,4 @@
-"""onnxruntime: needs no torch."""
+"""The onnxruntime backend; does not need torch."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import TokenBatch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# On a CPU each pair runs alone: larger batches only add padding, and a logit depends on nothing but its pair.
+# On a CPU each pair runs alone: larger batches only add padding, and a logit then depends on its pair only.
 _MAX_PADDED_TOKENS = {"cpu": 1, "cuda": 32768}
 _SEVERITY_FATAL = 4
 
 
 class OnnxBackend:
-    """A cross-encoder as an onnxruntime session.
+    """A cross-encoder in an onnxruntime session.
 
     Attributes:
         name: `"onnx"`.
         device: `"cpu"`, `"cuda"` or `"cuda:N"`.
         precision: `"fp32"` or `"int8"`.
-        max_padded_tokens: Batch size at which it is fast, in tokens with padding.
-        parallel_batches: How many batches run at once.
+        max_padded_tokens: Best batch size in tokens, including padding.
+        parallel_batches: Number of batches that run in parallel.
     """
 
     name = "onnx"
 
     def __init__(self, file: Path, *, device: str, precision: str, workers: Workers) -> None:
-        """Open a session.
+        """Load a model.
 
         Raises:
-            InvalidInputError: This onnxruntime cannot use the device.
-            ModelLoadError: The file is damaged, or is no cross-encoder with one logit.
+            InvalidInputError: The installed onnxruntime cannot use the device.
+            ModelLoadError: The file is damaged, or the model is not a cross-encoder with one logit.
         """
         import onnxruntime
 
@@ -52,38 +52,38 @@ class OnnxBackend:
         if provider not in available:
             usable = [name for name, known in _PROVIDERS.items() if known in available]
             raise InvalidInputError(
-                f"`device` is {device!r}; with the onnx backend this machine can use {' or '.join(map(repr, usable))}."
+                f"`device` is {device!r}; the onnx backend can use {' or '.join(map(repr, usable))} on this machine."
             )
         options = onnxruntime.SessionOptions()
-        # What it logs goes to stderr past Python's logging; errors arrive as exceptions anyway.
+        # Its log bypasses Python logging and goes to stderr; errors are raised anyway.
         options.log_severity_level = _SEVERITY_FATAL
-        # The pool is shared: each batch has the thread of its caller, and the pool has the rest.
+        # All batches share one thread pool; each also runs in the thread of its caller.
         options.intra_op_num_threads = workers.threads - workers.count + 1
         provider_options = {"device_id": number or "0"} if kind == "cuda" else {}
         try:
             session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, provider_options)])
-        except Exception as error:  # onnxruntime raises classes of its own, all direct children of Exception
+        except Exception as error:  # onnxruntime raises its own classes, all direct children of Exception
             raise ModelLoadError(
-                f"{str(file)!r} cannot be read as an ONNX model ({error}). Delete the file and fetch or export "
+                f"{str(file)!r} cannot be read as an ONNX model ({error}). Delete the file and download or export "
                 "it again."
             ) from error
         if provider not in session.get_providers():
             raise InvalidInputError(
-                f"`device` is {device!r}, but onnxruntime could not start {provider} and would compute on the CPU; "
+                f"`device` is {device!r}, but onnxruntime could not start {provider} and would run on the CPU; "
                 "check the CUDA libraries, or use 'cpu'."
             )
         inputs = {node.name: node.type for node in session.get_inputs()}
         check_graph(file, set(inputs), [node.shape for node in session.get_outputs()])
         self.device = device
         self.precision = precision
-        # Dynamic quantisation takes one scale over a whole batch; a pair that runs alone depends on nothing else.
+        # Dynamic quantisation uses one scale per batch; a pair that runs alone does not depend on others.
         self.max_padded_tokens = 1 if mentions(file, "DynamicQuantizeLinear") else _MAX_PADDED_TOKENS[kind]
         self.parallel_batches = workers.count if kind == "cpu" else 1
         self._session = session
         self._dtypes = {name: np.int32 if kind == "tensor(int32)" else np.int64 for name, kind in inputs.items()}
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return one logit a row. Shape: (batch,), float32."""
+        """Return one logit per row. Shape: (batch,), float32."""
         feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         (output,) = self._session.run(None, feed)
         logits = np.asarray(output, dtype=np.float32)
@@ -95,5 +95,5 @@ def mentions(file: Path, word: str) -> bool:
     try:
         with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return content.find(word.encode()) >= 0
-    except (OSError, ValueError):  # what is empty or cannot be read is for the engine to report
+    except (OSError, ValueError):  # onnxruntime reports empty and unreadable files
         return False

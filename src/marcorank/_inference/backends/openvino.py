@@ -1,4 +1,4 @@
-"""OpenVINO: the fastest on a CPU; needs no torch."""
+"""The OpenVINO backend, the fastest on a CPU; does not need torch."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
     from marcorank._inference.cpu import Workers
     from marcorank._inference.pairs import TokenBatch
 
-# As OpenVINO calls them: the inference precision, and the capability of the processor that it takes.
+# Names in OpenVINO: the inference precision, and the CPU capability that it needs.
 _PRECISIONS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16"), "int8": ("f32", "INT8")}
 
 
 class OpenvinoBackend:
     """A cross-encoder compiled by OpenVINO for the CPU, from an ONNX file or OpenVINO's own IR.
 
-    The last layer is computed for the first token alone where nothing else reads it, which changes no logit.
-    In `int8` the weights are rounded to 8 bits with one scale an output, and the activations with one scale for
-    some hundred values of one token, so that a logit does not depend on the batch; no calibration is needed.
+    The last layer is computed only for the first token if nothing else is read, which does not change the logits.
+    In `int8` the weights are rounded to 8 bits with one scale per output, and the activations with one scale per few
+    hundred values of a token, so a logit does not depend on the batch; no calibration is needed.
 
     Attributes:
         name: `"openvino"`.
         device: `"cpu"`.
         precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`.
-        max_padded_tokens: 1: each pair runs alone, and nothing is padded.
-        parallel_batches: How many pairs run at once.
+        max_padded_tokens: 1: each pair runs alone, without padding.
+        parallel_batches: Number of pairs that run in parallel.
     """
 
     name = "openvino"
@@ -44,19 +44,19 @@ class OpenvinoBackend:
     def __init__(
         self, file: Path, *, device: str, precision: str, workers: Workers, longest: int | None = None
     ) -> None:
-        """Read and compile a model.
+        """Load and compile a model.
 
         Args:
-            file: An ONNX file, or an IR with its weights beside it.
+            file: An ONNX file, or an IR with its .bin file next to it.
             device: `"cpu"`.
-            precision: To compute in.
-            workers: Threads, and how many pairs run at once.
-            longest: Most tokens that the model can read; None if that is not known.
+            precision: Precision of the computation.
+            workers: Number of threads and of parallel pairs.
+            longest: Maximum number of tokens of the model; None if unknown.
 
         Raises:
             MissingExtraError: openvino is not installed.
-            InvalidInputError: OpenVINO cannot use the device or the precision here.
-            ModelLoadError: The file is damaged, or is no cross-encoder with one logit.
+            InvalidInputError: OpenVINO does not support the device or the precision on this machine.
+            ModelLoadError: The file is damaged, or the model is not a cross-encoder with one logit.
         """
         core = shared_core()
         from openvino import properties
@@ -65,14 +65,14 @@ class OpenvinoBackend:
         from marcorank._inference.backends.openvino_mask import drop_mask
 
         if device != "cpu":
-            raise InvalidInputError(f"`device` is {device!r}; the openvino backend runs on 'cpu' alone.")
+            raise InvalidInputError(f"`device` is {device!r}; the openvino backend supports only 'cpu'.")
         hint = _precision(core, precision)
         try:
             model = core.read_model(file)
-        except Exception as error:  # a RuntimeError of many kinds
+        except Exception as error:  # a RuntimeError for many reasons
             raise ModelLoadError(
-                f"{str(file)!r} cannot be read by OpenVINO ({_first_line(error)}). Delete the file and fetch or export "
-                "it again; an IR needs its .bin beside the .xml."
+                f"{str(file)!r} cannot be read by OpenVINO ({_first_line(error)}). Delete the file and download or "
+                "export it again; an IR needs its .bin file next to the .xml."
             ) from error
         check_graph(
             file,
@@ -82,8 +82,8 @@ class OpenvinoBackend:
         for node in model.inputs:
             if node.partial_shape.is_static:
                 raise ModelLoadError(
-                    f"{str(file)!r} takes inputs of the fixed shape {list(node.shape)}; expected dynamic "
-                    "axes, as `marcorank models export` makes them."
+                    f"{str(file)!r} has an input of fixed shape {list(node.shape)}; expected dynamic axes, "
+                    "as in the result of `marcorank models export`."
                 )
         keep_first_token(model)
         self._reads_mask = not drop_mask(model, partial(core.compile_model, device_name="CPU"), longest=longest)
@@ -105,11 +105,11 @@ class OpenvinoBackend:
         self.max_padded_tokens = 1
         self.parallel_batches = workers.count
         self._dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}
-        # A request holds the buffers of one pass; who runs one takes it out.
+        # An infer request holds the buffers of one pass, so it is removed while in use.
         self._idle: deque[Any] = deque(self._compiled.create_infer_request() for _ in range(workers.count))
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return one logit a row. Shape: (batch,), float32."""
+        """Return one logit per row. Shape: (batch,), float32."""
         if not self._reads_mask and not batch.attention_mask.all():
             return np.concatenate([self.logits(row) for row in batch.rows()])
         feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
@@ -129,8 +129,8 @@ class OpenvinoBackend:
 def shared_core() -> Any:
     """Return the one `openvino.Core` of this process.
 
-    Each brings its CPU plugin, and with it a stack for signal handlers, which it takes back when it ends. Where two do
-    so out of order, the next signal, such as Ctrl-C, kills the process. This one lives as long as the process.
+    Each core loads a CPU plugin, which installs an alternate signal stack and removes it when it is destroyed. If two
+    cores are destroyed out of order, the next signal, such as Ctrl-C, kills the process. This one is never destroyed.
 
     Raises:
         MissingExtraError: openvino is not installed.
@@ -144,38 +144,38 @@ def shared_core() -> Any:
 
 
 def computes(precision: str) -> bool:
-    """Whether this processor can compute in a precision, as OpenVINO finds.
+    """Whether OpenVINO supports a precision on this processor.
 
     Raises:
         MissingExtraError: openvino is not installed.
     """
-    return _PRECISIONS[precision][1] in _able(shared_core())
+    return _PRECISIONS[precision][1] in _capabilities(shared_core())
 
 
-def _able(core: Any) -> set[str]:
+def _capabilities(core: Any) -> set[str]:
     return set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
 
 
 def _precision(core: Any, precision: str) -> Any:
-    """Return the type to compute in, if this processor has it."""
+    """Return the OpenVINO type for a precision that this processor supports."""
     from openvino import Type
 
-    able = _able(core)
-    usable = [name for name, (_, capability) in _PRECISIONS.items() if capability in able]
+    capabilities = _capabilities(core)
+    usable = [name for name, (_, capability) in _PRECISIONS.items() if capability in capabilities]
     if precision not in usable:
         raise InvalidInputError(
-            f"`precision` is {precision!r}; with the openvino backend this processor can compute in "
+            f"`precision` is {precision!r}; on this processor the openvino backend supports "
             f"{' and '.join(map(repr, usable))}."
         )
     hint, _ = _PRECISIONS[precision]
-    # What is not quantised, such as attention, is as precise as `auto` is.
-    if precision == "int8" and "BF16" in able:
+    # Operations that are not quantised, such as attention, run in the precision of `auto`.
+    if precision == "int8" and "BF16" in capabilities:
         hint = "bf16"
     return getattr(Type, hint)
 
 
 def _first_line(error: Exception) -> str:
-    """Return what OpenVINO says is wrong, without the places in its own source."""
+    """Return the first line of an OpenVINO error without source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
-    return (told or lines or [type(error).__name__])[0].rstrip(".:")
+    messages = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
+    return (messages or lines or [type(error).__name__])[0].rstrip(".:")

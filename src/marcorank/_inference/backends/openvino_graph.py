@@ -1,4 +1,4 @@
-"""Changes to an OpenVINO graph that make it faster: less work in the last layer, and weights in 8 bits."""
+"""Optimisations of an OpenVINO graph: less work in the last layer, and 8-bit weights."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from openvino.passes import ConstantFolding, Manager
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# These compute each token from itself alone, given constants; the products of attention are told apart below.
-_TOKEN_BY_TOKEN = {
+# With constant parameters, these compute each token independently; products of activations are handled below.
+_TOKENWISE = {
     "Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "Power", "SquaredDifference", "Sqrt", "Negative",
     "Gelu", "Erf", "Relu", "Tanh", "Sigmoid", "Swish", "Convert", "FakeQuantize",
     "MatMul", "MVN", "ReduceMean", "Softmax", "Reshape", "Transpose", "ScaledDotProductAttention",
 }  # fmt: skip
 _SWAPS_TOKENS_AND_HEADS = [0, 2, 1, 3]
-# Measured: one scale for up to some hundred values costs little time, and larger groups cost accuracy.
-_LARGEST_GROUP = 512
+# Measured: scales for groups of a few hundred values cost little time, and larger groups cost accuracy.
+_MAX_GROUP_SIZE = 512
 
 
 def keep_first_token(model: Any) -> bool:
-    """Compute the last layer for the first token alone, where the rest of the graph reads only that one.
+    """Compute the last layer only for the first token, if the rest of the graph reads only that token.
 
-    A classification head reads the first token's hidden state. Keys and values of the last attention still come
-    from all tokens; its query, the feed-forward layers behind it and the norms do not have to.
+    A classification head reads the hidden state of the first token. The keys and values of the last attention need all
+    tokens, but its queries, the feed-forward layers after it and the norms do not.
 
     Args:
-        model: An `openvino.Model`; it is changed in place. Its logits stay the same.
+        model: An `openvino.Model`, changed in place. Its logits stay the same.
 
     Returns:
-        Whether the graph had the form that is known here; else it is left as it was.
+        Whether the graph was recognised and changed.
     """
-    # The axes of a norm may be computed from the rank of its input, which is fixed.
+    # Folds the axes of norms, which may be computed from the rank of the input.
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(model)
@@ -51,31 +51,31 @@ def keep_first_token(model: Any) -> bool:
     plan = _plan(graph, layer, attention, head)
     if plan is None:
         return False
-    cuts, shapes = plan
+    slices, shapes = plan
     firsts: dict[tuple[str, int], Any] = {}
-    for target, axis in cuts:
+    for target, axis in slices:
         source = target.get_source_output()
         key = (source.get_node().get_name(), source.get_index())
         if key not in firsts:
             firsts[key] = ops.gather(source, [0], axis).output(0)
         target.replace_source_output(firsts[key])
     for node, shape in shapes:
-        # 0 copies a size from the input, which now has one token.
+        # 0 copies the size from the input, which now has one token.
         _replace(node, ops.reshape(node.input_value(0), np.array(shape), special_zero=True))
     model.validate_nodes_and_infer_types()
     return True
 
 
 def quantize_weights(model: Any) -> int:
-    """Round the weights of the layers to 8 bits, with one scale an output.
+    """Quantise the weights of the layers to 8 bits, with one scale per output.
 
-    The word embeddings stay as they are: reading them costs no time. So does the head, which runs once a pair.
+    The word embeddings are not quantised, because reading them is fast, nor the head, which runs once per pair.
 
     Args:
-        model: An `openvino.Model`; it is changed in place.
+        model: An `openvino.Model`, changed in place.
 
     Returns:
-        How many values of an activation are to share a scale, so that the groups fit every layer.
+        Group size for the scales of activations, which divides the width of every layer.
     """
     group = 0
     for node in model.get_ordered_ops():
@@ -98,7 +98,7 @@ def quantize_weights(model: Any) -> int:
         _replace(node, product)
         group = gcd(group, values.shape[1])
     model.validate_nodes_and_infer_types()
-    return next(group // parts for parts in count(1) if group % parts == 0 and group // parts <= _LARGEST_GROUP)
+    return next(group // parts for parts in count(1) if group % parts == 0 and group // parts <= _MAX_GROUP_SIZE)
 
 
 class _Graph:
@@ -109,7 +109,7 @@ class _Graph:
         self.varying: set[str] = set()
         for node in self.nodes:
             kind = node.get_type_name()
-            # A shape depends on inputs too, but is no activation.
+            # A shape also depends on the inputs, but it is not an activation.
             if kind == "Parameter" or (kind != "ShapeOf" and any(map(self.is_activation, _sources(node)))):
                 self.varying.add(node.get_name())
 
@@ -117,10 +117,10 @@ class _Graph:
         return output.get_node().get_name() in self.varying
 
     def takes_first_token(self, node: Any) -> bool:
-        """Whether a node takes the first token of hidden states of the shape (batch, tokens, width)."""
+        """Whether a node selects the first token of hidden states of shape (batch, tokens, width)."""
         if node.get_type_name() != "Gather":
             return False
-        hidden, index, axis = (node.input_value(place) for place in range(3))
+        hidden, index, axis = (node.input_value(port) for port in range(3))
         return (
             self.is_activation(hidden)
             and _rank(hidden) == 3
@@ -134,7 +134,7 @@ class _Graph:
 
 
 def _last_layer(graph: _Graph, head: Any) -> tuple[list[Any], list[Any]] | None:
-    """Return the nodes between the last keys and values and the head, and those that are its attention."""
+    """Return the nodes of the last layer that may run on one token, and which of them are its attention."""
     above = _ancestors([head.input_value(0)])
     mixing = [
         node
@@ -161,25 +161,25 @@ def _last_layer(graph: _Graph, head: Any) -> tuple[list[Any], list[Any]] | None:
 def _plan(
     graph: _Graph, layer: list[Any], attention: list[Any], head: Any
 ) -> tuple[list[tuple[Any, int]], list[tuple[Any, list[int]]]] | None:
-    """Return where tokens are cut off and which shapes follow, or None if a node is not known to allow it."""
+    """Return the inputs to slice and the reshapes to adjust, or None if a node does not allow it."""
     names = {node.get_name() for node in layer}
     mixes = {node.get_name() for node in attention}
-    cuts: list[tuple[Any, int]] = []
+    slices: list[tuple[Any, int]] = []
     shapes: list[tuple[Any, list[int]]] = []
-    # Which axis of each output counts tokens.
+    # Token axis of each output.
     axis_of: dict[str, int] = {}
     for node in layer:
-        if not _is_token_by_token(node) or _is_used_beyond(node, names | {head.get_name()}):
+        if not _is_tokenwise(node) or _is_used_beyond(node, names | {head.get_name()}):
             return None
         kind = node.get_type_name()
         axes = set()
-        for place, target in enumerate(node.inputs()):
+        for port, target in enumerate(node.inputs()):
             source = target.get_source_output()
             if source.get_node().get_name() in names:
                 axes.add(axis_of[source.get_node().get_name()])
                 continue
-            # Keys and values stay whole.
-            whole = node.get_name() in mixes and place in ({1} if kind == "MatMul" else {1, 2})
+            # Keys and values keep all tokens.
+            whole = node.get_name() in mixes and port in ({1} if kind == "MatMul" else {1, 2})
             if whole or not graph.is_activation(source):
                 continue
             rank = _rank(source)
@@ -189,7 +189,7 @@ def _plan(
             axes.add(axis)
             size = source.get_partial_shape()[axis]
             if not (size.is_static and size.get_length() == 1):
-                cuts.append((target, axis))
+                slices.append((target, axis))
         if len(axes) != 1:
             return None
         (axis,) = axes
@@ -201,10 +201,10 @@ def _plan(
                 return None
             shapes.append((node, shape))
         axis_of[node.get_name()] = 3 - axis if kind == "Transpose" else axis
-    return cuts, shapes
+    return slices, shapes
 
 
-def _is_token_by_token(node: Any) -> bool:
+def _is_tokenwise(node: Any) -> bool:
     kind = node.get_type_name()
     if kind == "Transpose":
         return bool(_constant(node.input_value(1)) == _SWAPS_TOKENS_AND_HEADS)
@@ -212,16 +212,16 @@ def _is_token_by_token(node: Any) -> bool:
         return _constant(node.input_value(1)) in ([-1], [_rank(node.input_value(0)) - 1])
     if kind == "Softmax":
         return node.get_attributes()["axis"] in {-1, _rank(node.input_value(0)) - 1}
-    return kind in _TOKEN_BY_TOKEN
+    return kind in _TOKENWISE
 
 
 def _shape_of_one_token(node: Any, axis: int) -> list[int] | None:
-    """Return the shape to give a node that splits heads, joins them or leaves them; None for any other.
+    """Return the new shape of a reshape that splits, joins or keeps heads; None for any other.
 
     Args:
-        node: A reshape.
-        axis: That of the tokens in its input. Where heads are split or joined it is 1 before and after; who joins
-            heads and batch has it elsewhere.
+        node: The reshape.
+        axis: Token axis of its input. If heads are split or joined, it is 1 before and after; a reshape that joins
+            heads and batch has another one.
     """
     before, after = node.input_value(0).get_partial_shape(), node.output(0).get_partial_shape()
     ranks = len(before), len(after)

@@ -1,4 +1,4 @@
-"""A change to an OpenVINO graph: without padding there is nothing to mask."""
+"""Removes the attention mask from an OpenVINO graph that runs without padding."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _MASK = "attention_mask"
-# What a mask adds is evaluated at these numbers of tokens, and at the most that there can be: a window of attention
-# masks nothing of what is shorter.
+# The values added by the mask are evaluated at these lengths and at the maximum length: a sliding attention window
+# masks nothing in sequences that are shorter than it.
 _LENGTHS = (1, 7, 64)
-_LONGEST_EVALUATED = 1024
+_MAX_EVALUATED_LENGTH = 1024
 
 
 def drop_mask(model: Any, compile_model: Any, *, longest: int | None) -> bool:
-    """Leave out what the attention mask adds to scores, where that is nothing for sequences without padding.
+    """Remove the attention mask from the graph if it adds only zeros for sequences without padding.
 
     Args:
-        model: An `openvino.Model`; it is changed in place. For a mask of ones its logits stay the same, and any other
-            has no effect any more.
-        compile_model: Makes a part of it executable.
-        longest: Most tokens that it can read; None if that is not known.
+        model: An `openvino.Model`, changed in place. Its logits stay the same for a mask of ones; other masks no
+            longer have an effect.
+        compile_model: Compiles a part of the model.
+        longest: Maximum number of tokens of the model; None if unknown.
 
     Returns:
-        Whether the graph had the form that is known here; else it is left as it was.
+        Whether the graph was recognised and changed.
     """
-    if longest is None or longest > _LONGEST_EVALUATED:
+    if longest is None or longest > _MAX_EVALUATED_LENGTH:
         return False
     nodes = model.get_ordered_ops()
-    of_mask = _reached(nodes, {_MASK})
-    of_others = _reached(nodes, {name for node in model.inputs for name in node.names} - {_MASK})
-    only_of_mask = of_mask - of_others
+    from_mask = _reached(nodes, {_MASK})
+    from_others = _reached(nodes, {name for node in model.inputs for name in node.names} - {_MASK})
+    only_from_mask = from_mask - from_others
     added = []
     for node in nodes:
-        if node.get_name() in only_of_mask or node.get_type_name() == "ShapeOf":
+        if node.get_name() in only_from_mask or node.get_type_name() == "ShapeOf":
             continue
-        masks = [target.get_source_output() for target in node.inputs() if _source(target) in only_of_mask]
-        scores = [target.get_source_output() for target in node.inputs() if _source(target) not in only_of_mask]
+        masks = [target.get_source_output() for target in node.inputs() if _source(target) in only_from_mask]
+        scores = [target.get_source_output() for target in node.inputs() if _source(target) not in only_from_mask]
         if not masks:
             continue
         if node.get_type_name() != "Add" or len(scores) != 1:
@@ -61,7 +61,7 @@ def drop_mask(model: Any, compile_model: Any, *, longest: int | None) -> bool:
 
 
 def _reached(nodes: Iterable[Any], names: set[str]) -> set[str]:
-    """Return the names of the nodes whose values depend on inputs of these names; a shape is no value."""
+    """Return the names of the nodes whose values depend on inputs with these names; shapes do not count."""
     reached: set[str] = set()
     for node in nodes:
         kind = node.get_type_name()
@@ -79,7 +79,7 @@ def _source(target: Any) -> str:
 
 
 def _all_zero(model: Any, names: set[str], compile_model: Any, *, lengths: Iterable[int]) -> bool:
-    """Whether these nodes are 0 for a mask of ones, at each of the lengths."""
+    """Whether these nodes are 0 for a mask of ones at each length."""
     copied = model.clone()
     found = [node for node in copied.get_ordered_ops() if node.get_friendly_name() in names]
     if len(found) != len(names):
@@ -87,7 +87,7 @@ def _all_zero(model: Any, names: set[str], compile_model: Any, *, lengths: Itera
     part = compile_model(Model([ops.result(node.output(0)) for node in found], copied.get_parameters()))
     for tokens in lengths:
         ones = np.ones((1, tokens), dtype=np.int64)
-        answers = part({node.any_name: ones.astype(node.element_type.to_dtype()) for node in copied.inputs})
-        if any(np.any(answer != 0) for answer in answers.values()):
+        outputs = part({node.any_name: ones.astype(node.element_type.to_dtype()) for node in copied.inputs})
+        if any(np.any(output != 0) for output in outputs.values()):
             return False
     return True

@@ -1,4 +1,4 @@
-"""openvino and nncf report their use to Google Analytics unless they are told not to; here they are."""
+"""Disables telemetry: openvino and nncf report their use to Google Analytics by default."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 _REPORTER = "openvino_telemetry"
 _NOT_IMPORTED = object()
-# Two at once would take each other's mark for the package.
+# Two threads would take each other's placeholder for the package.
 _lock = threading.RLock()
 
 
 @contextmanager
 def without_telemetry() -> Iterator[None]:
-    """Keep what is imported meanwhile from sending anything, and from writing an id to the home folder.
+    """Prevent packages imported in this context from sending data and from writing an id to the home folder.
 
-    Both packages do without the package that reports where it is missing, and look for it when they are imported.
-    Their own switches are an environment variable, which other threads would see, and a file in the home folder.
+    Both packages work without the telemetry package and look for it when they are imported. Their own switches are an
+    environment variable, which other threads would see, and a file in the home folder.
     """
     with _lock:
         before = sys.modules.get(_REPORTER, _NOT_IMPORTED)

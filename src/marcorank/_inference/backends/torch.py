@@ -1,4 +1,4 @@
-"""PyTorch, loaded through sentence-transformers: what its `CrossEncoder` loads is loaded here."""
+"""The PyTorch backend; loads every model that `CrossEncoder` of sentence-transformers loads."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import TokenBatch
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
-# Ampere; older ones only emulate it.
-_FIRST_WITH_BF16 = (8, 0)
+# Ampere; older GPUs only emulate bf16.
+_MIN_BF16_CAPABILITY = (8, 0)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -34,40 +34,40 @@ def cuda_available() -> bool:
 
 
 def cuda_supports_bf16() -> bool:
-    """Whether the GPU that torch sees has instructions for bf16."""
+    """Whether the GPU has bf16 instructions."""
     import torch
 
-    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= _FIRST_WITH_BF16)
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= _MIN_BF16_CAPABILITY)
 
 
 class TorchBackend:
-    """A sequence classifier of transformers, fed with ready token batches.
+    """A transformers sequence classifier that is called with token batches.
 
     Attributes:
         name: `"torch"`.
-        device: As torch spells it.
+        device: Device name, as in torch.
         precision: `"fp32"`, `"bf16"` or `"fp16"`.
-        max_padded_tokens: Batch size at which it is fast, in tokens with padding.
-        parallel_batches: 1: torch spreads each batch over all cores, or fills the GPU with it.
+        max_padded_tokens: Best batch size in tokens, including padding.
+        parallel_batches: 1: torch uses all cores, or the whole GPU, for one batch.
         cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
-        predicting: Held by who calls `cross_encoder.predict`, which sets its tokenizer up anew each time.
+        predict_lock: Hold it to call `cross_encoder.predict`, which changes the settings of its tokenizer.
     """
 
     name = "torch"
     parallel_batches = 1
 
     def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
-        """Load a folder so that it computes in `precision`.
+        """Load a model folder in a precision.
 
         Raises:
             MissingExtraError: sentence-transformers or torch is not installed.
-            InvalidInputError: torch cannot use the device here.
-            ModelLoadError: The files are damaged, or the model does not give one logit a pair.
+            InvalidInputError: torch cannot use the device on this machine.
+            ModelLoadError: The files are damaged, or the model does not return one logit per pair.
         """
         self.device = device
         self.precision = precision
         self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
-        self.predicting = threading.Lock()
+        self.predict_lock = threading.Lock()
         self.cross_encoder = _load(folder, device=device, precision=precision, allow_pickle=allow_pickle)
         self._inputs = [
             name
@@ -76,7 +76,7 @@ class TorchBackend:
         ]
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
-        """Return one logit a row. Shape: (batch,), float32."""
+        """Return one logit per row. Shape: (batch,), float32."""
         import torch
 
         with torch.inference_mode():
@@ -90,17 +90,17 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         import torch
         from sentence_transformers import CrossEncoder
 
-        import marcorank.interaction  # noqa: F401  # makes the architecture known to transformers
+        import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
     except ImportError as error:
         raise MissingExtraError(
-            f"The torch backend needs sentence-transformers and torch, and {error.name or error!r} is missing: "
+            f"The torch backend needs sentence-transformers and torch, but {error.name or error!r} is missing: "
             "pip install 'marcorank[torch]'"
         ) from error
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises AssertionError
         raise InvalidInputError(
-            f"`device` is {device!r}; torch {torch.__version__} cannot use it here ({error}). Use 'cpu'."
+            f"`device` is {device!r}; torch {torch.__version__} cannot use it on this machine ({error}). Use 'cpu'."
         ) from error
     dtype = getattr(torch, _DTYPES[precision])
     try:
@@ -110,29 +110,29 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
                 device=device,
                 local_files_only=True,
                 trust_remote_code=False,
-                # None lets transformers take what there is; True refuses pickles.
+                # None accepts any format; True rejects pickles.
                 model_kwargs={"use_safetensors": None if allow_pickle else True, _dtype_argument(): dtype},
             )
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise ModelLoadError(
             f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
         ) from error
-    if model.config.num_labels != 1 and not writes_its_own_prompt(model):
+    if model.config.num_labels != 1 and not uses_prompt(model):
         raise ModelLoadError(
-            f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit a pair."
+            f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit per pair."
         )
     if not allow_pickle:
         _check_head(folder, model.model)
-    # Parts that keep a precision of their own follow the one that was asked for.
+    # Modules with their own precision get the requested one.
     model.to(dtype)
-    if dtype != torch.float32 and not writes_its_own_prompt(model):
+    if dtype != torch.float32 and not uses_prompt(model):
         _keep_head_in_fp32(model.model)
     model.eval()
     return model
 
 
 def _keep_head_in_fp32(model: Any) -> None:
-    """Compute the head in fp32: rounded to bf16, logits around 10 would be multiples of 1/16, and many equal."""
+    """Compute the head in fp32: in bf16, logits around 10 are multiples of 1/16, which causes many ties."""
     import torch
 
     def widened(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -147,13 +147,13 @@ def _keep_head_in_fp32(model: Any) -> None:
 
 
 def _check_head(folder: Path, model: Any) -> None:
-    """Refuse a model whose output layer transformers has filled with random numbers, such as an embedding model."""
+    """Reject a model whose output layer transformers has initialised randomly, such as an embedding model."""
     from safetensors import safe_open
 
     if not type(model).__name__.endswith("ForSequenceClassification"):
         return
     inner = f"{model.base_model_prefix}."
-    # The layer that gives the one logit; others of the head may be there from pre-training.
+    # The layer with the single output; other layers of the head may come from pre-training.
     head = {
         name
         for name, values in model.named_parameters()
@@ -165,44 +165,44 @@ def _check_head(folder: Path, model: Any) -> None:
             stored.update(tensors.keys())
     if not head <= stored:
         raise ModelLoadError(
-            f"{str(folder)!r} holds no weights for the output layer ({', '.join(sorted(head))}); it is no "
-            "cross-encoder that this sentence-transformers knows, but perhaps an embedding model."
+            f"{str(folder)!r} has no weights for the output layer ({', '.join(sorted(head))}); it may be an "
+            "embedding model, or a cross-encoder that this version of sentence-transformers does not support."
         )
 
 
 def _dtype_argument() -> str:
-    """Return how this transformers calls the precision of the weights."""
+    """Return the name of the dtype argument in the installed version of transformers."""
     import transformers
 
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
 
 
-def writes_its_own_prompt(cross_encoder: Any) -> bool:
-    """Whether the model is a language model, which reads a prompt and not a bare pair."""
+def uses_prompt(cross_encoder: Any) -> bool:
+    """Whether the model is a causal language model, which reads a prompt instead of a pair."""
     return any(str(name).endswith("ForCausalLM") for name in cross_encoder.config.architectures or ())
 
 
 class PredictScorer:
-    """A cross-encoder that writes its own prompt around a pair, such as those made of language models.
+    """A cross-encoder that inserts each pair into a prompt, such as one based on a language model.
 
-    Its texts go through `CrossEncoder.predict`, so nothing is known of truncation, and there are no windows.
+    Uses `CrossEncoder.predict`, so truncation is unknown and windows are not supported.
 
     Attributes:
         name: Name of the model.
     """
 
     def __init__(self, scheduler: Any, *, name: str) -> None:
-        """Take the `Scheduler` of a `TorchBackend`: it is what other scorers share, and keeps the model loaded."""
+        """Keep the `Scheduler` of a `TorchBackend`, which scorers share and which keeps the model loaded."""
         self._scheduler = scheduler
         self.name = name
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-        """Return one logit a passage, in input order. Shape: (passages,), float32."""
+        """Return one logit per passage, in input order. Shape: (passages,), float32."""
         import torch
 
         backend = self._scheduler.backend
-        with backend.predicting:
+        with backend.predict_lock:
             scores = backend.cross_encoder.predict(
                 [(query, passage) for passage in passages],
                 batch_size=4,
