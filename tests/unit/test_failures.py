@@ -298,7 +298,7 @@ def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog, load):
     """An application starts although its server is down, if its calls would be answered all the same."""
     loaded = load(WordOverlapScorer)
     Reranker(Failing(), fallback="bundled").warm_up()
-    assert loaded == ["bundled"]
+    assert [settings.model for settings in loaded] == ["bundled"]
     assert "calls take what there is instead. RuntimeError: out of memory" in caplog.text
     Reranker(Failing(), on_error="passthrough").warm_up()
     with pytest.raises(RuntimeError, match="out of memory"):
