@@ -17,6 +17,8 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from marcorank._models.selection import ModelSettings
+
 # No test goes by the clock: a loaded machine may take as long as it likes for an example.
 settings.register_profile("marcorank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("marcorank")
@@ -24,14 +26,14 @@ settings.load_profile("marcorank")
 
 @pytest.fixture
 def load(monkeypatch):
-    """Let rerankers load what a function makes, instead of a model; returns the models that were loaded."""
+    """Let rerankers load what a function makes, instead of a model; returns the settings that they load with."""
     from marcorank._inference.scorer import as_request_scorer
 
-    loaded: list[str] = []
+    loaded: list[ModelSettings] = []
 
     def load_made(make):
         def load_scorer(settings):
-            loaded.append(settings.model)
+            loaded.append(settings)
             made = make()
             return made if hasattr(made, "score_requests") else as_request_scorer(made)
 

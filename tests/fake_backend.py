@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from weakref import WeakSet
 
 import numpy as np
 
@@ -52,44 +54,65 @@ def threads_of(backend):
     return [thread for thread in threading.enumerate() if thread.name == f"marcorank-{backend.name}"]
 
 
+def schedulers() -> WeakSet[Scheduler]:
+    """Return those of all models that are loaded in this process."""
+    return WeakSet(thing for thing in gc.get_objects() if issubclass(type(thing), Scheduler))
+
+
 class WatchedScheduler(Scheduler):
     """A scheduler whose tests can wait for what its callers have done.
 
     Attributes:
         jobs: Every call, in the order in which they were opened.
-        added: How many slices have been handed over.
-        refused: How many times a call was told to wait for room.
     """
 
     def __init__(self, backend):
         super().__init__(backend)
         self.jobs: list[Job] = []
-        self.added = self.refused = 0
-        self._changed = threading.Condition()
+        self._seen = _Seen()
+
+    @property
+    def added(self):
+        """How many slices have been handed over."""
+        return self._seen.added
 
     def open(self, make_batch):
         job = super().open(make_batch)
-        add, room = job.add, job.room
-
-        def watched_add(pairs, lengths):
-            add(pairs, lengths)
-            with self._changed:
-                self.added += 1
-                self._changed.notify_all()
-
-        def watched_room():
-            future = room()
-            if not future.done():
-                with self._changed:
-                    self.refused += 1
-                    self._changed.notify_all()
-            return future
-
-        job.add, job.room = watched_add, watched_room
-        with self._changed:
-            self.jobs.append(job)
+        _watch(job, self._seen)
+        self.jobs.append(job)
         return job
 
     def wait_until(self, *, added=0, refused=0):
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.added >= added and self.refused >= refused, timeout=30)
+        """Return when so many slices were handed over, and a call was told to wait for room so many times."""
+        seen = self._seen
+        with seen.changed:
+            assert seen.changed.wait_for(lambda: seen.added >= added and seen.refused >= refused, timeout=30)
+
+
+class _Seen:
+    def __init__(self):
+        self.added = self.refused = 0
+        self.changed = threading.Condition()
+
+    def count(self, *, added=0, refused=0):
+        with self.changed:
+            self.added += added
+            self.refused += refused
+            self.changed.notify_all()
+
+
+def _watch(job, seen):
+    # Neither function knows the scheduler, which ends when its last user lets go of it.
+    add, room = job.add, job.room
+
+    def watched_add(pairs, lengths):
+        add(pairs, lengths)
+        seen.count(added=1)
+
+    def watched_room():
+        future = room()
+        if not future.done():
+            seen.count(refused=1)
+        return future
+
+    job.add, job.room = watched_add, watched_room

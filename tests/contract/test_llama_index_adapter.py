@@ -1,4 +1,4 @@
-"""The promises of the LlamaIndex adapter; the LangChain adapter keeps the same ones."""
+"""What the LlamaIndex adapter promises beyond what both do, which is in `test_adapters.py`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
-from inspect import signature
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,10 +26,10 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from engines import word_overlap
-from marcorank import InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
+from marcorank import InvalidInputError
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
 
@@ -41,7 +38,6 @@ pytestmark = pytest.mark.usefixtures("engine")
 QUERY = "red apple"
 TEXTS = ["green pear", "red apple", "red cherry", "", "red apple", "apple"]
 
-words = st.lists(st.text("rdaple ", max_size=8), max_size=8)
 nodes_metadata = st.dictionaries(
     st.sampled_from(["title", "page", "retrieval_score"]), st.sampled_from(["red", 7, 0.5, None])
 )
@@ -72,28 +68,6 @@ def rerank_with(**settings) -> MarcoRerank:
 
 def ids_and_scores(nodes) -> list[tuple[str, float]]:
     return [(found.node_id, found.score) for found in nodes]
-
-
-@given(
-    texts=words,
-    activation=st.sampled_from(["identity", "sigmoid", Logistic(0.5, -1.0)]),
-    score_threshold=st.none() | st.floats(-5, 5),
-    top_n=st.none() | st.integers(1, 9),
-)
-def test_order_and_scores_are_those_of_the_core(texts, activation, score_threshold, top_n):
-    """The adapter ranks nothing by itself: same passages, same order, same scores."""
-    cut = {"score_threshold": score_threshold, "top_n": top_n}
-    found = rerank_with(activation=activation, **cut).postprocess_nodes(nodes_of(texts), query_str="red a")
-    ranking = Reranker(word_overlap(), activation=activation).rank("red a", texts, **cut)
-    assert ids_and_scores(found) == [(f"node-{result.index}", result.score) for result in ranking]
-
-
-def test_order_and_scores_of_a_real_model_are_those_of_the_core():
-    """The bundled model gives the same scores through the adapter and the core."""
-    rerank = MarcoRerank(model="bundled", top_n=None)
-    found = rerank.postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
-    ranking = Reranker("bundled").rank(QUERY, TEXTS)
-    assert ids_and_scores(found) == [(f"node-{result.index}", result.score) for result in ranking]
 
 
 @given(
@@ -168,7 +142,7 @@ def test_nodes_keep_all_but_the_score(node, keep):
     assert given_node.score is None
 
 
-def test_scores_are_plain_floats():
+def test_the_score_of_the_retriever_goes_through_json():
     """Every result goes through JSON, with or without the score of the retriever."""
     rerank = rerank_with(keep_retrieval_score=True)
     found = rerank.postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
@@ -190,55 +164,11 @@ async def test_no_nodes_are_no_work(query):
     assert scorer.calls == 0
 
 
-def test_nothing_is_loaded_before_the_first_node():
-    """Importing, making one, and an empty list load no engine."""
-    code = (
-        "import sys\n"
-        "from marcorank.llama_index import MarcoRerank\n"
-        "assert MarcoRerank(model='bundled').postprocess_nodes([], query_str='q') == []\n"
-        "loaded = {'onnxruntime', 'torch', 'sentence_transformers', 'langchain_core'} & set(sys.modules)\n"
-        "assert not loaded, loaded\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
-
-
-def test_the_threshold_comes_before_top_n():
-    """What misses the threshold takes no place, and the threshold is on the scale of the activation."""
-    rerank = rerank_with(activation="sigmoid", score_threshold=0.5, top_n=3)
-    found = rerank.postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
-    assert [result.node_id for result in found] == ["node-1", "node-4", "node-2"]
-    assert found[2].score == 0.5
-    assert rerank_with(score_threshold=6.0).postprocess_nodes(nodes_of(TEXTS), query_str=QUERY) == []
-    assert len(rerank_with(score_threshold=0, top_n=None).postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)) == 4
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"top_n": 0}, "`top_n` is 0; expected a whole number of at least 1"),
-        ({"top_n": -1}, "`top_n` is -1; expected"),
-        ({"top_n": True}, "`top_n` is True; expected"),
-        ({"top_n": "3"}, "`top_n` is '3'; expected"),
-        ({"score_threshold": float("nan")}, "`score_threshold` is nan; expected None or a"),
-        ({"score_threshold": "0.5"}, "`score_threshold` is '0.5'; expected None or a"),
         ({"metadata_mode": "text"}, "`metadata_mode` is 'text'; expected one of 'all', 'embed', 'llm', 'none'"),
         ({"keep_retrieval_score": 1}, "`keep_retrieval_score` is 1; expected one of True, False"),
-        ({"model": 3}, "`model` is 3; expected a model name or the path of a model folder"),
-        ({"model": WordOverlapScorer()}, "`model` is <.*goes in `reranker`"),
-        ({"activation": "softmax"}, "`activation` is 'softmax'; expected one of 'identity', 'sigmoid'"),
-        ({"backend": "tensorflow"}, "`backend` is 'tensorflow'; expected one of 'auto'"),
-        ({"precision": "int4"}, "`precision` is 'int4'; expected one of 'auto'"),
-        ({"device": ""}, "`device` is empty; expected None or a text"),
-        ({"max_length": "512"}, "`max_length` is '512'; expected a whole number"),
-        ({"max_query_tokens": 0}, "`max_query_tokens` is 0; expected"),
-        ({"long_passages": "drop"}, "`long_passages` is 'drop'; expected one of 'truncate', 'windows'"),
-        ({"local_files_only": "yes"}, "`local_files_only` is 'yes'; expected one of True, False, None"),
-        ({"allow_pickle": 1}, "`allow_pickle` is 1; expected one of True, False"),
-        ({"token": ""}, "`token` is empty; expected None or a text that is not empty"),
-        ({"token": SecretStr("")}, "`token` is empty; expected None or a text that is not empty"),
-        ({"reranker": "bundled"}, "`reranker` is 'bundled'; expected a marcorank.Reranker.*goes in `model`"),
-        ({"reranker": WordOverlapScorer}, "`reranker` is <class .*; expected a marcorank.Reranker"),
-        ({"topn": 3}, "topn\n.*Extra inputs are not permitted"),
     ],
 )
 def test_a_bad_setting_is_an_error_that_says_what_was_found(settings, message):
@@ -247,38 +177,27 @@ def test_a_bad_setting_is_an_error_that_says_what_was_found(settings, message):
         MarcoRerank(**settings)
 
 
-def test_a_bad_assignment_is_an_error():
-    """A field is checked whenever it changes, and what it was stays."""
-    rerank = MarcoRerank()
-    with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
-        rerank.top_n = 0
-    assert rerank.top_n == 3
-    with pytest.raises(ValidationError, match="Field is frozen"):
-        rerank.reranker = word_overlap()
-
-
-def test_an_unknown_model_is_an_error_at_once():
-    """A name that can be no model is found when the postprocessor is made."""
-    with pytest.raises(UnknownModelError, match="Model 'minilm' is unknown"):
-        MarcoRerank(model="minilm")
-
-
-@pytest.mark.parametrize(
-    ("nodes", "message"),
-    [
-        ([*nodes_of("a"), None], r"`nodes\[1\]` is a NoneType; expected a NodeWithScore\.$"),
-        ([TextNode(text="a")], r"`nodes\[0\]` is a TextNode; expected a NodeWithScore\. Wrap it"),
-        (nodes_of("a")[0], "`nodes` is a NodeWithScore; expected a list of NodeWithScore, even for one"),
-        ("a", "`nodes` is a str; expected a list"),
-        (None, "`nodes` is a NoneType; expected a list"),
-    ],
-)
-async def test_what_is_no_node_is_named_by_its_place(nodes, message):
-    """None, a bare node or a text is an error that names its index and type, sync and async."""
+async def test_a_bare_node_is_to_be_wrapped():
+    """A node without its score says what to do, sync and async."""
+    message = r"`nodes\[0\]` is a TextNode; expected a NodeWithScore\. Wrap it"
     with pytest.raises(InvalidInputError, match=message):
-        rerank_with().postprocess_nodes(nodes, query_str=QUERY)
+        rerank_with().postprocess_nodes([TextNode(text="a")], query_str=QUERY)
     with pytest.raises(InvalidInputError, match=message):
-        await rerank_with().apostprocess_nodes(nodes, query_str=QUERY)
+        await rerank_with().apostprocess_nodes([TextNode(text="a")], query_str=QUERY)
+    with pytest.raises(InvalidInputError, match=r"`nodes\[0\]` is a NoneType; expected a NodeWithScore\.$"):
+        rerank_with().postprocess_nodes([None], query_str=QUERY)
+
+
+@pytest.mark.parametrize("settings", [{}, {"metadata_mode": "llm", "keep_retrieval_score": True}])
+def test_settings_of_nodes_round_trip(settings):
+    """The dict of LlamaIndex is plain and names the class; the settings of this adapter alone are in it too."""
+    rerank = MarcoRerank(**settings)
+    plain = rerank.to_dict()
+    assert settings.items() <= plain.items()
+    assert plain["class_name"] == "MarcoRerank"
+    assert all(type(value) in {str, int, float, bool, type(None)} for value in plain.values())
+    assert MarcoRerank.from_dict(plain) == MarcoRerank.from_json(rerank.to_json()) == rerank
+    assert rerank.model_copy(update={"metadata_mode": "llm"}).to_dict()["metadata_mode"] == "llm"
 
 
 @pytest.mark.parametrize(
@@ -298,105 +217,12 @@ async def test_nodes_need_a_query(query, message):
         await rerank_with().apostprocess_nodes(nodes_of(TEXTS), **query)
 
 
-async def test_a_score_that_is_no_number_is_an_error():
-    """NaN from a model never becomes a rank."""
-
-    class Broken:
-        def score(self, query, passages):
-            return [float("nan")] * len(passages)
-
-    rerank = MarcoRerank(reranker=Broken())
-    with pytest.raises(ScoreError, match=r"Model `Broken` returned nan for `passages\[0\]`"):
-        rerank.postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
-    with pytest.raises(ScoreError, match=r"Model `Broken` returned nan for `passages\[0\]`"):
-        await rerank.apostprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
-
-
-async def test_async_is_sync():
+async def test_a_bundle_is_a_query():
     """Both ways give equal nodes, for a query text and for a bundle."""
     rerank = rerank_with(keep_retrieval_score=True)
     found = rerank.postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
     assert await rerank.apostprocess_nodes(nodes_of(TEXTS), query_str=QUERY) == found
     assert await rerank.apostprocess_nodes(nodes_of(TEXTS), QueryBundle(QUERY)) == found
-
-
-EVERY_SETTING = {
-    "model": "bundled",
-    "top_n": None,
-    "score_threshold": 0.25,
-    "metadata_mode": "llm",
-    "keep_retrieval_score": True,
-    "activation": "sigmoid",
-    "backend": "onnx",
-    "device": "cpu",
-    "precision": "int8",
-    "max_length": 128,
-    "max_query_tokens": 32,
-    "long_passages": "windows",
-    "revision": "main",
-    "cache_folder": "cache",
-    "local_files_only": True,
-    "allow_pickle": True,
-}
-
-
-@pytest.mark.parametrize("settings", [{}, EVERY_SETTING])
-def test_settings_round_trip(settings):
-    """Dict, JSON, model_validate, pickle and copies carry all settings; a pickle is a few hundred bytes."""
-    rerank = MarcoRerank(**settings)
-    plain = rerank.to_dict()
-    assert settings.items() <= plain.items()
-    assert plain["class_name"] == "MarcoRerank"
-    assert all(type(value) in {str, int, float, bool, type(None)} for value in plain.values())
-    pickled = pickle.dumps(rerank)
-    assert len(pickled) < 1000
-    for again in (
-        MarcoRerank.from_dict(plain),
-        MarcoRerank.from_json(rerank.to_json()),
-        MarcoRerank.model_validate(rerank.model_dump()),
-        MarcoRerank.model_validate_json(rerank.model_dump_json(exclude_unset=True)),
-        pickle.loads(pickled),  # noqa: S301
-        copy.copy(rerank),
-        copy.deepcopy(rerank),
-    ):
-        assert again == rerank
-        assert again.to_dict() == plain
-        assert again.core.to_dict() == rerank.core.to_dict()
-    assert rerank != MarcoRerank(**{**settings, "top_n": 9})
-
-
-@pytest.mark.parametrize("activation", [Logistic(0.8, -1.2), {"a": 0.8, "b": -1.2}])
-def test_a_fitted_map_is_an_activation(activation):
-    """A Logistic or its dict is kept, goes through dict, JSON, pickle and copies, and makes plain floats."""
-    rerank = MarcoRerank(model="bundled", activation=activation)
-    assert rerank.activation == rerank.core.activation == Logistic(0.8, -1.2)
-    assert json.loads(rerank.to_json())["activation"] == rerank.to_dict()["activation"] == {"a": 0.8, "b": -1.2}
-    for again in (
-        MarcoRerank.from_dict(rerank.to_dict()),
-        MarcoRerank.from_json(rerank.to_json()),
-        MarcoRerank.model_validate_json(rerank.model_dump_json(exclude_unset=True)),
-        pickle.loads(pickle.dumps(rerank)),  # noqa: S301
-        copy.deepcopy(rerank),
-    ):
-        assert again == rerank
-        assert again.core.to_dict() == rerank.core.to_dict()
-    shared = MarcoRerank(reranker=Reranker("bundled", activation=activation))
-    assert shared.to_dict() == rerank.to_dict()
-    (found,) = rerank_with(activation=activation).postprocess_nodes(nodes_of(["red"]), query_str="red")
-    assert type(found.score) is float
-    assert found.score == pytest.approx(0.942676, abs=1e-6)
-
-
-def test_fields_are_the_settings_of_the_core():
-    """Every setting of the core is a field, with the same default."""
-    core = {name: parameter.default for name, parameter in signature(Reranker).parameters.items()}
-    assert core.items() <= {name: field.default for name, field in MarcoRerank.model_fields.items()}.items()
-
-
-def test_values_become_plain():
-    """Paths and NumPy numbers are taken, and stand in dumps as text and numbers."""
-    rerank = MarcoRerank(cache_folder=Path("cache"), top_n=np.int64(2), score_threshold=np.float32(0.5))
-    assert json.loads(rerank.to_json()).items() >= {"cache_folder": "cache", "top_n": 2, "score_threshold": 0.5}.items()
 
 
 class LockedHandler(BaseCallbackHandler):
@@ -423,104 +249,11 @@ def test_pickling_leaves_the_living_object_alone():
     assert copy.deepcopy(rerank).callback_manager is rerank.callback_manager
 
 
-def test_a_scorer_that_cannot_be_pickled_is_an_error():
-    """A pickle never comes back with another model because its scorer was left out."""
-    scorer = WordOverlapScorer()
-    scorer.unpicklable = lambda: None
-    with pytest.raises((AttributeError, pickle.PicklingError), match=r"[Cc]an't (pickle|get local) "):
-        pickle.dumps(MarcoRerank(reranker=scorer))
-
-
-@pytest.mark.parametrize("token", ["hf_secret", SecretStr("hf_secret")], ids=["text", "secret"])
-def test_the_token_stays_inside(token):
-    """The token reaches the model loader, also of a copy, and is in no dump, repr, pickle or error."""
-    rerank = MarcoRerank(token=token)
-    copied = MarcoRerank().model_copy(update={"token": token})
-    for each in (rerank, copied, copy.deepcopy(rerank)):
-        shown = [repr(each), str(each), each.to_json(), str(each.to_dict()), str(vars(each)), repr(each.core)]
-        assert not any("hf_secret" in text for text in shown)
-        assert b"hf_secret" not in pickle.dumps(each)
-        assert each.core._settings.token == "hf_secret"
-    with pytest.raises(ValidationError, match="`token` was given beside a `reranker`") as raised:
-        rerank_with(token="hf_secret")
-    assert "hf_secret" not in str(raised.value)
-    with pytest.raises(ValidationError, match="`token` is of type bytes; expected None or a text") as raised:
-        MarcoRerank(token=b"hf_secret")
-    assert "hf_secret" not in str(raised.value)
-
-
 def test_repr_shows_what_was_chosen():
     """The repr names the model and what differs from the defaults."""
     assert repr(MarcoRerank(model="bundled", score_threshold=0.0)) == (
         "MarcoRerank(model='bundled', score_threshold=0.0)"
     )
-
-
-def test_a_shared_reranker_does_the_work():
-    """Postprocessors that are given one reranker use that one; their dumps say what it is and make an equal one."""
-    shared = Reranker("bundled", max_length=64, activation="sigmoid")
-    rerank = MarcoRerank(reranker=shared, top_n=5)
-    assert rerank.core is MarcoRerank(reranker=shared).core is copy.deepcopy(rerank).core is shared
-    assert (rerank.model, rerank.max_length, rerank.activation) == ("bundled", 64, "sigmoid")
-    for again in (
-        MarcoRerank.from_dict(rerank.to_dict()),
-        MarcoRerank(**rerank.model_dump(exclude_unset=True, exclude={"class_name"})),
-        pickle.loads(pickle.dumps(rerank)),  # noqa: S301
-    ):
-        assert again.core.to_dict() == shared.to_dict()
-        assert again.top_n == 5
-    assert MarcoRerank.from_dict(rerank.to_dict(), reranker=shared).core is shared
-
-
-@pytest.mark.parametrize(
-    "shared", [WordOverlapScorer(), Reranker(WordOverlapScorer()), Reranker(WordOverlapScorer(), activation="sigmoid")]
-)
-def test_a_dump_with_a_scorer_is_no_other_model(shared):
-    """A scorer object is in no dump: the dump fails to load instead of taking another model, until it is passed."""
-    rerank = MarcoRerank(reranker=shared, top_n=1)
-    plain = rerank.to_dict()
-    assert (plain["model"], plain["activation"]) == ("word-overlap", rerank.core.activation)
-    with pytest.raises(UnknownModelError, match="Model 'word-overlap' is unknown"):
-        MarcoRerank.from_dict(plain)
-    assert MarcoRerank.from_dict(plain, reranker=shared).to_dict() == plain
-
-
-@pytest.mark.parametrize(
-    ("shared", "setting"),
-    [
-        (Reranker("bundled"), {"model": "cross-encoder/ms-marco-MiniLM-L-6-v2"}),
-        (Reranker("bundled"), {"activation": "sigmoid"}),
-        (Reranker("bundled"), {"backend": "onnx"}),
-        (WordOverlapScorer(), {"model": "bundled"}),
-        (WordOverlapScorer(), {"device": "cpu"}),
-    ],
-)
-def test_a_shared_reranker_has_its_own_settings(shared, setting):
-    """Model settings beside a reranker would be ignored, so they are an error, also when they come later."""
-    name = next(iter(setting))
-    with pytest.raises(ValidationError, match=f"`{name}` is '.*' beside a `reranker` whose own is .*Pass one"):
-        MarcoRerank(reranker=shared, **setting)
-    rerank = MarcoRerank(reranker=shared)
-    with pytest.raises(ValidationError, match=f"`{name}` is '.*' beside a `reranker` whose own is .*Pass one"):
-        setattr(rerank, name, setting[name])
-    with pytest.raises(ValidationError, match=f"`{name}` is '.*' beside a `reranker` whose own is .*Pass one"):
-        rerank.model_copy(update=setting)
-
-
-def test_a_change_of_settings_reaches_the_core():
-    """A copy with another setting, and an assignment, are followed; a copy with another top_n shares the model."""
-    rerank = MarcoRerank(model="bundled")
-    assert rerank.model_copy(update={"top_n": 1}).core is rerank.core
-    assert rerank.model_copy(update={"max_length": 64}).core.to_dict()["max_length"] == 64
-    rerank.max_length = 32
-    assert rerank.core.to_dict()["max_length"] == 32
-    assert rerank.model_copy(update={"metadata_mode": "llm"}).to_dict()["metadata_mode"] == "llm"
-    with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
-        rerank.model_copy(update={"top_n": 0})
-    scored = rerank_with()
-    scored.activation = "sigmoid"
-    (found,) = scored.postprocess_nodes(nodes_of(["red"]), query_str="red")
-    assert found.score == pytest.approx(0.99331, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -598,9 +331,3 @@ def test_without_llama_index_the_pip_command_is_named(missing):
         "    raise SystemExit('no error')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # noqa: S603
-
-
-def test_the_other_frameworks_name_of_the_model_is_explained():
-    """Who comes from the other adapter is told what the field is called here."""
-    with pytest.raises(ValidationError, match=r"`model_name` is no field of MarcoRerank here; name it `model`"):
-        MarcoRerank(model_name="bundled")

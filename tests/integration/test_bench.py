@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from marcorank import Reranker, cli
+from marcorank.bench.engines import PEERS
 from marcorank.bench.process import Child, ContestantError
 from marcorank.bench.records import Results, Settings
 from marcorank.bench.running import run_bench
@@ -108,8 +109,17 @@ def test_who_cannot_run_says_why(benched):
     results, _ = benched
     assert "no int8 ONNX file" in row_of(results, "marcorank onnx int8").reason
     assert [row for row in results.rows if row.contestant.label == "marcorank onnx bf16"] == []
-    if "fastembed" in results.not_installed:
-        assert results.not_installed["fastembed"] == "pip install fastembed"
+
+
+def test_a_peer_that_is_missing_is_named_with_its_command(small_bert, monkeypatch):
+    """Who lacks a peer reads how to install it, and the others are measured."""
+    missing = PEERS["fastembed"]._replace(modules=("not_a_package",))
+    monkeypatch.setitem(PEERS, "fastembed", missing)
+    results = run_bench(
+        small(small_bert, peers=("fastembed",), backends=("onnx",), precisions=("fp32",), candidates=2, rounds=1)
+    )
+    assert results.not_installed == {"fastembed": "pip install fastembed"}
+    assert row_of(results, "marcorank onnx fp32").measured
 
 
 def test_what_was_asked_for_by_name_is_in_the_results(small_bert):

@@ -222,12 +222,12 @@ def test_the_second_time_nothing_is_scored(tmp_path):
 
 
 @pytest.mark.parametrize("stop_after", range(PAIRS))
-@pytest.mark.parametrize("error", [KeyboardInterrupt, ScoreError("no logits")])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ScoreError("no logits")])
 def test_an_interruption_loses_no_scored_pair(tmp_path, stop_after, error):
     """Wherever Ctrl-C or an error comes, the next call goes on there and finds the same as one without it."""
     stopped, second, every = CountingScorer(stop_after=stop_after, error=error), CountingScorer(), CountingScorer()
     uninterrupted = results_of(scorer=every)
-    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+    with pytest.raises(type(error), match=rf"^{error}$"):
         results_of(scorer=stopped, scores_folder=tmp_path)
     resumed = results_of(scorer=second, scores_folder=tmp_path)
     assert len(stopped.pairs) >= stop_after
@@ -245,7 +245,7 @@ def test_an_interruption_in_the_callback_loses_nothing_either(tmp_path):
         if progress[0] >= 3:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
         results_of(scores_folder=tmp_path, progress=stop)
     second = CountingScorer()
     results_of(scorer=second, scores_folder=tmp_path)

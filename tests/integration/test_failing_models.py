@@ -31,7 +31,8 @@ from marcorank.testing import WordOverlapScorer
 
 QUERY = "red apple"
 TEXTS = ["green pear", "red apple tart", "red car", "apple"]
-PASSED = {"outcome": "passthrough", "error": "RuntimeError", "reason": "out of memory"}
+REASON = "Model `failing` raised RuntimeError: out of memory"
+PASSED = {"outcome": "passthrough", "error": "ScoreError", "reason": REASON}
 FELL_BACK = {**PASSED, "outcome": "fallback"}
 
 
@@ -138,7 +139,7 @@ def test_a_trace_shows_a_passthrough_as_an_error(compress):
     compress(langchain_rerank(on_error="passthrough"), documents(), [collector])
     compress(langchain_rerank(fallback=WordOverlapScorer()), documents(), [collector])
     passed, fell_back = collector.roots
-    assert "passthrough: RuntimeError: out of memory" in passed.error
+    assert f"passthrough: ScoreError: {REASON}" in passed.error
     assert fell_back.error is None
     assert fell_back.outputs["documents"][0].metadata["rerank_status"] == FELL_BACK
 
@@ -195,7 +196,7 @@ def test_nodes_pass_through_in_the_order_of_the_first_stage(postprocess, heard):
         assert "rerank_status" not in node.get_content(MetadataMode.EMBED)
         assert json.loads(node.to_json())
     exception, end = heard
-    assert str(exception.exception) == "passthrough: RuntimeError: out of memory"
+    assert str(exception.exception) == f"passthrough: ScoreError: {REASON}"
     assert end.nodes == found
     (pair,) = handler.get_event_pairs(CBEventType.EXCEPTION)
     assert "out of memory" in str(pair[0].payload[EventPayload.EXCEPTION])

@@ -14,13 +14,17 @@ import weakref
 import numpy as np
 import pytest
 
+from fake_backend import schedulers
 from marcorank import InvalidInputError, ModelLoadError, Reranker, ScoreError, UnknownModelError
-from marcorank._inference.backends.openvino import shared_core
+from marcorank._inference.backends.onnx import OnnxBackend
+from marcorank._inference.backends.openvino import OpenvinoBackend, shared_core
+from marcorank._inference.backends.torch import TorchBackend
 from marcorank._inference.cpu import usable_cores
 from marcorank._models.export import export_onnx
 from random_models import QUERY, bert, bundled_folder, passages, save
 
 PASSAGES = ["berlin people", "museum"]
+BACKENDS = {"onnx": OnnxBackend, "openvino": OpenvinoBackend, "torch": TorchBackend}
 
 
 def copy(folder, tmp_path, *, without=()):
@@ -218,11 +222,11 @@ def test_a_backend_names_what_it_can_do(small_bert, settings, match):
 def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch, backend, long_passages):
     """NaN from a local model is an error that names the passage, in windows mode too, and never a last place."""
     reranker = Reranker(small_bert, backend=backend, max_length=32, long_passages=long_passages).warm_up()
-    engine = reranker._model.scorer().scheduler.backend
+    engine = BACKENDS[backend]
     logits = engine.logits
 
-    def broken(batch):
-        found = logits(batch).copy()
+    def broken(self, batch):
+        found = logits(self, batch).copy()
         found[batch.attention_mask.sum(axis=1) < 32] = np.nan
         return found
 
@@ -234,10 +238,11 @@ def test_a_model_that_returns_nan_is_found_out(small_bert, tmp_path, monkeypatch
 def test_one_broken_window_breaks_its_passage(small_bert, monkeypatch):
     """A passage of which a part cannot be scored is not judged by the rest."""
     reranker = Reranker(small_bert, backend="onnx", max_length=32, long_passages="windows").warm_up()
-    engine = reranker._model.scorer().scheduler.backend
-    logits = engine.logits
+    logits = OnnxBackend.logits
     monkeypatch.setattr(
-        engine, "logits", lambda batch: logits(batch) * np.where(batch.input_ids == 2688, np.nan, 1)[:, -2]
+        OnnxBackend,
+        "logits",
+        lambda self, batch: logits(self, batch) * np.where(batch.input_ids == 2688, np.nan, 1)[:, -2],
     )
     with pytest.raises(ScoreError, match=r"returned .*nan for `passages\[0\]`"):
         reranker.rank(QUERY, ["museum " * 60 + "wall"])
@@ -247,10 +252,10 @@ def test_an_engine_that_fails_is_named(small_bert, monkeypatch):
     """What an engine raises comes as an error of this package, with the size of the batch."""
     reranker = Reranker(small_bert, backend="onnx").warm_up()
 
-    def fail(batch):
+    def fail(self, batch):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(reranker._model.scorer().scheduler.backend, "logits", fail)
+    monkeypatch.setattr(OnnxBackend, "logits", fail)
     with pytest.raises(ScoreError, match=r"onnx backend failed on a batch of . x .* tokens on cpu: out of memory"):
         reranker.rank(QUERY, PASSAGES)
 
@@ -330,13 +335,18 @@ print(ranking[0].index, {"torch", "transformers"} & set(sys.modules))
 def test_a_forked_child_loads_for_itself():
     """A program that loads the model before it forks: the child ranks and closes without hanging."""
     code = """
-import asyncio, os, signal, time
+import asyncio, os, signal, threading
+from pathlib import Path
 from marcorank import Reranker
+def running():
+    others = [task for task in Path("/proc/self/task").glob("*") if task.name != str(threading.get_native_id())]
+    return any(task.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "R" for task in others)
 shared, dropped = Reranker("bundled"), Reranker("bundled", max_length=64)
 texts = ["Lists are mutable.", "open() opens a file."]
 expected = shared.rank("how do I open a file?", texts)
 asyncio.run(dropped.warm_up().arank("q", texts))
-time.sleep(0.5)  # the engine's threads go to sleep
+while running():  # until the threads of the engine sleep
+    os.sched_yield()
 child = os.fork()
 if child == 0:
     signal.alarm(60)
@@ -376,17 +386,24 @@ def test_weights_beside_a_shared_file_tell_models_apart(small_bert, tmp_path, ba
 
 def test_all_cores_by_name_share_the_weights_with_none(small_bert):
     """`threads=None` means the cores that there are, and so does their number."""
-    first, second = (Reranker(small_bert, backend="onnx", threads=threads) for threads in (None, usable_cores()))
-    assert first._model.scorer().scheduler is second._model.scorer().scheduler
+    gc.collect()
+    others = schedulers()
+    kept = [Reranker(small_bert, backend="onnx", threads=threads).warm_up() for threads in (None, usable_cores())]
+    assert len(schedulers() - others) == 1
+    for reranker in kept:
+        reranker.close()
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
 def test_rerankers_with_the_same_settings_share_the_weights(small_bert, backend):
     """Two rerankers hold one model; it is freed when both are closed."""
+    gc.collect()
+    others = schedulers()
     first, second = (Reranker(small_bert, backend=backend, max_length=length).warm_up() for length in (64, 128))
-    weights = weakref.ref(first._model.scorer().scheduler)
-    assert second._model.scorer().scheduler is weights()
+    (weights,) = map(weakref.ref, schedulers() - others)
     first.close()
+    gc.collect()
+    assert weights() is not None
     second.close()
     gc.collect()
     assert weights() is None

@@ -13,6 +13,7 @@ import openvino
 import pytest
 from openvino import opset13 as ops
 
+from fake_backend import schedulers
 from marcorank import InvalidInputError, ModelLoadError, Reranker
 from marcorank._inference.backends import openvino as openvino_backend
 from marcorank._inference.backends.openvino import shared_core
@@ -186,8 +187,9 @@ def test_auto_is_fp32_where_only_the_system_speaks_of_bf16(small_bert, monkeypat
     """Flags of the processor that openvino does not confirm are no error, unless bf16 was asked for."""
     monkeypatch.setattr("marcorank._models.selection.cpu_features", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setitem(openvino_backend._PRECISIONS, "bf16", ("bf16", "NOT HERE"))
-    reranker = Reranker(small_bert, backend="openvino", threads=1).warm_up()
-    assert reranker._model.scorer().scheduler.backend.precision == "fp32"
+    others = schedulers()
+    with Reranker(small_bert, backend="openvino", threads=1).warm_up():
+        assert [scheduler.backend.precision for scheduler in schedulers() - others] == ["fp32"]
     with pytest.raises(InvalidInputError, match="on this processor the openvino backend supports"):
         Reranker(small_bert, backend="openvino", precision="bf16", threads=1).warm_up()
 

@@ -9,13 +9,13 @@ import threading
 import weakref
 from pathlib import Path
 from shutil import copytree
-from weakref import WeakSet
 
 import pytest
 
 import marcorank
+from fake_backend import schedulers
 from marcorank import Reranker
-from marcorank._inference.scheduler import Job, Scheduler
+from marcorank._inference.scheduler import Job
 from random_models import WORDS
 
 THREADS, TASKS, LOOPS = 16, 200, 4
@@ -53,11 +53,6 @@ def copy_of_bundled(folder):
     copied = copytree(Path(marcorank.__file__).with_name("bundled"), folder / "bundled")
     (copied / "onnx/model_int8.onnx").rename(copied / "onnx/model.onnx")
     return copied
-
-
-def schedulers() -> WeakSet[Scheduler]:
-    """Return those of all models in this process."""
-    return WeakSet(thing for thing in gc.get_objects() if issubclass(type(thing), Scheduler))
 
 
 def same(found, expected, tolerance) -> bool:

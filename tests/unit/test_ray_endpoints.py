@@ -8,7 +8,7 @@ import logging
 
 import pytest
 
-from marcorank import Reranker
+from marcorank import Reranker, ScoreError
 from marcorank.ray import ServeSettings
 from marcorank.serving.endpoints import Endpoints
 from remote_server import remote_server
@@ -49,7 +49,7 @@ async def test_a_model_that_fails_is_the_servers_fault(scorer, caplog):
 async def test_ray_hears_of_a_model_that_fails():
     """The health check that Ray makes raises, so that the replica is replaced."""
     endpoints = Endpoints(ServeSettings(), Reranker(Failing(), activation="sigmoid"))
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         await endpoints.check_health()
 
 
