@@ -286,7 +286,8 @@ class WindowScorer(CrossEncoderScorer):
     def __init__(self):
         """Load nothing."""
 
-    def score_requests(self, requests):
+    def score_steps(self, requests):
+        yield from ()  # nothing to wait for
         return [
             PassageScores(
                 np.zeros(len(passages), np.float32),
