@@ -60,7 +60,7 @@ _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
 class _NotGiven(Enum):
-    """Tells an argument that was left out from None, which means "all" or "no threshold"."""
+    """Marks an argument that was left out; None means "all" or "no threshold"."""
 
     NOT_GIVEN = "not given"
 
@@ -82,7 +82,7 @@ class _LangChainSettings(AdapterSettings):
 class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
     """Ranks documents with a cross-encoder and keeps the best.
 
-    Takes the place of any document compressor: in `ContextualCompressionRetriever`, in `DocumentCompressorPipeline`,
+    A drop-in for any document compressor: in `ContextualCompressionRetriever`, in `DocumentCompressorPipeline`,
     in a `RerankRetriever`, and through `as_runnable` in a chain. Nothing is loaded before the first use; adapters with
     the same settings share the weights. Each call is a run of its own under the caller's callbacks.
 
@@ -91,8 +91,8 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
 
     Attributes:
         model_name: `"bundled"`, the name of a model, or the path of its folder.
-        top_n: Most documents to return; None for all.
-        score_threshold: Least score of a document, on the scale of the activation; applied before `top_n`.
+        top_n: Maximum number of documents to return; None for all.
+        score_threshold: Minimum score of a document, on the scale of the activation; applied before `top_n`.
         text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own. A
             key that a document does not have, or that is None there, is left out. In windows mode they stand in the
             first window only.
@@ -124,14 +124,14 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
 
         Args:
             documents: What the first stage found. Never changed.
-            query: What is searched for; not blank.
+            query: The query; must not be blank.
             callbacks: Receive the run; None for those of the chain that this is called in.
-            top_n: In place of the field, for this call.
-            score_threshold: In place of the field, for this call.
+            top_n: Overrides the field for this call.
+            score_threshold: Overrides the field for this call.
 
         Raises:
             InvalidInputError: An argument is not allowed.
-            ScoreError: The model gave something else than one finite logit a document.
+            ScoreError: The model did not return one finite logit a document.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         task = self._task(documents, query, top_n, score_threshold)
@@ -194,13 +194,13 @@ class MarcoRerank(_LangChainSettings, BaseDocumentCompressor):
         Args:
             documents: Texts, documents or dicts. A dict has its text under `"page_content"` and its metadata under
                 `"metadata"`, or its text under `"text"` and the metadata beside it.
-            query: What is searched for; not blank.
-            top_n: In place of the field, for this call.
-            score_threshold: In place of the field, for this call.
+            query: The query; must not be blank.
+            top_n: Overrides the field for this call.
+            score_threshold: Overrides the field for this call.
 
         Raises:
             InvalidInputError: An argument is not allowed.
-            ScoreError: The model gave something else than one finite logit a document.
+            ScoreError: The model did not return one finite logit a document.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         texts = [
@@ -277,25 +277,25 @@ class MarcoCrossEncoder(_LangChainSettings, BaseCrossEncoder):
             text_pairs: Pairs `(query, passage)`.
 
         Raises:
-            InvalidInputError: One of them is no pair of texts, or a query is blank.
-            ScoreError: The model gave something else than one finite logit a pair.
+            InvalidInputError: One of them is not a pair of str, or a query is blank.
+            ScoreError: The model did not return one finite logit a pair.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        places: dict[str, list[int]] = {}
-        for place, pair in enumerate(text_pairs):
+        positions: dict[str, list[int]] = {}
+        for index, pair in enumerate(text_pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-                raise InvalidInputError(f"`text_pairs[{place}]` is {pair!r}; expected a pair of str: query, passage.")
-            places.setdefault(pair[0], []).append(place)
+                raise InvalidInputError(f"`text_pairs[{index}]` is {pair!r}; expected a pair of str: query, passage.")
+            positions.setdefault(pair[0], []).append(index)
         rankings = self.core.rank_many(
-            [(query, [text_pairs[place][1] for place in found]) for query, found in places.items()]
+            [(query, [text_pairs[index][1] for index in found]) for query, found in positions.items()]
         )
         scores = {
             found[result.index]: result.score
-            for found, ranking in zip(places.values(), rankings, strict=True)
+            for found, ranking in zip(positions.values(), rankings, strict=True)
             for result in ranking
             if result.score is not None
         }
-        return [scores[place] for place in range(len(text_pairs))]
+        return [scores[index] for index in range(len(text_pairs))]
 
 
 class RerankRetriever(BaseRetriever):
@@ -308,7 +308,7 @@ class RerankRetriever(BaseRetriever):
         base_retriever: Any retriever, or a runnable from a query to a list of documents. Let it find more than
             `top_n`.
         reranker: Ranks them; its `score_threshold` counts. A `marcorank.Reranker` is wrapped.
-        top_n: Most documents to return; None for all. Where it is not given, that of `reranker` counts.
+        top_n: Maximum number of documents to return; None for all. By default that of `reranker`.
     """
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
@@ -408,7 +408,7 @@ def _ranked_metadata(document: Document, result: RankedPassage, ranking: Ranking
             metadata["retrieval_score"] = float(score)
             break
     if result.score is None:
-        # That of an earlier stage is no score of this one.
+        # A score of an earlier stage must not pass for one of this stage.
         metadata.pop("relevance_score", None)
     else:
         metadata["relevance_score"] = result.score

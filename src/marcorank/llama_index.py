@@ -42,14 +42,14 @@ dispatcher = get_dispatcher(__name__)
 class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     """Ranks nodes with a cross-encoder and keeps the best.
 
-    Takes the place of any node postprocessor: in query engines, chat engines and on its own. Nothing is loaded before
+    A drop-in for any node postprocessor: in query engines, chat engines and on its own. Nothing is loaded before
     the first use; postprocessors with the same settings share the weights, and so do copies.
 
     The fields that are not listed are the settings of `marcorank.Reranker`, under the same names. Pickles, dicts and
     JSON carry the settings; `token` and `callback_manager` stay out of them.
 
     Each call is a span, and both event systems hear of its start and its end, also for an empty list. After an error
-    or a cancellation the end tells of no nodes.
+    or a cancellation the end event has no nodes.
 
     Where the model failed and `on_error` or `fallback` answered, copies of the nodes say so in
     `metadata["rerank_status"]`, kept out of the texts as `retrieval_score` is. After a passthrough the scores are those
@@ -58,7 +58,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
         top_n: Most nodes to return; None for all.
-        score_threshold: Least score of a node, on the scale of the activation; applied before `top_n`.
+        score_threshold: Minimum score of a node, on the scale of the activation; applied before `top_n`.
         metadata_mode: Which metadata stand in the text that is scored, as in `BaseNode.get_content`.
         keep_retrieval_score: Whether a copy of each node keeps the score that the node came with, as
             `metadata["retrieval_score"]`; in a chain of rerankers that of the first stage stays. The key is excluded
@@ -129,9 +129,9 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     def _events(
         self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None
     ) -> Iterator[list[NodeWithScore]]:
-        """Tell both event systems of a start, and of an end whatever happens.
+        """Send a start event to both event systems, and an end event whatever happens.
 
-        Yields the list that the end tells of: empty after an error or a cancellation, for no node came out.
+        Yields the list that the end event reports: empty after an error or a cancellation, when no node came out.
         """
         name = self.core.name
         # The event has no word for "all".
@@ -179,7 +179,7 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
     """Return the query; "" where there is none and no nodes need one.
 
     Raises:
-        InvalidInputError: The nodes are no list of `NodeWithScore`, or they come without a query.
+        InvalidInputError: The nodes are not a list of `NodeWithScore`, or they come without a query.
     """
     if not isinstance(nodes, Sequence) or isinstance(nodes, (str, bytes)):
         raise InvalidInputError(
@@ -201,7 +201,7 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
 
 
 def _scored_node(node: BaseNode) -> BaseNode:
-    """Return the node without what an earlier stage noted, which is no part of what it says."""
+    """Return the node without the metadata of an earlier stage, which must not be scored."""
     if not {_RETRIEVAL_SCORE, _STATUS} & node.metadata.keys():
         return node
     metadata = {key: value for key, value in node.metadata.items() if key not in {_RETRIEVAL_SCORE, _STATUS}}

@@ -83,9 +83,10 @@ class Reranker:
 
     Attributes:
         model: Name or path of the model, or the scorer that was given.
+        name: Name of the model, for people.
         activation: How scores are made from logits.
         on_error: `"raise"` or `"passthrough"`.
-        timeout_s: Most seconds of a call; None for no limit.
+        timeout_s: Maximum number of seconds of a call; None for no limit.
         fallback: Ranks where the model fails.
     """
 
@@ -119,18 +120,18 @@ class Reranker:
                 `score(query, passages)`. The settings up to `activation` and from `max_length` to `cache_size` mean
                 nothing to such an object, and a server refuses them.
             backend: `"openvino"`, `"onnx"`, `"torch"`, or `"auto"`: torch on a GPU, else openvino if it is installed,
-                else onnx. `marcorank doctor` tells what was chosen and why.
+                else onnx. `marcorank doctor` shows which backend was chosen and why.
             device: As torch spells devices, such as `"cpu"` or `"cuda:0"`; None takes a GPU if torch sees one.
             precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`; `"auto"` is the fastest that ranks as fp32 does: bf16
                 where the backend and the processor or GPU compute in it, else fp32. The bundled model is int8.
-            threads: Most threads that compute on the CPU; None for one a core that this process may use. The torch
+            threads: Maximum number of threads that compute on the CPU; None for one per usable core. The torch
                 backend leaves its threads to torch.
             activation: `"identity"` (scores are logits), `"sigmoid"` (scores from 0 to 1), or a `Logistic(a, b)` that
                 was fitted on judged data (probabilities there), also as `{"a": a, "b": b}`.
-            max_length: Most tokens of query and passage together, special tokens counted; the model's own limit
-                holds where it is lower.
-            max_query_tokens: Most tokens of a query; None for half of what fits. A longer one is cut, which
-                `Ranking.query_truncated` and a log message report.
+            max_length: Maximum number of tokens of query and passage, special tokens included; the model's limit
+                applies if it is lower.
+            max_query_tokens: Maximum number of tokens of a query; None for half of what fits. A longer query is
+                truncated, which `Ranking.query_truncated` and a log message report.
             long_passages: `"truncate"` scores the beginning of a passage that does not fit and reports it;
                 `"windows"` scores all of it in overlapping parts, and the best part counts.
             revision: Branch, tag or commit on the hub; None for the one that the catalogue pins, else `main`.
@@ -142,8 +143,8 @@ class Reranker:
             on_error: What becomes of a call when no model can answer it: `"raise"`, or `"passthrough"`, which gives the
                 first `top_n` passages in the order of the input, without scores; `Ranking.status` says why. Wrong
                 arguments and missing packages are always raised.
-            timeout_s: Most seconds of a call, loading the model included; None for no limit. What has not been scored
-                by then is dropped.
+            timeout_s: Maximum number of seconds of a call, loading included; None for no limit. What has not been
+                scored by then is dropped.
             fallback: Another model, or a scorer or reranker, that ranks where the first fails. With `timeout_s` the
                 first has half of the time. A name takes `activation`, `threads`, `cache_folder` and
                 `local_files_only` from here.
@@ -151,7 +152,7 @@ class Reranker:
 
         Raises:
             InvalidInputError: A setting has a value that is not allowed.
-            UnknownModelError: The model cannot be a hub name and is no folder.
+            UnknownModelError: The model is neither a possible hub name nor a folder.
         """
         self._custom = None if isinstance(model, (str, os.PathLike)) else _checked_scorer(model)
         self.activation: Activation = checked_activation(activation)
@@ -173,6 +174,7 @@ class Reranker:
             cache_size=whole_number("cache_size", cache_size, 0),
             token=text_or_none("token", token),
         )
+        self.name = self._display_name()
         self.on_error: OnError = one_of("on_error", on_error, ON_ERROR)
         self.timeout_s = timeout_or_none(timeout_s)
         self._score_kind = (
@@ -216,6 +218,12 @@ class Reranker:
     def _owns_fallback(self) -> bool:
         return not isinstance(self._fallback_given, Reranker)
 
+    def _display_name(self) -> str:
+        if self._custom is not None:
+            return scorer_name(self._custom)
+        info = catalogue.find(self._settings.model)
+        return info.name if info else self._settings.model
+
     def _start(self) -> None:
         custom, settings = self._custom, self._settings
         self._model = LazyModel(
@@ -232,14 +240,6 @@ class Reranker:
         return self._settings.model if self._custom is None else self._custom
 
     @property
-    def name(self) -> str:
-        """Name of the model, for people."""
-        if self._custom is not None:
-            return scorer_name(self._custom)
-        info = catalogue.find(self._settings.model)
-        return info.name if info else self._settings.model
-
-    @property
     def score_kind(self) -> ScoreKind:
         """What the model gives: `"logit"`, or `"probability"` where a server gives nothing else."""
         return self._score_kind
@@ -250,16 +250,16 @@ class Reranker:
         No fallback answers here, and nothing is passed through: the scores are those of the model.
 
         Args:
-            query: What is searched for; not blank.
+            query: The query; must not be blank.
             passages: Texts; blank ones are allowed.
 
         Returns:
             Shape: (passages,), float32.
 
         Raises:
-            InvalidInputError: The query or a passage is no text, or the query is blank.
+            InvalidInputError: The query or a passage is not a str, or the query is blank.
             RerankTimeoutError: `timeout_s` is over.
-            ScoreError: The model gave something else than one finite logit a passage.
+            ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded, or a server not be used; see `errors`.
         """
         self._check_open()
@@ -278,14 +278,14 @@ class Reranker:
         """Rank passages, best first; ties keep the order of the input.
 
         Args:
-            query: What is searched for; not blank.
+            query: The query; must not be blank.
             passages: Texts; blank ones are allowed. Equal ones are scored once.
-            top_n: Most results; None for all.
-            score_threshold: Least score of a result, on the scale of the activation; applied before `top_n`.
+            top_n: Maximum number of results; None for all.
+            score_threshold: Minimum score of a result, on the scale of the activation; applied before `top_n`.
 
         Raises:
             InvalidInputError: An argument is not allowed.
-            ScoreError: The model gave something else than one finite logit a passage.
+            ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         return run(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold)))[0]
@@ -301,12 +301,12 @@ class Reranker:
 
         Args:
             requests: Pairs of a query and its passages.
-            top_n: Most results of each ranking; None for all.
-            score_threshold: Least score of a result, on the scale of the activation; applied before `top_n`.
+            top_n: Maximum number of results of each ranking; None for all.
+            score_threshold: Minimum score of a result, on the scale of the activation; applied before `top_n`.
 
         Raises:
             InvalidInputError: An argument is not allowed.
-            ScoreError: The model gave something else than one finite logit a passage.
+            ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         self._check_open()
@@ -498,9 +498,9 @@ class Reranker:
 
     def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
         status = RerankStatus.of("fallback", failure)
-        told = rankings[0] if rankings else None
-        if told is None or told.status is None or told.status.outcome == "fallback":
-            warnings.warn(self.name, status, f"{told.model if told else 'nothing to rank,'} ranked")
+        first = rankings[0] if rankings else None
+        if first is None or first.status is None or first.status.outcome == "fallback":
+            warnings.warn(self.name, status, f"{first.model if first else 'nothing to rank,'} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
 
     def _passed_through(self, requests: Sequence[Request], options: RankOptions, failure: Exception) -> list[Ranking]:

@@ -34,7 +34,7 @@ class ScoreCache:
         """Make room.
 
         Args:
-            size: Most passages to keep.
+            size: Maximum number of passages to keep.
         """
         self._size = size
         self._known: OrderedDict[bytes, KnownPassage] = OrderedDict()

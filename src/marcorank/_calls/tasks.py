@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-from marcorank._calls.threads import Threads
+from marcorank._calls.threads import DaemonThreadPool
 from marcorank.errors import ClosedError, ScoreError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Tasks:
         self._max_workers = max_workers
         self._lock = threading.Lock()
         self._closed = False
-        self._threads: Threads | None = None
+        self._threads: DaemonThreadPool | None = None
         self._open: set[Task[Any]] = set()
         # Those may hang, so closing does not wait for them.
         self._abandoned: WeakSet[Task[Any]] = WeakSet()
@@ -47,7 +47,7 @@ class Tasks:
             if self._closed:
                 raise ClosedError("The reranker was closed while a call began; make a new Reranker.")
             if self._threads is None:
-                self._threads = Threads(self._max_workers, name="marcorank")
+                self._threads = DaemonThreadPool(self._max_workers, name="marcorank")
             task = Task(self._threads, steps)
             self._open.add(task)
         task.add_done_callback(self._open.discard)
@@ -82,7 +82,7 @@ class Task(Future[T]):
         working: Whether a thread is in a step of it.
     """
 
-    def __init__(self, threads: Threads, steps: Steps[T]) -> None:
+    def __init__(self, threads: DaemonThreadPool, steps: Steps[T]) -> None:
         super().__init__()
         self.working = False
         self._threads = threads

@@ -1,4 +1,4 @@
-"""Threads that take steps of calls. Unlike those of `concurrent.futures` they do not keep a program from ending."""
+"""A pool of daemon threads. Unlike those of `concurrent.futures` they do not keep a program from ending."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ if TYPE_CHECKING:
     Step = Callable[[], None]
 
 
-class Threads:
-    """Up to so many threads, begun as they are needed; they end with `shutdown` or with this object.
+class DaemonThreadPool:
+    """Threads that are started when they are needed and end with `shutdown` or with this object.
 
     Args:
-        most: How many there are at most.
-        name: What their names begin with.
+        max_workers: Maximum number of threads.
+        name: Prefix of their names.
     """
 
-    def __init__(self, most: int, *, name: str) -> None:
-        self._most = most
+    def __init__(self, max_workers: int, *, name: str) -> None:
+        self._max_workers = max_workers
         self._name = name
         self._lock = threading.Lock()
         self._closed = False
-        # They know the queue only, else they would keep this object alive.
+        # The threads refer to the queue alone, or they would keep this object alive.
         self._steps: SimpleQueue[Step | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
         weakref.finalize(self, _end, self._steps, self._threads)
 
     def submit(self, step: Step) -> None:
-        """Let a thread take a step, which must not raise.
+        """Run a step in a thread; it must not raise.
 
         Raises:
             RuntimeError: This was shut down, or the interpreter ends.
@@ -42,14 +42,14 @@ class Threads:
             if self._closed:
                 raise RuntimeError("The threads were shut down.")
             self._steps.put(step)
-            if not self._idle.acquire(blocking=False) and len(self._threads) < self._most:
+            if not self._idle.acquire(blocking=False) and len(self._threads) < self._max_workers:
                 name = f"{self._name}_{len(self._threads)}"
                 thread = threading.Thread(target=_work, args=(self._steps, self._idle), name=name, daemon=True)
                 thread.start()
                 self._threads.append(thread)
 
     def shutdown(self, *, wait: bool) -> None:
-        """End the threads when all steps are taken."""
+        """End the threads after all submitted steps."""
         with self._lock:
             if not self._closed:
                 self._closed = True
@@ -62,7 +62,7 @@ class Threads:
 def _work(steps: SimpleQueue[Step | None], idle: threading.Semaphore) -> None:
     while (step := steps.get()) is not None:
         step()
-        # What a step holds is not to live until the next one comes.
+        # Free what the step holds before the next one comes.
         del step
         idle.release()
 

@@ -55,12 +55,12 @@ class PassageScores:
         """Return what is known of no passages."""
         return cls(np.empty(0, dtype=np.float32))
 
-    def take(self, places: Sequence[int]) -> PassageScores:
-        """Return the same for the passages at these places."""
+    def take(self, indices: Sequence[int]) -> PassageScores:
+        """Return the scores of the passages at these positions."""
         return PassageScores(
-            logits=self.logits[places],
-            truncated=None if self.truncated is None else self.truncated[places],
-            spans=None if self.spans is None else tuple(self.spans[place] for place in places),
+            logits=self.logits[indices],
+            truncated=None if self.truncated is None else self.truncated[indices],
+            spans=None if self.spans is None else tuple(self.spans[index] for index in indices),
             query_truncated=self.query_truncated,
         )
 
@@ -271,7 +271,7 @@ class _Encoded:
         # By passage, then best logit first; the sort is stable, so equals stay in reading order.
         order = np.lexsort((-worth, passages))
         best = order[np.unique(passages[order], return_index=True)[1]]
-        spans = tuple(self._spans[place] for place in best)
+        spans = tuple(self._spans[index] for index in best)
         return PassageScores(
             logits=logits[best],
             truncated=np.concatenate([np.empty(0, dtype=np.bool_), *self._truncated]),

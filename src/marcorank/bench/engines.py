@@ -26,7 +26,7 @@ class Answer(NamedTuple):
     """What a reranker made of a request.
 
     Attributes:
-        order: Places of the passages, best first.
+        order: Positions of the passages, best first.
         logits: One a passage in the order of the request; None where it gives none.
     """
 

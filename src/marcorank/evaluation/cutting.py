@@ -33,7 +33,7 @@ class Candidates:
     """Candidates of all queries in one row, in the order of the queries and of the first stage.
 
     Attributes:
-        queries: Place of the query of each in `Collection.queries`. Shape: (candidates,), int64.
+        queries: Position of the query of each in `Collection.queries`. Shape: (candidates,), int64.
         logits: Shape: (candidates,), float64.
         relevant: Whether the grade is at least the relevant one. Shape: (candidates,), bool.
         counted: Whether it counts as relevant or not relevant; False where it is left out because nobody judged it.
