@@ -283,7 +283,7 @@ def test_the_command_writes_table_json_and_chart_and_compares(run, small_bert, t
         (["bundled", "--chart", "speed.pdf"], 1, "expected a name that ends in .png or .svg"),
         (["bundled", "--json", "no/bench.json"], 1, "'no/bench.json' cannot be written: its folder does not exist"),
         (["bundled", "--compare", "old.json"], 1, "'old.json' cannot be read"),
-        (["bundled", "--lengths", "40", "20"], 2, "--lengths takes the least number of tokens first"),
+        (["bundled", "--lengths", "40", "20"], 2, "--lengths takes the smaller number of tokens first"),
         (["bundled", "--peers", "none", "flashrank"], 2, "--peers none stands alone"),
         (["bundled", "--rounds", "0"], 2, "found '0'; expected a whole number of at least 1"),
         (["cross-encoder/ms-marco-TinyBERT-L2-v2"], 1, "ms-marco-TinyBERT-L2-v2"),
