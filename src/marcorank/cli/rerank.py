@@ -45,10 +45,10 @@ Passages are lines of text, or JSONL: an object a line, with its text in a
 field `text`, `passage`, `page_content` or `content`. Results of JSONL keep all
 fields of their passage and add index (position in the input, from 0), rank,
 score and logit; a field of the input that has such a name becomes `input_score`
-and so on. With --requests each line holds a query and its passages, and each line
-of output its `results`. With --input such rows come from any number of files,
-also Parquet, and go to a folder, a shard at a time: the same command again goes
-on where it was stopped.
+and so on. With --requests each line holds a query and its passages, and each
+line of output its `results`. With --input such rows come from any number of
+files, also Parquet, and go to a folder, a shard at a time: the same command
+again continues where it was stopped.
 
 examples:
   marcorank rerank "how to open a file" passages.txt
