@@ -114,14 +114,14 @@ async def test_callbacks_come_from_the_surrounding_chain(tracer, rerank):
 
 
 async def test_an_error_ends_the_run(tracer):
-    """When the model fails, the run ends with the error, which reaches the caller unchanged."""
+    """When the model fails, the run ends with the error, which names what the scorer raised."""
     rerank = MarcoRerank(reranker=BrokenScorer())
-    with pytest.raises(RuntimeError, match="no memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: no memory"):
         rerank.compress_documents(DOCUMENTS, "red", [tracer])
-    with pytest.raises(RuntimeError, match="no memory"):
+    with pytest.raises(ScoreError, match="raised RuntimeError: no memory"):
         await rerank.acompress_documents(DOCUMENTS, "red", [tracer])
     for run in tracer.roots:
-        assert run.error.startswith("RuntimeError('no memory')")
+        assert run.error.startswith("ScoreError('Model `BrokenScorer` raised RuntimeError: no memory')")
         assert run.end_time is not None
     assert len(tracer.roots) == 2
 

@@ -126,17 +126,17 @@ async def test_an_empty_list_has_a_start_and_an_end(events, legacy, way, query):
 
 
 @both_ways
-async def test_an_error_comes_through_unchanged_and_ends_the_events(events, legacy, nodes, way):
-    """The scorer's own exception is raised; the end says that no node came out, and the old system why."""
+async def test_an_error_names_its_cause_and_ends_the_events(events, legacy, nodes, way):
+    """The scorer's own exception is the cause; the end says that no node came out, and the old system why."""
     scorer = FailingScorer()
     rerank = MarcoRerank(reranker=scorer, callback_manager=CallbackManager([legacy]))
-    with pytest.raises(RuntimeError, match="the engine broke") as raised:
+    with pytest.raises(ScoreError, match="raised RuntimeError: the engine broke") as raised:
         await rerank_by(way, rerank, nodes, query_str=QUERY)
-    assert raised.value is scorer.error
+    assert raised.value.__cause__ is scorer.error
     assert [type(event) for event in events] == [ReRankStartEvent, ReRankEndEvent]
     assert events[1].nodes == []
     ((_, last),) = legacy.get_event_pairs(CBEventType.RERANKING)
-    assert last.payload == {EventPayload.EXCEPTION: scorer.error}
+    assert last.payload == {EventPayload.EXCEPTION: raised.value}
 
 
 @both_ways
