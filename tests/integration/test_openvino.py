@@ -294,7 +294,7 @@ def test_a_graph_of_one_length_is_refused(small_bert, tmp_path):
     model.reshape({node.any_name: [1, 16] for node in model.inputs})
     openvino.save_model(model, tmp_path / "openvino/openvino_model.xml", compress_to_fp16=False)
     (tmp_path / "onnx/model.onnx").unlink()
-    with pytest.raises(ModelLoadError, match=r"inputs of the fixed shape \[1, 16\]"):
+    with pytest.raises(ModelLoadError, match=r"an input of fixed shape \[1, 16\]"):
         Reranker(tmp_path, backend="openvino", precision="fp32").rank(QUERY, PASSAGES)
 
 
