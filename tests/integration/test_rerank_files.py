@@ -462,6 +462,6 @@ def test_what_no_column_holds_is_found_before_anything_is_ranked(tmp_path, text)
     """Not with the first shard at night."""
     file = tmp_path / "monday.jsonl"
     file.write_text('{"query": "red", "passages": ["car"], ' + text + "}\n", encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="no column of Parquet"):
+    with pytest.raises(InvalidInputError, match="cannot be a column of Parquet"):
         plan(file, tmp_path / "ranked", Reranker(WordOverlapScorer()), output_format="parquet")
     assert plan(file, tmp_path / "lines", Reranker(WordOverlapScorer())).shards
