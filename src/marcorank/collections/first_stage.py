@@ -29,7 +29,7 @@ def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int
     Args:
         queries: Texts by query_id.
         passages: Texts by doc_id.
-        top_k: Most results of a query.
+        top_k: Maximum number of results of a query.
 
     Returns:
         The best first, ties by doc_id descending; passages without a word of the query are not results.
