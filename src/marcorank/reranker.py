@@ -520,7 +520,9 @@ def _start_anew() -> None:
     """Give a forked child models, locks and threads of its own: those of the parent do not work there."""
     reset_models_in_child()
     for reranker in _rerankers:
+        closed = reranker._model.closed  # noqa: SLF001
         reranker._start()  # noqa: SLF001
+        reranker._model.closed = closed  # noqa: SLF001
 
 
 if hasattr(os, "register_at_fork"):

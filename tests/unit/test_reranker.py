@@ -9,6 +9,8 @@ import json
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import weakref
 
@@ -312,6 +314,28 @@ def test_a_scorer_object_pickles_with_the_reranker_but_has_no_dict():
     assert again.activation == "sigmoid"
     with pytest.raises(InvalidInputError, match="only a reranker with a model name or folder"):
         again.to_dict()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_closed_reranker_is_closed_in_a_forked_child_too():
+    """The hook after a fork makes new locks and threads, and opens nothing again."""
+    code = (
+        "import os\n"
+        "from marcorank import ClosedError, Reranker\n"
+        "from marcorank.testing import WordOverlapScorer\n"
+        "closed, still_open = Reranker(WordOverlapScorer()), Reranker(WordOverlapScorer())\n"
+        "closed.close()\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    assert len(still_open.rank('a', ['a'])) == 1\n"
+        "    try:\n"
+        "        closed.rank('a', ['a'])\n"
+        "    except ClosedError:\n"
+        "        os._exit(0)\n"
+        "    os._exit(1)\n"
+        "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)  # noqa: S603
 
 
 def test_a_closed_reranker_says_so():

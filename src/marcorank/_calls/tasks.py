@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# asyncio takes them for something else than the outcome of a future, and never wakes the task that waits.
-_UNFIT = (StopIteration, CancelledError, asyncio.CancelledError)
+# A future that holds one of them looks cancelled to whoever waits.
+_UNFIT = (CancelledError, asyncio.CancelledError)
 
 
 class Tasks:
