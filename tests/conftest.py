@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from marcorank._models.selection import ModelSettings
+    from marcorank.settings import RerankerSettings
 
 # No test goes by the clock: a loaded machine may take as long as it likes for an example.
 settings.register_profile("marcorank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -29,7 +29,7 @@ def load(monkeypatch):
     """Let rerankers load what a function makes, instead of a model; returns the settings that they load with."""
     from marcorank._inference.scorer import as_request_scorer
 
-    loaded: list[ModelSettings] = []
+    loaded: list[RerankerSettings] = []
 
     def load_made(make):
         def load_scorer(settings):

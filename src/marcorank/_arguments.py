@@ -70,10 +70,28 @@ def finite_number(value: object) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def positive_number(value: object) -> float | None:
-    """Return a finite number above 0 as a float; None for anything else."""
+def positive(name: str, value: object, expected: str = "a number above 0") -> float:
+    """Return a finite number above 0 as a float.
+
+    Raises:
+        InvalidInputError: The value is invalid.
+    """
     number = finite_number(value)
-    return number if number is not None and number > 0 else None
+    if number is None or number <= 0:
+        raise InvalidInputError(f"`{name}` is {value!r}; expected {expected}.")
+    return number
+
+
+def non_negative(name: str, value: object) -> float:
+    """Return a finite number of at least 0 as a float.
+
+    Raises:
+        InvalidInputError: The value is invalid.
+    """
+    number = finite_number(value)
+    if number is None or number < 0:
+        raise InvalidInputError(f"`{name}` is {value!r}; expected a number of at least 0.")
+    return number
 
 
 def text_or_none(name: str, value: object) -> str | None:

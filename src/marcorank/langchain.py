@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from marcorank._arguments import query_text, score_threshold_or_none, top_n_or_none
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
-from marcorank.reranker import DEFAULT_MODEL, Reranker
+from marcorank.reranker import Reranker
+from marcorank.settings import DEFAULT_MODEL
 
 try:
     from langchain_core.callbacks import AsyncCallbackManager, CallbackManager

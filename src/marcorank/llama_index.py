@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from marcorank._arguments import one_of
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.ranking import Ranking, RerankStatus
-from marcorank.reranker import DEFAULT_MODEL
+from marcorank.settings import DEFAULT_MODEL
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 
 import numpy as np
 
-from marcorank._arguments import finite_number, positive_number
+from marcorank._arguments import finite_number
 from marcorank._text import shorten
 from marcorank.errors import InvalidInputError, ScoreError
 
@@ -46,8 +46,8 @@ class Logistic:
     def __post_init__(self) -> None:
         for name in ("a", "b"):
             value = getattr(self, name)
-            number = positive_number(value) if name == "a" else finite_number(value)
-            if number is None:
+            number = finite_number(value)
+            if number is None or (name == "a" and number <= 0):
                 expected = "a finite number above 0" if name == "a" else "a finite number"
                 raise InvalidInputError(f"`{name}` of Logistic is {value!r}; expected {expected}.")
             object.__setattr__(self, name, number)

@@ -5,45 +5,25 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
-from marcorank._arguments import (
-    one_of,
-    request_pair,
-    score_threshold_or_none,
-    text_or_none,
-    top_n_or_none,
-    whole_number,
-)
-from marcorank._calls.failures import (
-    ON_ERROR,
-    OPERATIONAL_ERRORS,
-    timeout_or_none,
-    warnings,
-)
+from marcorank._arguments import request_pair, score_threshold_or_none, top_n_or_none
+from marcorank._calls.failures import OPERATIONAL_ERRORS, warnings
 from marcorank._calls.model import LazyModel
 from marcorank._calls.results import RankOptions, make_ranking
-from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import load_scorer, reset_models_in_child, validate_model
-from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank._steps import arun, run
 from marcorank.errors import ClosedError, InvalidInputError
-from marcorank.ranking import (
-    Logistic,
-    Ranking,
-    RerankStatus,
-    checked_activation,
-    plain_activation,
-    unranked,
-)
+from marcorank.ranking import Logistic, Ranking, RerankStatus, unranked
 from marcorank.remote import RemoteScorer, is_remote
-from marcorank.scorer import Scorer, score_kind, scorer_name
+from marcorank.scorer import score_kind
+from marcorank.settings import RerankerSettings, defaults, takes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -53,23 +33,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from marcorank._calls.failures import OnError
-    from marcorank._inference.pairs import LongPassages
     from marcorank._inference.scorer import Request
-    from marcorank._models.selection import BackendName, Precision
     from marcorank._steps import Steps
     from marcorank.ranking import Activation, Outcome, ScoreKind
+    from marcorank.scorer import Scorer
 
-T = TypeVar("T")
-
-DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
-_DEFAULTS = {
-    **asdict(ModelSettings(model=DEFAULT_MODEL)),
-    "activation": "identity",
-    "on_error": "raise",
-    "timeout_s": None,
-    "fallback": None,
-}
 # A scorer of somebody else may wait for something in each of them.
 _THREADS_FOR_A_SCORER = 16
 
@@ -77,137 +45,59 @@ _THREADS_FOR_A_SCORER = 16
 class Reranker:
     """Scores passages against a query with a cross-encoder and ranks them.
 
-    Nothing is downloaded or loaded before the first use. Any number of threads and tasks may share one reranker,
-    and rerankers with the same settings share the weights. Copies and pickles carry the settings without the
-    token, never the weights.
+    Takes the settings of `marcorank.settings.RerankerSettings`: the model, and by keyword everything else. Nothing is
+    downloaded or loaded before the first use. Any number of threads and tasks may share one reranker, and rerankers
+    with the same settings share the weights. Copies and pickles carry the settings without the token, never the
+    weights.
 
     Attributes:
         model: Name or path of the model, or the scorer that was given.
-        name: Name of the model, for people.
+        name: Name of the model, for display.
         activation: How scores are made from logits.
         on_error: `"raise"` or `"passthrough"`.
-        timeout_s: Maximum number of seconds of a call; None for no limit.
-        fallback: Ranks where the model fails.
+        timeout_s: Timeout of a call in seconds; None for no limit.
+        fallback: The reranker that ranks if the model fails, or None.
+
+    Raises:
+        InvalidInputError: A setting has a value that is not allowed.
+        UnknownModelError: The model is neither a possible Hub name nor a folder.
     """
 
-    def __init__(
-        self,
-        model: str | os.PathLike[str] | Scorer = DEFAULT_MODEL,
-        *,
-        backend: BackendName = "auto",
-        device: str | None = None,
-        precision: Precision = "auto",
-        threads: int | None = None,
-        activation: Activation | Mapping[str, float] = "identity",
-        max_length: int = 512,
-        max_query_tokens: int | None = None,
-        long_passages: LongPassages = "truncate",
-        revision: str | None = None,
-        cache_folder: str | os.PathLike[str] | None = None,
-        local_files_only: bool | None = None,
-        allow_pickle: bool = False,
-        cache_size: int = 0,
-        on_error: OnError = "raise",
-        timeout_s: float | None = None,
-        fallback: str | os.PathLike[str] | Scorer | Reranker | Mapping[str, Any] | None = None,
-        token: str | None = None,
-    ) -> None:
-        """Take the settings; the model is loaded at the first use.
-
-        Args:
-            model: `"bundled"` for the small model in the wheel, a hub name in any spelling, the path of a model
-                folder, a server such as `"tei+http://host:8080"` (see `marcorank.remote`), or an object with
-                `score(query, passages)`. The settings up to `activation` and from `max_length` to `cache_size` mean
-                nothing to such an object, and a server refuses them.
-            backend: `"openvino"`, `"onnx"`, `"torch"`, or `"auto"`: torch on a GPU, else openvino if it is installed,
-                else onnx. `marcorank doctor` shows which backend was chosen and why.
-            device: As torch spells devices, such as `"cpu"` or `"cuda:0"`; None takes a GPU if torch sees one.
-            precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`; `"auto"` is the fastest that ranks as fp32 does: bf16
-                where the backend and the processor or GPU compute in it, else fp32. The bundled model is int8.
-            threads: Maximum number of threads that compute on the CPU; None for one per usable core. The torch
-                backend leaves its threads to torch.
-            activation: `"identity"` (scores are logits), `"sigmoid"` (scores from 0 to 1), or a `Logistic(a, b)` that
-                was fitted on judged data (probabilities there), also as `{"a": a, "b": b}`.
-            max_length: Maximum number of tokens of query and passage, special tokens included; the model's limit
-                applies if it is lower.
-            max_query_tokens: Maximum number of tokens of a query; None for half of what fits. A longer query is
-                truncated, which `Ranking.query_truncated` and a log message report.
-            long_passages: `"truncate"` scores the beginning of a passage that does not fit and reports it;
-                `"windows"` scores all of it in overlapping parts, and the best part counts.
-            revision: Branch, tag or commit on the hub; None for the one that the catalogue pins, else `main`.
-            cache_folder: Where hub files are kept; None for the Hugging Face cache.
-            local_files_only: True forbids the network; None leaves it to `HF_HUB_OFFLINE`.
-            allow_pickle: Whether weights that come only as pickle may be read. A pickle can run code.
-            cache_size: How many passages are remembered with their scores, those used last; 0 for none. Texts are not
-                kept.
-            on_error: What becomes of a call when no model can answer it: `"raise"`, or `"passthrough"`, which gives the
-                first `top_n` passages in the order of the input, without scores; `Ranking.status` says why. Wrong
-                arguments and missing packages are always raised.
-            timeout_s: Maximum number of seconds of a call, loading included; None for no limit. What has not been
-                scored by then is dropped.
-            fallback: Another model, or a scorer or reranker, that ranks where the first fails. With `timeout_s` the
-                first has half of the time. A name takes `activation`, `threads`, `cache_folder` and
-                `local_files_only` from here.
-            token: Access token for the hub, or key of the server; kept out of every message, dict and pickle.
-
-        Raises:
-            InvalidInputError: A setting has a value that is not allowed.
-            UnknownModelError: The model is neither a possible hub name nor a folder.
-        """
-        self._custom = None if isinstance(model, (str, os.PathLike)) else _checked_scorer(model)
-        self.activation: Activation = checked_activation(activation)
-        self._settings = ModelSettings(
-            model=os.fspath(model) if self._custom is None else "",  # type: ignore[arg-type]
-            backend=one_of("backend", backend, BACKENDS),
-            device=text_or_none("device", device),
-            precision=one_of("precision", precision, PRECISIONS),
-            threads=None if threads is None else whole_number("threads", threads, 1),
-            max_length=whole_number("max_length", max_length, 16),
-            max_query_tokens=(
-                None if max_query_tokens is None else whole_number("max_query_tokens", max_query_tokens, 1)
-            ),
-            long_passages=one_of("long_passages", long_passages, LONG_PASSAGES),
-            revision=text_or_none("revision", revision),
-            cache_folder=_folder_or_none("cache_folder", cache_folder),
-            local_files_only=one_of("local_files_only", local_files_only, (True, False, None)),
-            allow_pickle=one_of("allow_pickle", allow_pickle, (True, False)),
-            cache_size=whole_number("cache_size", cache_size, 0),
-            token=text_or_none("token", token),
-        )
-        self.name = self._display_name()
-        self.on_error: OnError = one_of("on_error", on_error, ON_ERROR)
-        self.timeout_s = timeout_or_none(timeout_s)
+    @takes(RerankerSettings)
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self._settings = given = RerankerSettings(*args, **settings)
+        self._custom = None if isinstance(given.model, str) else cast("Scorer", given.model)
+        self.model = given.model
+        self.activation = cast("Activation", given.activation)
+        self.on_error = given.on_error
+        self.timeout_s = given.timeout_s
+        info = catalogue.find(given.name) if self._custom is None else None
+        self.name = info.name if info else given.name
         self._score_kind = (
             score_kind(self._custom)
             if self._custom is not None
-            else validate_model(self._settings, has_fallback=fallback is not None)
+            else validate_model(given, has_fallback=given.fallback is not None)
         )
         if self._score_kind == "probability" and isinstance(self.activation, Logistic):
             raise InvalidInputError(
                 f"`activation` is {self.activation!r}, which is fitted on logits; {self.name} gives probabilities only."
             )
-        self.fallback = self._checked_fallback(fallback)
-        # Its settings come from here, so what was given is all there is to say of it.
-        self._fallback_given = os.fspath(fallback) if isinstance(fallback, os.PathLike) else fallback
+        self.fallback = self._fallback_reranker()
         self._start()
         _rerankers.add(self)
 
-    def _checked_fallback(self, fallback: object) -> Reranker | None:
-        if fallback is None or isinstance(fallback, Reranker):
-            return fallback
-        if isinstance(fallback, Mapping):
-            if "token" in fallback:
-                raise InvalidInputError("`fallback` holds a `token`, which dicts do not keep; pass a Reranker.")
-            if "url" in fallback:
-                return Reranker(RemoteScorer.from_dict(fallback), activation=self.activation)
-            return Reranker.from_dict({"activation": self.activation, **fallback})
-        if not isinstance(fallback, (str, os.PathLike)):
-            return Reranker(_checked_scorer(fallback, name="fallback"), activation=self.activation)
-        settings = self._settings
-        if is_remote(os.fspath(fallback)):
-            return Reranker(fallback, activation=self.activation)
+    def _fallback_reranker(self) -> Reranker | None:
+        given, settings = self._settings.fallback, self._settings
+        if given is None or isinstance(given, Reranker):
+            return given
+        if isinstance(given, Mapping):
+            if "url" in given:
+                return Reranker(RemoteScorer.from_dict(given), activation=self.activation)
+            return Reranker.from_dict({"activation": self.activation, **given})
+        if not isinstance(given, str) or is_remote(given):
+            return Reranker(given, activation=self.activation)
         return Reranker(
-            fallback,
+            given,
             activation=self.activation,
             threads=settings.threads,
             cache_folder=settings.cache_folder,
@@ -216,13 +106,7 @@ class Reranker:
 
     @property
     def _owns_fallback(self) -> bool:
-        return not isinstance(self._fallback_given, Reranker)
-
-    def _display_name(self) -> str:
-        if self._custom is not None:
-            return scorer_name(self._custom)
-        info = catalogue.find(self._settings.model)
-        return info.name if info else self._settings.model
+        return not isinstance(self._settings.fallback, Reranker)
 
     def _start(self) -> None:
         custom, settings = self._custom, self._settings
@@ -233,11 +117,6 @@ class Reranker:
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
             max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
         )
-
-    @property
-    def model(self) -> str | Scorer:
-        """Name or path of the model, or the scorer that was given."""
-        return self._settings.model if self._custom is None else self._custom
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -377,8 +256,7 @@ class Reranker:
                 f"The model is the object {self._custom!r}; only a reranker with a model name or folder has a "
                 "dict form. Pickle keeps the object."
             )
-        settings = self._plain_settings()
-        return {**settings, "fallback": plain_fallback(settings["fallback"])}
+        return {**self._settings.values(), "fallback": plain_fallback(self._settings.fallback)}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -387,23 +265,25 @@ class Reranker:
         Raises:
             InvalidInputError: A key is unknown or a value is not allowed.
         """
-        unknown = sorted(set(settings) - set(_DEFAULTS))
+        known = defaults(RerankerSettings)
+        unknown = sorted(set(settings) - set(known))
         if unknown:
             raise InvalidInputError(
-                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(_DEFAULTS))}."
+                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(known))}."
             )
         return cls(**settings)
 
     def __repr__(self) -> str:
+        usual = defaults(RerankerSettings)
         shown = [
             f"{name}={value!r}"
-            for name, value in {**self._plain_settings(), "activation": self.activation}.items()
-            if name != "model" and value != _DEFAULTS[name]
+            for name, value in {**self._settings.values(), "activation": self.activation}.items()
+            if name != "model" and value != usual[name]
         ]
         return f"{type(self).__name__}({', '.join([repr(self.model), *shown])})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self._plain_settings(), "model": self.model}
+        return self._settings.values()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
@@ -411,17 +291,6 @@ class Reranker:
     def _fingerprint(self) -> dict[str, Any]:
         """Return everything that decides the logits; see `fingerprint`."""
         return fingerprint(self._settings if self._custom is None else self._custom)
-
-    def _plain_settings(self) -> dict[str, Any]:
-        settings = asdict(self._settings)
-        del settings["token"]
-        return {
-            **settings,
-            "activation": plain_activation(self.activation),
-            "on_error": self.on_error,
-            "timeout_s": self.timeout_s,
-            "fallback": self._fallback_given,
-        }
 
     def _check(
         self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object
@@ -545,13 +414,6 @@ def _add_cause(error: BaseException, earlier: BaseException) -> None:
         last.__cause__ = earlier
 
 
-def _folder_or_none(name: str, value: object) -> str | None:
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    folder = text_or_none(name, value)
-    return None if folder is None else os.path.expanduser(folder)  # noqa: PTH111
-
-
 def plain_fallback(fallback: object) -> str | dict[str, Any] | None:
     """Return the JSON-ready form of a fallback, without tokens.
 
@@ -568,14 +430,3 @@ def plain_fallback(fallback: object) -> str | dict[str, Any] | None:
         f"The fallback is the object {fallback!r}; only a name, a server or a reranker of one has a dict form. Pickle "
         "keeps the object."
     )
-
-
-def _checked_scorer(model: object, *, name: str = "model") -> Scorer:
-    if isinstance(model, type) or not isinstance(model, Scorer):
-        # A dict may hold a token.
-        shown = "a dict" if isinstance(model, Mapping) else repr(model)
-        raise InvalidInputError(
-            f"`{name}` is {shown}; expected a model name, the path of a model folder, or an object with "
-            "`score(query, passages)`."
-        )
-    return model

@@ -439,6 +439,6 @@ def test_a_shared_reranker_with_a_fitted_map_keeps_it(adapter):
 
 def test_the_other_frameworks_name_of_the_model_is_explained(adapter):
     """Who comes from the other adapter is told what the field is called here."""
-    message = f"`{adapter.other_model_field}` is no field of MarcoRerank here; name it `{adapter.model_field}`"
+    message = f"MarcoRerank has no field `{adapter.other_model_field}`; name it `{adapter.model_field}`"
     with pytest.raises(ValidationError, match=message):
         adapter.rerank_class(**{adapter.other_model_field: "bundled"})

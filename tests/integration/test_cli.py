@@ -23,9 +23,10 @@ from hub_server import HubServer
 from marcorank import Logistic, Reranker, __version__
 from marcorank._models import loading
 from marcorank._models.catalogue import CATALOGUE
-from marcorank._models.selection import ModelSettings, choose
+from marcorank._models.selection import choose
 from marcorank._text import cells
 from marcorank.cli import main
+from marcorank.settings import RerankerSettings
 from random_models import bundled_folder
 
 QUERY = "How many people live in Berlin?"
@@ -352,7 +353,10 @@ def test_a_failed_run_leaves_the_old_output(run, write, tmp_path):
         (["rerank", "--requests", "f", "--input-format", "lines"], "--requests reads JSONL"),
         (["rerank", "q", "--top-n", "0"], "argument --top-n: found '0'; expected a whole number of at least 1"),
         (["rerank", "q", "--top-n", "x"], "argument --top-n: found 'x'; expected a whole number of at least 1"),
-        (["rerank", "q", "--max-length", "15"], "argument --max-length: found '15'; expected a whole number of at"),
+        (
+            ["rerank", "q", "--max-length", "15"],
+            "argument --max-length: `--max-length` is 15; expected a whole number of at",
+        ),
         (["rerank", "q", "--score-threshold", "nan"], "argument --score-threshold: found 'nan'; expected a number"),
         (["rerank", "q", "--backend", "tpu"], "argument --backend: invalid choice: 'tpu'"),
         (["rerank", "q", "--activ", "sigmoid"], "unrecognized arguments: --activ"),
@@ -563,7 +567,7 @@ def test_doctor_tries_the_model_that_is_asked_for(run, small_bert, tmp_path):
     _, out, _ = run("doctor", "--model", folder, "--json")
     found = json.loads(out)
     assert [entry["present"] for entry in found["models"]] == [["torch"]]
-    torch = choose(ModelSettings(str(folder), backend="torch"))
+    torch = choose(RerankerSettings(str(folder), backend="torch"))
     assert [trial["engine"] for trial in found["trials"]] == [
         "onnx on cpu in int8",
         f"torch on cpu in {torch.precision}",

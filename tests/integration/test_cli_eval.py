@@ -183,7 +183,7 @@ def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run
         (("candidates.jsonl", "--model", "no-such-model"), 1, "error: .*'no-such-model'"),
         (("candidates.jsonl", "--precision", "int4"), 2, "invalid choice: 'int4'"),
         (("candidates.jsonl", "--output", "candidates.jsonl"), 1, "is a file; expected a folder"),
-        (("candidates.jsonl", "--max-length", "3"), 1, "`max_length` is 3"),
+        (("candidates.jsonl", "--max-length", "3"), 2, "`--max-length` is 3; expected a whole number"),
     ],
 )
 def test_what_is_wrong_is_named(run, candidates, arguments, status, message):

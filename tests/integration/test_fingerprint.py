@@ -17,10 +17,10 @@ from marcorank._files import sha256_of
 from marcorank._models import fingerprint as module
 from marcorank._models.fingerprint import advice, differences
 from marcorank._models.loading import load_scorer
-from marcorank._models.selection import ModelSettings
 from marcorank.errors import ModelLoadError
 from marcorank.jobs.planning import plan, scorer_fingerprint
 from marcorank.ray.datasets import RankShard
+from marcorank.settings import RerankerSettings
 from marcorank.testing import WordOverlapScorer
 
 COMMITS = ("a" * 40, "b" * 40)
@@ -118,7 +118,7 @@ def test_everything_that_decides_the_logits_is_in_it(model, processor, without):
 def test_it_names_what_is_loaded(model, setting):
     """Backend, precision and device are those of the backend that loading ends with."""
     found = scorer_fingerprint(Reranker(model, **setting))
-    loaded = load_scorer(ModelSettings(str(model), **setting)).scheduler.backend
+    loaded = load_scorer(RerankerSettings(str(model), **setting)).scheduler.backend
     assert (found["backend"], found["precision"], found["device"]) == (loaded.name, loaded.precision, loaded.device)
 
 

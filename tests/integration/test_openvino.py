@@ -20,8 +20,8 @@ from marcorank._inference.backends.openvino import shared_core
 from marcorank._inference.backends.openvino_graph import keep_first_token, quantize_weights
 from marcorank._inference.cpu import cpu_features
 from marcorank._models.export import export_onnx
-from marcorank._models.selection import ModelSettings
 from marcorank.cli.models import present_files
+from marcorank.settings import RerankerSettings
 from random_models import MINILM_L6, QUERY, bert, passages, save
 
 PASSAGES = passages(12, seed=5)
@@ -313,7 +313,7 @@ print("openvino" in sys.modules, [name for name in sys.modules if name.startswit
 def test_the_files_that_are_here_are_named(ir_only, tmp_path):
     """`marcorank models` and `doctor` tell an IR and a static int8 file from other weights."""
     shutil.copytree(ir_only, tmp_path, dirs_exist_ok=True)
-    settings = ModelSettings(str(tmp_path), local_files_only=True)
+    settings = RerankerSettings(str(tmp_path), local_files_only=True)
     assert present_files(settings) == ["openvino"]
     shutil.copyfile(tmp_path / "openvino/openvino_model.xml", tmp_path / "openvino/marcorank_int8.xml")
     assert present_files(settings) == ["openvino", "static int8"]

@@ -6,7 +6,8 @@ import pytest
 
 from marcorank import InvalidInputError
 from marcorank._models import selection
-from marcorank._models.selection import ModelSettings, choose
+from marcorank._models.selection import choose
+from marcorank.settings import RerankerSettings
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def machine(monkeypatch):
 
 
 def chosen(**settings):
-    choice = choose(ModelSettings("owner/model", **settings))
+    choice = choose(RerankerSettings("owner/model", **settings))
     return choice.backend, choice.device, choice.precision
 
 
@@ -81,7 +82,7 @@ def test_a_gpu_is_taken_unless_told_otherwise(machine, settings, gpu_bf16, expec
 def test_the_reason_says_what_would_be_faster(machine):
     """Who has no openvino reads how to get it."""
     machine("onnx", features=BF16)
-    assert "pip install 'marcorank[openvino]' for more speed" in choose(ModelSettings("owner/model")).reason
+    assert "pip install 'marcorank[openvino]' for more speed" in choose(RerankerSettings("owner/model")).reason
 
 
 @pytest.mark.parametrize(
@@ -98,4 +99,4 @@ def test_a_precision_that_a_backend_lacks_names_those_that_have_it(machine, sett
     """What cannot be combined is said with what can."""
     machine("onnx", "openvino", "torch")
     with pytest.raises(InvalidInputError, match=match):
-        choose(ModelSettings("owner/model", **settings))
+        choose(RerankerSettings("owner/model", **settings))

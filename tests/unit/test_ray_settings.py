@@ -52,7 +52,7 @@ def test_without_anything_the_bundled_model_is_served():
         ("NUM_GPUS", "nan", "a number of at least 0"),
         ("TARGET_ONGOING", "0", "a number above 0"),
         ("MAX_REPLICAS", "", "a whole number of at least 1"),
-        ("API_KEY_SHA256", "1234", "64 of 0-9 and a-f"),
+        ("API_KEY_SHA256", "1234", "64 characters from 0-9 and a-f"),
     ],
 )
 def test_a_wrong_variable_is_named(name, value, expected):
@@ -110,5 +110,5 @@ def test_importing_the_package_does_not_import_ray():
     """Names are resolved when they are used."""
     code = "import sys, marcorank.ray; print('ray' in sys.modules, marcorank.ray.ServeSettings(), 'ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
-    assert done.stdout.startswith("False ServeSettings(model='bundled'")
+    assert done.stdout.startswith("False ServeSettings(backend='auto'")
     assert done.stdout.strip().endswith("False")

@@ -1,11 +1,11 @@
-"""What the adapters have in common: the settings of the core as pydantic fields, and the `Reranker` that they make."""
+"""What the adapters have in common: the settings of the core as pydantic fields, and the `Reranker` made from them."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from types import NoneType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
 from pydantic import (
     BaseModel,
@@ -21,14 +21,11 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 
 from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
-from marcorank._calls.failures import OnError
-from marcorank._inference.pairs import LongPassages
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.selection import BackendName, Precision
 from marcorank.errors import InvalidInputError
-from marcorank.ranking import Activation, checked_activation
 from marcorank.reranker import Reranker, plain_fallback
 from marcorank.scorer import Scorer
+from marcorank.settings import ModelSettings, RerankerSettings, SharedSettings, defaults, descriptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,13 +36,13 @@ if TYPE_CHECKING:
 TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
 ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
 
-_DEFAULTS = Reranker(BUNDLED).to_dict()
-# What a bare scorer leaves to the settings beside it.
-_OF_EVERY_SCORER = {"activation", "on_error", "timeout_s", "fallback"}
+_SHARED = tuple(defaults(SharedSettings))
+_OF_A_MODEL = {"model", *defaults(ModelSettings)}
+_DESCRIPTIONS = descriptions(RerankerSettings)
 
 
-class AdapterSettings(BaseModel):
-    """The settings of `marcorank.Reranker` as fields, under the same names but for the model.
+class AdapterSettings(BaseModel, SharedSettings):
+    """The settings of `marcorank.Reranker` as fields, under the same names except for the model.
 
     An adapter adds the field of the model and names it in `_model_field`. Equality, pickles and dumps go by the
     settings, without the token; a pickle carries `reranker` too. Copies share the model.
@@ -53,7 +50,7 @@ class AdapterSettings(BaseModel):
     Attributes:
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings; the fields then show its own. Other settings beside it are an error.
-        token: Access token for the hub.
+        token: Access token for the Hub.
     """
 
     model_config = ConfigDict(
@@ -66,37 +63,21 @@ class AdapterSettings(BaseModel):
     )
 
     _model_field: ClassVar[str]
-    # What has a `score` but cannot be called as a scorer is.
+    # Types with a `score` method that is not that of a scorer.
     _no_scorers: ClassVar[tuple[type, ...]] = (type,)
 
-    # First, so that the checks of the other fields see it.
     reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True, frozen=True)
-    activation: Activation = "identity"
-    backend: BackendName = "auto"
-    device: str | None = None
-    precision: Precision = "auto"
-    threads: int | None = None
-    max_length: int = 512
-    max_query_tokens: int | None = None
-    long_passages: LongPassages = "truncate"
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool | None = None
-    allow_pickle: bool = False
-    cache_size: int = 0
-    on_error: OnError = "raise"
-    timeout_s: float | None = None
     fallback: str | dict[str, Any] | SkipJsonSchema[Reranker | Scorer] | None = None
     token: str | SecretStr | None = Field(default=None, exclude=True)
 
-    _made: tuple[dict[str, Any], Reranker] | None = PrivateAttr(default=None)
+    _made: Reranker | None = PrivateAttr(default=None)
 
     @model_validator(mode="before")
     @classmethod
     def _check_name_of_the_model(cls, data: Any) -> Any:
         other = "model" if cls._model_field == "model_name" else "model_name"
         if isinstance(data, dict) and other in data:
-            raise InvalidInputError(f"`{other}` is no field of {cls.__name__} here; name it `{cls._model_field}`.")
+            raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
         return data
 
     @field_validator("reranker", mode="before")
@@ -111,44 +92,40 @@ class AdapterSettings(BaseModel):
             )
         return value
 
-    @field_validator("model_name", *_DEFAULTS, mode="before", check_fields=False)
+    @field_validator("model", "model_name", *_SHARED, mode="before", check_fields=False)
     @classmethod
     def _check_setting(cls, value: object, info: ValidationInfo) -> object:
         field = str(info.field_name)
-        name = "model" if field == cls._model_field else field
-        if name == "activation":
-            value = checked_activation(value)
-        if name == "fallback":
-            value = cls._checked_fallback(value)
-        given = info.data.get("reranker")
-        if given is not None and (name not in _OF_EVERY_SCORER or isinstance(given, Reranker)):
-            own = _settings_of(given if isinstance(given, Reranker) else Reranker(given))[name]
-            if not _same(value, own):
-                raise InvalidInputError(
-                    f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
-                )
-            return own
-        if name == "model" and not isinstance(value, (str, os.PathLike)):
+        if field == cls._model_field and not isinstance(value, (str, os.PathLike)):
             raise InvalidInputError(
                 f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
                 "`score(query, passages)` goes in `reranker`."
             )
-        if name == "fallback":
-            # As it was given: it takes settings from here, which the core knows.
-            return value
-        return _settings_of(Reranker(**{"model": BUNDLED, name: value}))[name]  # type: ignore[arg-type]
-
-    @classmethod
-    def _checked_fallback(cls, value: object) -> object:
-        if isinstance(value, cls._no_scorers):
+        if field == "fallback" and isinstance(value, cls._no_scorers):
             raise InvalidInputError(
                 f"`fallback` is {value!r}; expected a model name, a marcorank.Reranker or an object with "
                 "`score(query, passages)`."
             )
-        Reranker(BUNDLED, fallback=value)  # type: ignore[arg-type]
-        if isinstance(value, Mapping):
-            return dict(value)
-        return os.fspath(value) if isinstance(value, os.PathLike) else value
+        value = _DESCRIPTIONS["model" if field == cls._model_field else field].check(field, value)
+        if "reranker" in info.data:  # An assignment. At the start, `model_post_init` sees all fields.
+            cls._check_together(field, value, info.data["reranker"])
+        return dict(value) if isinstance(value, Mapping) else value
+
+    @classmethod
+    def _check_together(cls, field: str, value: object, reranker: Reranker | Scorer | None) -> None:
+        """Check a setting that depends on others: on a reranker that was given, or on what a model can be."""
+        name = "model" if field == cls._model_field else field
+        if reranker is None:
+            if name in {"model", "fallback"}:
+                Reranker(**cast("dict[str, Any]", {"model": BUNDLED, name: value}))
+        elif name == "token" and value is not None:
+            raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
+        elif name in _OF_A_MODEL or isinstance(reranker, Reranker):
+            own = _settings_of(reranker if isinstance(reranker, Reranker) else Reranker(reranker)).get(name)
+            if not _same(value, own):
+                raise InvalidInputError(
+                    f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
+                )
 
     @field_serializer("fallback")
     def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
@@ -158,13 +135,15 @@ class AdapterSettings(BaseModel):
     @field_validator("token", mode="before")
     @classmethod
     def _check_token(cls, value: object, info: ValidationInfo) -> SecretStr | None:
-        if value is not None and info.data.get("reranker") is not None:
-            raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
+        cls._check_together("token", value, info.data.get("reranker"))
         token = text_or_none("token", _revealed(value))
         return None if token is None else SecretStr(token)
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Show the settings of a reranker that was given, so that dumps say what is used."""
+        """Check the settings together, and show those of a reranker that was given, so that dumps say what is used."""
+        for name in self.model_fields_set & {self._model_field, "token", *_SHARED}:
+            if self.reranker is not None:
+                self._check_together(name, getattr(self, name), self.reranker)
         core = self.core  # made now, so that threads and copies share it
         if self.reranker is not None:
             settings = _settings_of(core)
@@ -175,19 +154,19 @@ class AdapterSettings(BaseModel):
 
     @property
     def core(self) -> Reranker:
-        """The `Reranker` that does the work: `core.warm_up()` loads the model, `core.close()` lets go of it."""
+        """The `Reranker` that does the work: `core.warm_up()` loads the model, `core.close()` releases it."""
         if isinstance(self.reranker, Reranker):
             return self.reranker
-        wanted = {
-            **{name: getattr(self, name) for name in _DEFAULTS if name != "model"},
-            "model": getattr(self, self._model_field) if self.reranker is None else self.reranker,
-            "token": _revealed(self.token),
-        }
-        made = self._made
-        # Fields can change by assignment.
-        if made is None or made[0] != wanted:
-            made = self._made = (wanted, Reranker(**wanted))
-        return made[1]
+        if self._made is None:
+            settings = {name: getattr(self, name) for name in _SHARED}
+            model = getattr(self, self._model_field) if self.reranker is None else self.reranker
+            self._made = Reranker(model, **settings, token=_revealed(self.token))
+        return self._made
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _DESCRIPTIONS or name == self._model_field:
+            self._made = None
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy that shares the model; unlike pydantic's own, this checks the changes."""

@@ -6,19 +6,14 @@ import logging
 import math
 import threading
 import time
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
-from marcorank._arguments import positive_number
-from marcorank.errors import InvalidInputError, ModelLoadError, RemoteError, RerankTimeoutError, ScoreError
+from marcorank.errors import ModelLoadError, RemoteError, RerankTimeoutError, ScoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from marcorank.ranking import RerankStatus
-
-OnError = Literal["raise", "passthrough"]
-
-ON_ERROR: tuple[str, ...] = get_args(OnError)
 
 _log = logging.getLogger("marcorank")
 
@@ -26,21 +21,6 @@ _log = logging.getLogger("marcorank")
 # a custom scorer raises becomes one of them where it enters; everything else is a fault of the program and is raised.
 OPERATIONAL_ERRORS = (ModelLoadError, ScoreError, RerankTimeoutError, RemoteError)
 _SECONDS_BETWEEN_MESSAGES = 60.0
-
-
-def timeout_or_none(value: object) -> float | None:
-    """Return a usable `timeout_s`: None for no limit, else a finite number above 0.
-
-    Raises:
-        InvalidInputError: It is something else.
-    """
-    if value is None:
-        return None
-    seconds = positive_number(value)
-    if seconds is None:
-        raise InvalidInputError(f"`timeout_s` is {value!r}; expected None or a number of seconds above 0.")
-    # What is beyond that, some centuries, no lock can wait for.
-    return min(seconds, threading.TIMEOUT_MAX)
 
 
 def timeout_error(name: str, seconds: float | None) -> RerankTimeoutError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
-LongPassages = Literal["truncate", "windows"]
+    from marcorank.settings import LongPassages
 
-LONG_PASSAGES: tuple[str, ...] = get_args(LongPassages)
 # Fraction of a window that the next one repeats, so that most sentences are whole in some window.
 _WINDOW_OVERLAP = 0.25
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")

@@ -12,10 +12,10 @@ from marcorank._files import errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
 from marcorank._models.hub import HubModel
 from marcorank._models.loading import TEXT_FILES, LocalFolder, locate, resolve
-from marcorank._models.selection import ModelSettings
 from marcorank._text import brief
 from marcorank.remote import is_remote
 from marcorank.scorer import scorer_name
+from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -29,7 +29,7 @@ _TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.
 _RESOLVED = ("backend", "precision", "device")
 
 
-def fingerprint(model: ModelSettings | Scorer) -> dict[str, Any]:
+def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
     """Return everything that decides the logits of a scorer, ready for JSON. No model is loaded.
 
     `auto` is resolved as loading resolves it on this machine. Files are known by their content, hub models by their
@@ -39,15 +39,15 @@ def fingerprint(model: ModelSettings | Scorer) -> dict[str, Any]:
     Raises:
         MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
     """
-    if not isinstance(model, ModelSettings):
+    if not isinstance(model, RerankerSettings):
         kind = type(model)
         return {
             "model": scorer_name(model),
             "scorer": f"{kind.__module__}.{kind.__qualname__}",
             "marcorank": version("marcorank"),
         }
-    if is_remote(model.model):
-        return {"model": model.model, "scorer": "server", "marcorank": version("marcorank")}
+    if is_remote(model.name):
+        return {"model": model.name, "scorer": "server", "marcorank": version("marcorank")}
     files = locate(model)
     choice, graph = resolve(files, model)
     if graph is None:

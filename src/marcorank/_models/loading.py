@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakValueDictionary
@@ -17,9 +18,10 @@ from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer, PlainScorer, RequestScorer
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
-from marcorank._models.selection import ModelSettings, choose, installed
+from marcorank._models.selection import choose, installed
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
+from marcorank.settings import ModelSettings, RerankerSettings, defaults
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable
@@ -35,11 +37,7 @@ TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers without a limit have a huge number here.
 _NO_LIMIT = 1_000_000
 # Settings that only apply to a local model.
-_LOCAL_SETTINGS = {
-    name: value
-    for name, value in asdict(ModelSettings(model="")).items()
-    if name not in {"model", "cache_size", "token"}
-}
+_LOCAL_SETTINGS = {name: value for name, value in defaults(ModelSettings).items() if name != "cache_size"}
 _FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
 
 
@@ -100,7 +98,7 @@ class LocalFolder:
         return self.path
 
 
-def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
+def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKind:
     """Check the name of a model and return the kind of its scores, without downloading or sending anything.
 
     Args:
@@ -112,35 +110,35 @@ def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
         InvalidInputError: The name is an invalid URL, or the model is a server and a setting applies to local models
             only.
     """
-    if not is_remote(settings.model):
+    if not is_remote(settings.name):
         locate(settings)
         return "logit"
     # First, so that no message shows a URL with a password. Not shared: the lock may be held by a load.
-    server = RemoteScorer(settings.model, api_key=settings.token)
+    server = RemoteScorer(settings.name, api_key=settings.token)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
         if value != default and not (has_fallback and name in _FALLBACK_SETTINGS):
             raise InvalidInputError(
-                f"`{name}` is {value!r}, which has no effect on the server {settings.model!r}; leave it out."
+                f"`{name}` is {value!r}, which has no effect on the server {settings.name!r}; leave it out."
             )
     return server.score_kind
 
 
-def _remote(settings: ModelSettings) -> RemoteScorer:
+def _remote(settings: RerankerSettings) -> RemoteScorer:
     """Return the scorer for a server; scorers with the same URL and key share their connections."""
     scorer: RemoteScorer = _loaded.shared(
-        ("remote", settings.model, settings.token), lambda: RemoteScorer(settings.model, api_key=settings.token)
+        ("remote", settings.name, settings.token), lambda: RemoteScorer(settings.name, api_key=settings.token)
     )
     return scorer
 
 
-def locate(settings: ModelSettings) -> ModelFiles:
+def locate(settings: RerankerSettings) -> ModelFiles:
     """Find out where the files of a model are, without downloading anything.
 
     Raises:
         UnknownModelError: No model has this name.
     """
-    name = settings.model
+    name = settings.name
     if name == catalogue.BUNDLED:
         return LocalFolder(_BUNDLED_FOLDER, name)
     if not name.strip():
@@ -160,13 +158,13 @@ def locate(settings: ModelSettings) -> ModelFiles:
     return HubModel(
         name=info.name if info else name,
         revision=settings.revision,
-        cache_folder=settings.cache_folder,
+        cache_folder=None if settings.cache_folder is None else os.fspath(settings.cache_folder),
         local_files_only=settings.local_files_only,
         token=settings.token,
     )
 
 
-def load_scorer(settings: ModelSettings) -> RequestScorer:
+def load_scorer(settings: RerankerSettings) -> RequestScorer:
     """Load a model, or share the weights if they are already loaded with the same settings.
 
     Raises:
@@ -175,7 +173,7 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
         MissingExtraError: The backend is not installed.
         ModelLoadError: A file is missing, damaged or cannot be downloaded, or the model is not a reranker.
     """
-    if is_remote(settings.model):
+    if is_remote(settings.name):
         return _remote(settings)
     files = locate(settings)
     try:
@@ -189,7 +187,7 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
         raise ModelLoadError(f"A file of model `{files.name}` in {files.location} cannot be read: {error}") from error
 
 
-def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | None]:
+def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path | None]:
     """Return what runs a model on this machine, and the graph that it reads; None for the torch backend.
 
     Raises:
@@ -271,7 +269,7 @@ def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
     )
 
 
-def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSettings) -> RequestScorer:
+def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: RerankerSettings) -> RequestScorer:
     from tokenizers import Tokenizer
 
     config = _read_json(files, "config.json")
@@ -312,7 +310,7 @@ def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, 
     )
 
 
-def _with_supported_precision(choice: Choice, settings: ModelSettings) -> Choice:
+def _with_supported_precision(choice: Choice, settings: RerankerSettings) -> Choice:
     """Fall back to fp32 if openvino does not support the precision that was chosen automatically.
 
     Some virtual machines report CPU features that openvino does not find. A precision that you set is not changed;
@@ -325,7 +323,7 @@ def _with_supported_precision(choice: Choice, settings: ModelSettings) -> Choice
     return choice if computes(choice.precision) else replace(choice, precision="fp32")
 
 
-def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> RequestScorer:
+def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -> RequestScorer:
     if not installed("torch"):
         raise MissingExtraError(
             "The torch backend needs sentence-transformers and torch: pip install 'marcorank[torch]'"
@@ -354,7 +352,9 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
 
-def _encoder(tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], settings: ModelSettings) -> PairEncoder:
+def _encoder(
+    tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], settings: RerankerSettings
+) -> PairEncoder:
     limits = [settings.max_length]
     tokenizer_limit = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
     if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:

@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 from marcorank._inference.cpu import cpu_features
 from marcorank._models import catalogue
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from marcorank._inference.pairs import LongPassages
+    from marcorank.settings import RerankerSettings
 
-BackendName = Literal["auto", "openvino", "onnx", "torch"]
-Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
-
-BACKENDS: tuple[str, ...] = get_args(BackendName)
-PRECISIONS: tuple[str, ...] = get_args(Precision)
 # What a backend supports in general; the processor or GPU may support less.
 _SUPPORTED_PRECISIONS = {
     "openvino": ("fp32", "bf16", "fp16", "int8"),
@@ -29,26 +24,6 @@ _SUPPORTED_PRECISIONS = {
 _REQUIRED_MODULES = {"openvino": ("openvino",), "onnx": ("onnxruntime",), "torch": ("torch", "sentence_transformers")}
 # Present with an NVIDIA driver; without one, importing torch to look for a GPU would waste seconds.
 _GPU_SIGNS = ("/dev/nvidiactl", "/dev/dxg", "/proc/driver/nvidia/version")
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSettings:
-    """All that decides which scorer is loaded; see `Reranker` for what each means."""
-
-    model: str
-    backend: BackendName = "auto"
-    device: str | None = None
-    precision: Precision = "auto"
-    threads: int | None = None
-    max_length: int = 512
-    max_query_tokens: int | None = None
-    long_passages: LongPassages = "truncate"
-    revision: str | None = None
-    cache_folder: str | None = None
-    local_files_only: bool | None = None
-    allow_pickle: bool = False
-    cache_size: int = 0
-    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +48,13 @@ def installed(backend: str) -> bool:
     return all(importlib.util.find_spec(name) for name in _REQUIRED_MODULES[backend])
 
 
-def choose(settings: ModelSettings) -> Choice:
+def choose(settings: RerankerSettings) -> Choice:
     """Choose backend, device and precision.
 
     Raises:
         InvalidInputError: The settings contradict each other.
     """
-    if settings.model == catalogue.BUNDLED:
+    if settings.name == catalogue.BUNDLED:
         return _bundled(settings)
     backend, device, reason = _backend(settings)
     if settings.precision == "auto":
@@ -95,7 +70,7 @@ def choose(settings: ModelSettings) -> Choice:
     return Choice(backend, device, settings.precision, f"{reason}; precision {settings.precision} was requested")
 
 
-def _bundled(settings: ModelSettings) -> Choice:
+def _bundled(settings: RerankerSettings) -> Choice:
     if settings.backend not in {"auto", "onnx"} or settings.precision not in {"auto", "int8"}:
         raise InvalidInputError(
             f"The bundled model is an int8 ONNX file; found `backend={settings.backend!r}` and "
@@ -104,7 +79,7 @@ def _bundled(settings: ModelSettings) -> Choice:
     return Choice("onnx", settings.device or "cpu", "int8", "the bundled model is an int8 ONNX file")
 
 
-def _backend(settings: ModelSettings) -> tuple[str, str, str]:
+def _backend(settings: RerankerSettings) -> tuple[str, str, str]:
     backend, device, precision = settings.backend, settings.device, settings.precision
     if backend == "torch":
         return "torch", device or ("cuda" if _gpu_usable() else "cpu"), "torch was requested"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from marcorank._models.selection import BACKENDS, PRECISIONS
 from marcorank.bench.engines import PEERS
 from marcorank.bench.records import MARCORANK, Contestant
+from marcorank.settings import BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

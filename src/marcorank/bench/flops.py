@@ -6,9 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from marcorank._models.loading import locate
-from marcorank._models.selection import ModelSettings
 from marcorank.bench.workload import pair_length, read_tokenizer
 from marcorank.errors import MarcoRankError
+from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ def request_flops(model: str, query: str, passages: Sequence[str], cache_folder:
     Embeddings, biases, normalisation and softmax are not counted: they are not products.
     """
     try:
-        files = locate(ModelSettings(model, cache_folder=cache_folder, local_files_only=True))
+        files = locate(RerankerSettings(model, cache_folder=cache_folder, local_files_only=True))
         file = files.fetch("config.json")
         config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
         tokenizer = read_tokenizer(model, cache_folder)

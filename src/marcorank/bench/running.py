@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._models.loading import locate
-from marcorank._models.selection import PRECISIONS, ModelSettings
 from marcorank.bench.contestants import contestants, worth_reporting
 from marcorank.bench.engines import PEERS, Setup
 from marcorank.bench.flops import request_flops
@@ -23,6 +22,7 @@ from marcorank.bench.records import MARCORANK, Limit, Results, Row
 from marcorank.bench.scenarios import run_scenario
 from marcorank.bench.workload import Workload, pair_lengths
 from marcorank.errors import MarcoRankError
+from marcorank.settings import PRECISIONS, RerankerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -163,7 +163,7 @@ class _Race:
         settings = self._settings
         scratch = self._scratch / f"{next(self._setups)}"
         scratch.mkdir()
-        files = locate(ModelSettings(contestant.model, cache_folder=settings.cache_folder, local_files_only=True))
+        files = locate(RerankerSettings(contestant.model, cache_folder=settings.cache_folder, local_files_only=True))
         config = files.fetch("config.json")
         return Setup(
             contestant.model,

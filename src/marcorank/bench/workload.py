@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._models.loading import locate
-from marcorank._models.selection import ModelSettings
 from marcorank.errors import ModelLoadError
+from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +105,7 @@ def read_tokenizer(model: str, cache_folder: str | None) -> Any:
     """
     from tokenizers import Tokenizer
 
-    files = locate(ModelSettings(model, cache_folder=cache_folder, local_files_only=True))
+    files = locate(RerankerSettings(model, cache_folder=cache_folder, local_files_only=True))
     file = files.fetch("tokenizer.json")
     if file is None:
         raise ModelLoadError(

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank.bench.engines import PEERS
 from marcorank.bench.records import SCENARIOS, Results, Settings
 from marcorank.cli.bench_report import change_lines, report_lines
 from marcorank.cli.models import present_files
-from marcorank.cli.options import add_cache_option, at_least, new_parser
+from marcorank.cli.options import add_settings, at_least, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError
-from marcorank.reranker import DEFAULT_MODEL
+from marcorank.settings import BACKENDS, DEFAULT_MODEL, PRECISIONS, RerankerSettings
 
 if TYPE_CHECKING:
     import argparse
@@ -64,7 +63,7 @@ def add_command(commands: Any) -> None:
     )
     who.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: cpu)")
     who.add_argument("--threads", type=at_least(1), metavar="N", help="of each engine (default: its own choice)")
-    add_cache_option(who)
+    add_settings(who, ["cache_folder"])
 
     what = parser.add_argument_group("what is measured")
     what.add_argument(
@@ -188,7 +187,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _default_models(cache_folder: str | None) -> tuple[str, ...]:
-    settings = ModelSettings(DEFAULT_MODEL, cache_folder=cache_folder, local_files_only=True)
+    settings = RerankerSettings(DEFAULT_MODEL, cache_folder=cache_folder, local_files_only=True)
     if present_files(settings):
         return BUNDLED, DEFAULT_MODEL
     print(

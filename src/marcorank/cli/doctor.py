@@ -16,11 +16,11 @@ from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
 from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
 from marcorank._models.loading import load_scorer
-from marcorank._models.selection import ModelSettings, choose
+from marcorank._models.selection import choose
 from marcorank.cli.models import present_files
-from marcorank.cli.options import add_cache_option, new_parser
+from marcorank.cli.options import add_settings, new_parser
 from marcorank.errors import MarcoRankError
-from marcorank.reranker import DEFAULT_MODEL
+from marcorank.settings import DEFAULT_MODEL, RerankerSettings
 
 if TYPE_CHECKING:
     import argparse
@@ -47,7 +47,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--model", metavar="NAME", help=f"hub name or folder to look at (default: {BUNDLED} and {DEFAULT_MODEL})"
     )
-    add_cache_option(parser)
+    add_settings(parser, ["cache_folder"])
     parser.add_argument("--json", action="store_true", help="write JSON")
 
 
@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _look_at(name: str, cache_folder: str | None) -> dict[str, Any]:
-    settings = ModelSettings(name, cache_folder=cache_folder, local_files_only=True)
+    settings = RerankerSettings(name, cache_folder=cache_folder, local_files_only=True)
     entry: dict[str, Any] = {"name": name, "present": [], "problem": None}
     try:
         choice = choose(settings)
@@ -90,7 +90,7 @@ def _look_at(name: str, cache_folder: str | None) -> dict[str, Any]:
 
 def _try(name: str, cache_folder: str | None) -> dict[str, Any]:
     entry: dict[str, Any] = {"model": name, "engine": None, "load_ms": None, "rank_ms": None, "logits": None}
-    settings = ModelSettings(name, cache_folder=cache_folder, local_files_only=True)
+    settings = RerankerSettings(name, cache_folder=cache_folder, local_files_only=True)
     try:
         started = time.perf_counter()
         scorer = load_scorer(settings)

@@ -11,10 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.selection import BACKENDS, PRECISIONS
-from marcorank.cli.options import add_file_options, file_settings, new_parser
+from marcorank.cli.options import add_settings, new_parser, settings_of
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.reranker import Reranker
@@ -93,28 +91,7 @@ def add_command(commands: Any) -> None:
         metavar="NAME",
         help="bundled, hub names, models' folders or servers (default: bundled)",
     )
-    model.add_argument(
-        "--backend", nargs="+", choices=BACKENDS, default=["auto"], help="one or several engines (default: auto)"
-    )
-    model.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if torch sees one)")
-    model.add_argument(
-        "--precision",
-        nargs="+",
-        choices=PRECISIONS,
-        default=["auto"],
-        help="one or several; auto is the fastest that ranks as fp32 does, and for the bundled model int8",
-    )
-    model.add_argument("--max-length", type=int, default=512, metavar="TOKENS", help="of query and passage")
-    model.add_argument(
-        "--max-query-tokens", type=int, metavar="TOKENS", help="of the query (default: half of what fits)"
-    )
-    model.add_argument(
-        "--long-passages",
-        choices=LONG_PASSAGES,
-        default=LONG_PASSAGES[0],
-        help="truncate long passages, or score them in windows",
-    )
-    add_file_options(model)
+    add_settings(model, several=("backend", "precision"))
 
 
 def run(args: argparse.Namespace) -> int:
@@ -186,16 +163,7 @@ def _evaluation(args: argparse.Namespace, collection: Collection, folder: Path) 
 
 def _rerankers(args: argparse.Namespace) -> list[Reranker]:
     return [
-        Reranker(
-            model,
-            backend=backend,
-            precision=precision,
-            device=args.device,
-            max_length=args.max_length,
-            max_query_tokens=args.max_query_tokens,
-            long_passages=args.long_passages,
-            **file_settings(args),
-        )
+        Reranker(model, **{**settings_of(args), "backend": backend, "precision": precision})
         for model, backend, precision in itertools.product(args.model, args.backend, args.precision)
     ]
 

@@ -22,21 +22,13 @@ from marcorank._models.catalogue import (
     int8_onnx_files,
 )
 from marcorank._models.loading import LocalFolder, locate
-from marcorank._models.selection import ModelSettings
 from marcorank._text import table
 from marcorank.cli import quantize
-from marcorank.cli.options import (
-    add_cache_option,
-    add_engine_options,
-    add_file_options,
-    add_revision_option,
-    engine_settings,
-    file_settings,
-    new_parser,
-)
+from marcorank.cli.options import FILE_OPTIONS, add_settings, new_parser, settings_of
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.reranker import Reranker
+from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
     from marcorank._models.catalogue import ModelInfo
@@ -69,22 +61,19 @@ def add_command(commands: Any) -> None:
         actions, "download", summary="fetch the files of a model for use offline, and check that it runs", run=_download
     )
     download.add_argument("name", metavar="NAME", help="hub name")
-    add_engine_options(download)
-    add_revision_option(download)
-    add_cache_option(download)
-    download.set_defaults(offline=False)
+    add_settings(download, ("backend", "device", "precision", "threads", "revision", "cache_folder"))
 
     export = new_parser(
         actions, "export", summary="make an ONNX file of a model that has none (needs torch)", run=_export
     )
     export.add_argument("name", metavar="NAME", help="hub name or a model's folder")
     export.add_argument("--output", metavar="DIR", help="folder to write (default: where a Reranker of NAME looks)")
-    add_file_options(export)
+    add_settings(export, FILE_OPTIONS)
 
     quantize.add_command(actions)
 
 
-def present_files(settings: ModelSettings) -> list[str]:
+def present_files(settings: RerankerSettings) -> list[str]:
     """Return which of a model's weights are on this machine; the network is not used.
 
     Args:
@@ -141,12 +130,12 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _entry(info: ModelInfo, cache_folder: str | None) -> dict[str, Any]:
-    settings = ModelSettings(info.name, cache_folder=cache_folder, local_files_only=True)
+    settings = RerankerSettings(info.name, cache_folder=cache_folder, local_files_only=True)
     return {**asdict(info), "present": present_files(settings)}
 
 
 def _bundled_entry() -> dict[str, Any]:
-    settings = ModelSettings(BUNDLED, local_files_only=True)
+    settings = RerankerSettings(BUNDLED, local_files_only=True)
     config_file = locate(settings).fetch("config.json")
     config = json.loads(config_file.read_text(encoding="utf-8")) if config_file else {}
     return {
@@ -186,9 +175,8 @@ def _millions(count: int | None) -> str:
 def _download(args: argparse.Namespace) -> int:
     if args.name == BUNDLED or Path(args.name).expanduser().is_dir():
         raise InvalidInputError(f"{args.name!r} is on this machine already; there is nothing to download.")
-    settings = {**engine_settings(args), **file_settings(args)}
     # Loading is the one place that knows which files an engine needs, and it proves that they are whole.
-    with Reranker(args.name, **settings) as reranker, Progress(f"Downloading {reranker.name}"):
+    with Reranker(args.name, **settings_of(args)) as reranker, Progress(f"Downloading {reranker.name}"):
         reranker.warm_up()
     present = present_files(_local_settings(args))
     print(f"{reranker.name} runs, and is on this machine as: {', '.join(present) or 'another format'}")
@@ -200,7 +188,7 @@ def _export(args: argparse.Namespace) -> int:
         raise InvalidInputError("The bundled model is an ONNX file already; there is nothing to export.")
     from marcorank._models.export import export_onnx
 
-    files = locate(ModelSettings(args.name, **file_settings(args)))
+    files = locate(RerankerSettings(args.name, **settings_of(args)))
     with Progress(f"Exporting {files.name}"):
         source = files.snapshot(allow_pickle=False)
         target = Path(args.output).expanduser() if args.output else files.export_folder()
@@ -212,5 +200,5 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _local_settings(args: argparse.Namespace) -> ModelSettings:
-    return ModelSettings(args.name, **{**file_settings(args), "local_files_only": True})
+def _local_settings(args: argparse.Namespace) -> RerankerSettings:
+    return RerankerSettings(args.name, **{**settings_of(args), "local_files_only": True})

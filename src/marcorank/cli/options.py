@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they become."""
+"""Options that several commands share, most of them made from the settings of a reranker."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import whole_number
-from marcorank._models.selection import BACKENDS, PRECISIONS
+from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Iterable
+
+    from marcorank.settings import Description
+
+# The scores of a command are not cached: it reads each passage once.
+MODEL_OPTIONS = tuple(name for name in defaults(ModelSettings) if name != "cache_size")
+FILE_OPTIONS = ("revision", "cache_folder", "local_files_only")
 
 
 def new_parser(
@@ -30,67 +36,65 @@ def new_parser(
     return parser
 
 
-def add_engine_options(group: Any) -> None:
-    """Add what decides which engine computes."""
-    group.add_argument(
-        "--backend", choices=BACKENDS, default="auto", help="engine (default: auto, which `marcorank doctor` explains)"
-    )
-    group.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if torch sees one)")
-    group.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="auto",
-        help="auto is the fastest that ranks as fp32 does; the bundled model is int8",
-    )
-    group.add_argument(
-        "--threads", type=int, metavar="N", help="threads that compute on a CPU (default: the cores that may be used)"
-    )
+def add_settings(group: Any, names: Iterable[str] = MODEL_OPTIONS, *, several: Collection[str] = ()) -> None:
+    """Add an option for each of these settings of a reranker; `settings_of` reads them back.
+
+    Args:
+        group: A parser or a group of arguments.
+        names: Names of settings.
+        several: Those that take one or several values.
+    """
+    usual, described = defaults(SharedSettings), descriptions(SharedSettings)
+    for name in names:
+        setting, default = described[name], usual[name]
+        option = setting.option or f"--{name.replace('_', '-')}"
+        if setting.is_flag:
+            more: dict[str, Any] = {"action": "store_true", "default": default}
+        else:
+            more = {
+                "type": _reader(setting, option),
+                "choices": setting.choices or None,
+                "metavar": None if setting.choices else setting.metavar or "NAME",
+                "default": [default] if name in several else default,
+                "nargs": "+" if name in several else None,
+            }
+        group.add_argument(option, dest=name, help=help_text(name), **more)
 
 
-def add_file_options(group: Any) -> None:
-    """Add what decides which files of a hub model are taken."""
-    add_revision_option(group)
-    add_cache_option(group)
-    group.add_argument("--offline", action="store_true", help="never use the network")
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of a reranker among the options."""
+    return {name: value for name, value in vars(args).items() if name in defaults(SharedSettings)}
 
 
-def add_revision_option(group: Any) -> None:
-    """Add which version of a hub model is taken."""
-    group.add_argument("--revision", metavar="REV", help="branch, tag or commit on the hub (default: the pinned one)")
-
-
-def add_cache_option(group: Any) -> None:
-    """Add where hub models are kept."""
-    group.add_argument("--cache-folder", metavar="DIR", help="where hub models are kept (default: HF's cache)")
-
-
-def file_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what revision, cache folder and `offline` mean to a `Reranker`."""
-    return {
-        "revision": args.revision,
-        "cache_folder": args.cache_folder,
-        # Without the option HF_HUB_OFFLINE decides.
-        "local_files_only": True if args.offline else None,
-    }
-
-
-def engine_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return what the options of `add_engine_options` mean to a `Reranker`."""
-    return {
-        "backend": args.backend,
-        "device": args.device,
-        "precision": args.precision,
-        "threads": args.threads,
-    }
-
-
-def at_least(least: int) -> Callable[[str], int]:
-    """Return what makes a whole number of an option's text, and complains of one below `least`."""
+def at_least(minimum: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers of at least `minimum`."""
 
     def parse(text: str) -> int:
         try:
-            return whole_number("option", int(text), least)
+            return whole_number("option", int(text), minimum)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number of at least {least}") from error
+            raise argparse.ArgumentTypeError(
+                f"found {text!r}; expected a whole number of at least {minimum}"
+            ) from error
 
     return parse
+
+
+def _reader(setting: Description, option: str) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            return setting.read(option, text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    # argparse itself complains about a value that is not among the choices.
+    return str if setting.choices else read
+
+
+def help_text(name: str) -> str:
+    """Return the help of the option of a setting."""
+    setting, default = descriptions(SharedSettings)[name], defaults(SharedSettings)[name]
+    # Like the help of the other options: no Markdown, no capital, no full stop.
+    text = setting.help.replace("`", "").removesuffix(".")
+    shown = "" if default is None or setting.is_flag else f" (default: {default})"
+    return f"{text[0].lower()}{text[1:]}{shown}".replace("%", "%%")

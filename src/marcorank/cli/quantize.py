@@ -17,15 +17,16 @@ from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
 from marcorank._models.loading import LocalFolder, graph_file, load_scorer, locate
 from marcorank._models.quantization import import_packages, quantize
-from marcorank._models.selection import ModelSettings, choose
+from marcorank._models.selection import choose
 from marcorank._text import table
-from marcorank.cli.options import add_file_options, file_settings, new_parser
+from marcorank.cli.options import FILE_OPTIONS, add_settings, new_parser, settings_of
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import read_requests
 from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation import wording
 from marcorank.reranker import Reranker
+from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
     import argparse
@@ -79,7 +80,7 @@ def add_command(actions: Any) -> None:
     )
     parser.add_argument("--top-k", type=int, default=20, metavar="N", help="candidates of a judged query (default: 20)")
     parser.add_argument("--output", metavar="DIR", help="folder to write (default: where a Reranker of NAME looks)")
-    add_file_options(parser)
+    add_settings(parser, FILE_OPTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         )
     with Progress() as progress:
         collection = None if args.collection is None else _collection(args.collection, progress)
-        settings = ModelSettings(args.name, backend="openvino", precision="fp32", **file_settings(args))
+        settings = RerankerSettings(args.name, backend="openvino", precision="fp32", **settings_of(args))
         progress.text = f"Loading {args.name}"
         scorer = cast("CrossEncoderScorer", load_scorer(settings))
         files = locate(settings)

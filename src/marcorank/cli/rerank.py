@@ -9,29 +9,21 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import score_threshold_or_none
 from marcorank._files import json_line
-from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import one_line, table
 from marcorank.cli import rerank_files
-from marcorank.cli.options import (
-    add_engine_options,
-    add_file_options,
-    at_least,
-    engine_settings,
-    file_settings,
-    new_parser,
-)
+from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import STANDARD_INPUT, read_passages, read_requests
 from marcorank.cli.writing import opened
 from marcorank.collections.requests import Request, answer_row, result_row
-from marcorank.ranking import ACTIVATIONS, Logistic, checked_activation, shown_number
+from marcorank.ranking import shown_number
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from marcorank.ranking import Activation, Ranking
+    from marcorank.ranking import Ranking
 
 # Enough to fill batches, few enough that results come while the input is still being read.
 _PASSAGES_AT_ONCE = 512
@@ -79,13 +71,7 @@ def add_command(commands: Any) -> None:
         "--top-n", type=at_least(1), metavar="N", help="maximum number of results for each query (default: all)"
     )
     result.add_argument("--score-threshold", type=_number, metavar="X", help="minimum score of a result")
-    result.add_argument(
-        "--activation",
-        type=_activation,
-        default=ACTIVATIONS[0],
-        metavar="NAME",
-        help="identity: scores are logits (default); sigmoid: from 0 to 1; logistic:A,B: from 0 to 1, fitted",
-    )
+    add_settings(result, ["activation"])
     result.add_argument(
         "--format", choices=("table", "jsonl"), help="default: table on a terminal, jsonl in a pipe or a file"
     )
@@ -99,25 +85,14 @@ def add_command(commands: Any) -> None:
         metavar="NAME",
         help="bundled, a hub name, a model's folder, or a server such as tei+http://host:8080 (default: bundled)",
     )
-    add_engine_options(model)
-    model.add_argument("--max-length", type=at_least(16), default=512, metavar="TOKENS", help="of query and passage")
-    model.add_argument(
-        "--max-query-tokens", type=at_least(1), metavar="TOKENS", help="of the query (default: half of what fits)"
-    )
-    model.add_argument(
-        "--long-passages",
-        choices=LONG_PASSAGES,
-        default=LONG_PASSAGES[0],
-        help="truncate long passages, or score them in windows",
-    )
-    add_file_options(model)
+    add_settings(model)
     parser.set_defaults(usage_error=parser.error)
 
 
 def run(args: argparse.Namespace) -> int:
     """Rank and write."""
     if rerank_files.is_wanted(args):
-        return rerank_files.run(args, _settings(args))
+        return rerank_files.run(args, settings_of(args))
     if (args.query is None) == (args.requests is None):
         args.usage_error(
             "give either QUERY, or --requests with a file of queries and their passages, or --input with any number "
@@ -127,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         args.usage_error("--requests reads JSONL; --input-format lines is for passages")
     on_terminal = args.output is None and sys.stdout.isatty()
     show = _table if (args.format or ("table" if on_terminal else "jsonl")) == "table" else _json
-    reranker = Reranker(args.model, **_settings(args))
+    reranker = Reranker(args.model, **settings_of(args))
     done = 0
     with reranker, opened(args.output) as out, Progress() as progress:
         for chunk in _chunks(_requests(args)):
@@ -146,17 +121,6 @@ def run(args: argparse.Namespace) -> int:
             # What comes next may be typed on the same terminal.
             progress.text = ""
     return 0
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "activation": args.activation,
-        "max_length": args.max_length,
-        "max_query_tokens": args.max_query_tokens,
-        "long_passages": args.long_passages,
-        **engine_settings(args),
-        **file_settings(args),
-    }
 
 
 def _requests(args: argparse.Namespace) -> Iterator[Request]:
@@ -232,16 +196,3 @@ def _number(text: str) -> float | None:
         return score_threshold_or_none(float(text))
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"found {text!r}; expected a number on the scale of the scores") from error
-
-
-def _activation(text: str) -> Activation:
-    kind, colon, numbers = text.partition(":")
-    try:
-        if kind == "logistic" and colon:
-            a, b = map(float, numbers.split(","))
-            return Logistic(a, b)
-        return checked_activation(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"found {text!r}; expected identity, sigmoid, or logistic:A,B with two numbers, A above 0"
-        ) from error

@@ -9,7 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from marcorank._arguments import positive_number, request_pair, text_or_none, whole_number
+from marcorank._arguments import positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.ranking import check_finite
@@ -83,7 +83,11 @@ class RemoteScorer:
         """
         self._address = parse_address(url, dialect=dialect, model=text_or_none("model", model))
         self._api_key = key_argument(api_key)
-        self._server = Server(self._address, _seconds(timeout_s), whole_number("max_attempts", max_attempts, 1))
+        self._server = Server(
+            self._address,
+            positive("timeout_s", timeout_s, "a finite number of seconds above 0"),
+            whole_number("max_attempts", max_attempts, 1),
+        )
         self._max_passages_per_request = (
             None
             if max_passages_per_request is None
@@ -236,10 +240,3 @@ def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
     from marcorank.remote.client import make_client
 
     return make_client(address, parallel)
-
-
-def _seconds(timeout_s: object) -> float:
-    seconds = positive_number(timeout_s)
-    if seconds is None:
-        raise InvalidInputError(f"`timeout_s` is {timeout_s!r}; expected a finite number of seconds above 0.")
-    return seconds
