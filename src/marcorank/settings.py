@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
-from typing import Any, Concatenate, Literal, ParamSpec, get_args
+from typing import Any, Concatenate, Literal, ParamSpec, cast, get_args
 
 from marcorank._arguments import one_of, positive, text_or_none, whole_number
 from marcorank.errors import InvalidInputError
@@ -312,14 +312,17 @@ def defaults(record: type[ModelSettings]) -> dict[str, Any]:
 
 
 def takes(record: Callable[P, object]) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, P], None]]:
-    """Give an `__init__` that passes its arguments on to a record the record's signature and help."""
+    """Give an `__init__` that passes its arguments on to a record the signature of the record, and the help."""
 
     def decorate(init: Callable[..., None]) -> Callable[Concatenate[Any, P], None]:
-        own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         signature = inspect.signature(record)
+        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
         init.__signature__ = signature.replace(  # type: ignore[attr-defined]
-            parameters=[own, *signature.parameters.values()], return_annotation=None
+            parameters=[first, *signature.parameters.values()], return_annotation=None
         )
+        described = descriptions(cast("type[RerankerSettings]", record))
+        lines = "\n".join(f"    {name}: {described[name].help}" for name in signature.parameters)
+        init.__doc__ = f"Take the settings.\n\nArgs:\n{lines}"
         return init
 
     return decorate

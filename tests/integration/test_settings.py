@@ -18,6 +18,7 @@ from marcorank.settings import ModelSettings, RerankerSettings, SharedSettings
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+RECORD = fields(RerankerSettings)
 SCRIPT = ROOT / "scripts" / "write_reference.py"
 MADE_UP = """\
     colour: str = setting(
@@ -105,7 +106,8 @@ def test_the_tables_of_settings_are_up_to_date():
 
 
 def test_signatures_and_fields_are_those_of_the_record():
-    """`Reranker` shows the signature of the record; the adapters and the server have its fields and defaults."""
+    """`help(Reranker)` shows the record's signature and help; adapters and server have its fields and defaults."""
+    assert all(f"{one.name}: {one.metadata['description'].help}" in Reranker.__init__.__doc__ for one in RECORD)
     assert list(inspect.signature(Reranker).parameters.values()) == list(
         inspect.signature(RerankerSettings).parameters.values()
     )
