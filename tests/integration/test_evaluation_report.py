@@ -163,13 +163,12 @@ def test_the_heading_says_whether_it_helped():
     first = evaluated(of, "good", logits=good).models[0].depths[0].measures[0]
     text = check(render_report(evaluated(of, "good", logits=good))).text
     assert "good helps." in text
-    assert f"goes from {first.identity:.4f} to {first.value:.4f} ({first.difference:+.4f}; 95 % interval" in text
-    assert f"{first.wins} queries better, {first.ties} the same, {first.losses} worse." in text
-    assert "chance" not in text.split("Compared are")[0]
+    assert f"goes from {first.identity:.4f} to {first.value:.4f} ({first.difference:+.4f}, 95 % interval" in text
+    assert f"Queries: {first.wins} better, {first.ties} the same, {first.losses} worse." in text
+    assert "chance" not in text.split("The reranked candidates are compared")[0]
     assert "bad hurts." in check(render_report(evaluated(of, "bad", logits=bad))).text
     text = check(render_report(evaluated(of, "none", logits=none))).text
     assert "none makes no difference that can be distinguished from chance." in text
-    assert "The interval includes 0, so the difference can be chance" in text
 
 
 def test_one_query_proves_nothing():
@@ -179,9 +178,9 @@ def test_one_query_proves_nothing():
     logits = {"q0": {doc_id: float(doc_id == "q0-d3") for doc_id in of.run["q0"]}}
     text = check(render_report(evaluated(of, logits=logits, depths=(5,)))).text
     assert "model makes no difference that can be distinguished from chance." in text
-    assert "1 query better, 0 the same, 0 worse. With 1 query the difference can be chance (p = 1.000)." in text
-    assert "over 1 judged query;" in text
-    assert "No query lost." in text
+    assert "p 1.000) with top_k 5. Queries: 1 better, 0 the same, 0 worse." in text
+    assert "Judged queries: 1." in text
+    assert "No query got worse." in text
 
 
 def test_nothing_relevant_among_the_candidates():
@@ -190,9 +189,9 @@ def test_nothing_relevant_among_the_candidates():
     evaluation = evaluated(of)
     assert evaluation.models[0].cuts is None
     text = check(render_report(evaluation)).text
-    assert "No relevant passage is among the candidates, so there is nothing to choose a threshold by." in text
+    assert "No relevant passage is among the candidates, so no threshold can be chosen." in text
     assert "No relevant passage is among the candidates that were reranked." in text
-    assert "No map from logits to probabilities could be fitted" in text
+    assert "No calibration could be fitted" in text
     assert "changes nothing." in text
 
 
@@ -202,8 +201,8 @@ def test_a_query_without_candidates():
     run = {query_id: results for query_id, results in of.run.items() if query_id != "q3"}
     of = Collection(of.name, of.queries, of.passages, of.qrels, run)
     text = check(render_report(evaluated(of))).text
-    assert "10 a query (median), 0 to 10; 1 query without any" in text
-    assert "1 more relevant passage is not among the first 10 candidates of its query" in text
+    assert "10 per query (median), 0 to 10; queries without candidates: 1" in text
+    assert "Out of reach, because they are not among the candidates: 1." in text
 
 
 def test_three_thousand_queries_make_a_page_that_opens(tmp_path):
@@ -244,20 +243,20 @@ def test_half_a_surrogate_pair_can_be_written(tmp_path):
     assert r"model \udc00" in text
 
 
-def test_long_passages_are_folded_and_cut():
-    """The beginning stands open, more is folded, and where the end is missing the page says how much there is."""
+def test_long_passages_are_folded_and_truncated():
+    """The beginning is shown, the rest is folded, and the page reports how much of a very long passage is missing."""
     of = collection(3, text="word " * 20_000)
     html = render_report(evaluated(of, logits=noisy(of, skill=-3)))
     text = check(html).text
-    assert "Cut here: 2,000 of 100,000 characters are shown." in text
+    assert "Truncated: 2,000 of 100,000 characters are shown." in text
     assert len(html) < 1_000_000
     of = collection(3, text="x" * 500)
     html = render_report(evaluated(of, logits=noisy(of, skill=-3)))
-    assert "Cut here" not in html
+    assert "Truncated" not in html
     assert re.search(r"<summary[^>]*><span[^>]*>x{280}</span>.*?</summary><p class=\"text\"[^>]*>x{220}</p>", html)
 
 
-def test_long_queries_are_cut_and_say_so():
+def test_long_queries_are_truncated():
     """A query of a whole page does not fill the report's."""
     of = collection(3, text="query " * 1000)
     page = check(render_report(evaluated(of, logits=noisy(of, skill=-3))))
@@ -274,12 +273,12 @@ def test_worst_losses_show_both_orders():
     losses = check(html).text.split("Worst losses")[-1].split("Best gains")[0]
     assert losses.index("lost much") < losses.index("lost little")
     assert "1.0000 to 0.5000 (-0.5000)" in losses
-    assert "Relevant among the first 5: 1 before, 1 now. First relevant passage: rank 1 before, 3 now." in losses
+    assert "Relevant in the top 5: 1 before, 1 after. First relevant passage: rank 1 before, 3 after." in losses
     before, after = losses.split("lost little")[0].split("Reranked")
     assert "1 grade 2, relevant logit -1.500 now 3 q0-d0" in before
     first, last = "1 not judged logit 3.000 was 3 q0-d2", "3 grade 2, relevant logit -1.500 was 1 q0-d0"
     assert 0 < after.index(first) < after.index(last)
-    assert "No query gained." in html
+    assert "No query got better." in html
 
 
 def test_relevant_passages_are_counted_where_they_moved():
@@ -290,14 +289,14 @@ def test_relevant_passages_are_counted_where_they_moved():
     # From ranks 1, 3, 4 and 5 to 4, 1, 2 and 5: one down, two up, one where it was.
     logits = {"q0": {"q0-d0": 2.0, "q0-d1": 3.0, "q0-d2": 5.0, "q0-d3": 4.0, "q0-d4": 1.0}}
     html = render_report(evaluated(of, logits=logits, depths=(5,)))
-    assert "2 of 4 relevant candidates moved up, 1 down; their median rank went from 3.5 to 3." in html
-    assert "1 more relevant passage is not among the first 5 candidates of its query" in html
-    (picture,) = [svg for svg in pictures(html) if "Where relevant passages moved" in svg]
+    assert "Of 4 relevant candidates 2 moved up and 1 down; the median rank went from 3.5 to 3." in html
+    assert "Out of reach, because they are not among the candidates: 1." in html
+    (picture,) = [svg for svg in pictures(html) if "Ranks of relevant passages" in svg]
     assert picture.count("fill: var(--gain)") == 2
     assert picture.count("fill: var(--loss)") == 1
     root = ET.fromstring(picture)  # noqa: S314 -- ours
     texts = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    axes = ["rank after reranking", "rank of the first stage", *["1", "2-3", "4-5"] * 2]
+    axes = ["rank after reranking", "rank in the first stage", *["1", "2-3", "4-5"] * 2]
     assert sorted(texts) == sorted([*axes, *["1"] * 4])
 
 
@@ -328,8 +327,8 @@ def test_the_best_model_is_shown_unless_another_is_named():
     of = collection(30)
     good, bad = evaluated(of, "good", logits=noisy(of, skill=5)), evaluated(of, "bad", logits=noisy(of, skill=-5))
     both = Evaluation(of, good.measures, (*bad.models, *good.models))
-    assert "What follows is of B good with" in check(render_report(both)).text
-    assert "What follows is of A bad with" in check(render_report(both, model="bad")).text
+    assert "The rest of this page shows 2 good with" in check(render_report(both)).text
+    assert "The rest of this page shows 1 bad with" in check(render_report(both, model="bad")).text
     with pytest.raises(InvalidInputError, match=r"'other'; expected one of 'bad', 'good'"):
         render_report(both, model="other")
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 RECALLS = (0.8, 0.9, 0.95, 0.99)
 PRECISIONS = (0.5, 0.7, 0.8, 0.9)
+SHOWN_RECALL = 0.9
+"""The recall whose threshold stands in tables and figures."""
 
 _DIGITS = 4
 _CURVE_POINTS = 200

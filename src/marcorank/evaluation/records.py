@@ -133,9 +133,9 @@ class Cuts:
     for_recall: Mapping[float, CutPoint]
     for_precision: Mapping[float, CutPoint | None]
     top_n_recall: Mapping[int, float]
-    top_n: int | None
+    top_n: int
     top_k_value: Mapping[int, float]
-    top_k: int | None
+    top_k: int
     unjudged_as_irrelevant: bool
 
 
