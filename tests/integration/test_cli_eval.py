@@ -93,8 +93,8 @@ def test_one_line_is_enough(run, candidates, tmp_path):
     assert status == 0
     assert "marcorank: wrote candidates-eval/report.html" in error
     assert out.startswith("candidates: 3 judged queries, up to 3 candidates each\n\nbundled\n")
-    assert [line for line in out.splitlines() if "median time" not in line] == [
-        line for line in f"{expected}".splitlines() if "median time" not in line
+    assert [line for line in out.splitlines() if "median latency" not in line] == [
+        line for line in f"{expected}".splitlines() if "median latency" not in line
     ]
     assert (folder / "report.html").read_text().lower().startswith("<!doctype html>")
     assert json.loads((folder / "results.json").read_text())["models"][0]["label"] == "bundled"

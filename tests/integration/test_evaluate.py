@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import ir_measures
 import pandas as pd
@@ -165,17 +165,17 @@ def test_depths_by_default_end_where_the_candidates_do(most, expected):
     assert [depth.top_k for depth in result.depths] == expected
 
 
-def test_the_tables_say_where_to_cut():
-    """Below the table stand the cuts that the result holds; where nothing is relevant there is nothing to say."""
+def test_the_tables_suggest_thresholds():
+    """The line below the table has the suggestions of the result; without a relevant candidate there are none."""
     evaluation = results_of()
     found_cuts = evaluation.models[0].cuts
     point = found_cuts.for_recall[0.9]
     assert str(evaluation).splitlines()[-1] == (
-        f"where to cut, by these queries: top_k {found_cuts.top_k}; top_n {found_cuts.top_n}; score_threshold "
+        f"suggested by these queries: top_k {found_cuts.top_k}; top_n {found_cuts.top_n}; score_threshold "
         f"{point.score_threshold:.4f} keeps {100 * point.recall:.4g} % of the relevant candidates"
     )
     qrels = {query_id: {"none": 0} for query_id in COLLECTION.queries}
-    assert "where to cut" not in str(results_of(replace(COLLECTION, qrels=qrels)))
+    assert "suggested" not in str(results_of(replace(COLLECTION, qrels=qrels)))
 
 
 def test_nothing_relevant_is_no_reason_to_fail():
@@ -288,7 +288,7 @@ def test_a_time_that_was_not_taken_is_not_made_up(tmp_path):
     assert shallow.latency_p50_ms is shallow.latency_p95_ms is None
     assert deep.latency_p50_ms is not None
     assert "No latency is known of counting at top_k 2:" in evaluation.notes[-1]
-    assert "top_k 2:" not in str(evaluation).rpartition("median time")[2]
+    assert "top_k 2:" not in str(evaluation).rpartition("median latency")[2]
 
 
 def test_the_collection_may_be_a_path(tmp_path):
@@ -421,7 +421,7 @@ def test_json_holds_everything_but_texts_and_logits(tmp_path):
     assert content["collection"] == {"name": "letters", "queries": 4, "passages": 7, "candidates": 10, "judgements": 6}
     (model,) = content["models"]
     assert model["depths"][1]["measures"][0]["per_query"] == found(evaluation, 3, "nDCG@10").per_query
-    assert set(model["depths"][1]["measures"][0]) == set(MeasureResult.__slots__)
+    assert set(model["depths"][1]["measures"][0]) == {field.name for field in fields(MeasureResult)}
     assert model["cuts"]["for_recall"]["0.8"]["recall"] >= 0.8
     assert model["calibration"] is None or model["calibration"]["a"] > 0
 

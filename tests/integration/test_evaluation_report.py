@@ -19,7 +19,7 @@ from marcorank.evaluation.comparison import depth_result
 from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import parse_measures
 from marcorank.evaluation.records import ModelResult
-from marcorank.evaluation.report import render_report, write_report
+from marcorank.evaluation.report import render_report
 from marcorank.evaluation.results import Evaluation
 from marcorank.testing import WordOverlapScorer
 
@@ -208,7 +208,7 @@ def test_a_query_without_candidates():
 def test_three_thousand_queries_make_a_page_that_opens(tmp_path):
     """The page of 3,000 queries stays below 2 MB: no picture grows by an element a query."""
     of = collection(3000, candidates=20, relevant=2, text="A passage of some length. " * 20)
-    write_report(evaluated(of, "one", "two", depths=(5, 20)), tmp_path / "report.html")
+    evaluated(of, "one", "two", depths=(5, 20)).write_report(tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     check(html)
@@ -237,7 +237,7 @@ def test_files_are_named_with_the_beginning_of_their_digests():
 def test_half_a_surrogate_pair_can_be_written(tmp_path):
     """What UTF-8 cannot hold is written as an escape, and the file is UTF-8."""
     of = collection(3, text="half \ud83d pair")
-    write_report(evaluated(of, "model \udc00", logits=noisy(of, skill=-3)), tmp_path / "report.html")
+    evaluated(of, "model \udc00", logits=noisy(of, skill=-3)).write_report(tmp_path / "report.html")
     text = check((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert r"half \ud83d pair" in text
     assert r"model \udc00" in text
@@ -359,5 +359,5 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package):
 def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
     """A folder in the place of the file is named, and nothing is left behind."""
     with pytest.raises(InvalidInputError, match="is a folder; expected the path of a file"):
-        write_report(evaluated(collection(2)), tmp_path)
+        evaluated(collection(2)).write_report(tmp_path)
     assert not list(tmp_path.iterdir())

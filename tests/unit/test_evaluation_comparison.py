@@ -111,7 +111,7 @@ def test_different_queries_cannot_be_compared():
     """A query on one side only is named; no query at all is an error too."""
     with pytest.raises(InvalidInputError, match="Query 'q2' has a value on one side only; expected the same"):
         compare(by_query([1, 2, 3]), by_query([1, 2]))
-    with pytest.raises(InvalidInputError, match="There is no judged query to compare; expected at least one"):
+    with pytest.raises(InvalidInputError, match="No judged query to compare; expected at least one"):
         compare({}, {})
 
 

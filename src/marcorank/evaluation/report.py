@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank._files import written
 from marcorank.errors import MissingExtraError
 from marcorank.evaluation import wording
 from marcorank.evaluation.calibration import probabilities
@@ -29,7 +28,6 @@ from marcorank.evaluation.figures import (
 from marcorank.evaluation.wording import milliseconds, p_value, signed, value
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     from marcorank.collections.records import Collection
@@ -42,29 +40,10 @@ _TIE = 1e-9
 _PACKAGES = ("marcorank", "ir-measures", "scipy", "onnxruntime", "tokenizers", "torch", "sentence-transformers")
 
 
-def write_report(evaluation: EvaluationRecord, path: str | os.PathLike[str], *, model: str | None = None) -> None:
-    """Write an evaluation as one HTML page without scripts, which loads nothing.
+def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> str:
+    """Return the page that `Evaluation.write_report` writes.
 
     matplotlib's settings are the report's own while each figure is drawn; reports of several threads take turns.
-
-    Args:
-        evaluation: The evaluation to show.
-        path: File to write.
-        model: Label of the model whose queries, passages and scores are shown; None for the one with the highest
-            first measure at its greatest depth. The comparison shows all models.
-
-    Raises:
-        InvalidInputError: The path cannot be written, or no model has this label.
-        MissingExtraError: matplotlib or jinja2 is not installed.
-    """
-    page = render_report(evaluation, model=model)
-    with written(path) as file:
-        # UTF-8 cannot hold half a surrogate pair; it is written as an escape sequence.
-        file.write(page.encode("utf-8", "backslashreplace").decode("utf-8"))
-
-
-def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> str:
-    """Return the page that `write_report` writes.
 
     Raises:
         InvalidInputError: No model has this label.
@@ -107,7 +86,7 @@ def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> 
         "svg": Markup,
     }
     template = resources.files("marcorank.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
-    return environment.from_string(template).render(
+    page = environment.from_string(template).render(
         collection=collection,
         candidate_counts=_candidate_counts(collection),
         relevant_grade=evaluation.relevant_grade,
@@ -127,6 +106,8 @@ def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> 
         notes=list(dict.fromkeys((*evaluation.notes, *collection.notes))),
         versions=_versions(),
     )
+    # UTF-8 cannot hold half a surrogate pair; it is shown as an escape sequence.
+    return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _verdict(result: ModelResult) -> dict[str, str]:
