@@ -287,7 +287,7 @@ def test_a_time_that_was_not_taken_is_not_made_up(tmp_path):
     shallow, deep = evaluation.models[0].depths
     assert shallow.latency_p50_ms is shallow.latency_p95_ms is None
     assert deep.latency_p50_ms is not None
-    assert "No latency is known of counting at top_k 2:" in evaluation.notes[-1]
+    assert "The latency of counting at top_k 2 was not measured:" in evaluation.notes[-1]
     assert "top_k 2:" not in str(evaluation).rpartition("median latency")[2]
 
 
@@ -560,11 +560,11 @@ def test_query_engines_are_evaluated_with_and_without_the_reranker(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"runs": {}}, "`runs` is {}; expected at least one run"),
-        ({"runs": [RUNS["before"]]}, "expected at least one run by its label"),
+        ({"runs": {}}, "`runs` is {}; expected a mapping of label to run, with at least one"),
+        ({"runs": [RUNS["before"]]}, "expected a mapping of label to run"),
         ({"qrels": {}}, "`qrels` is empty"),
         ({"baseline": "middle"}, "`baseline` is 'middle'; expected one of 'before', 'after'"),
-        ({"runs": {"other": {"1": {"one": 1.0}}}}, "'other' has none of the judged queries: its first is '1'"),
+        ({"runs": {"other": {"1": {"one": 1.0}}}}, "'other' has none of the judged queries: its first query_id is '1'"),
         ({"measures": []}, "`measures` is empty"),
     ],
 )

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from marcorank import Reranker
 from marcorank.errors import InvalidInputError, ModelLoadError
-from marcorank.evaluation.scores import ScoreStore, file_name, scoring_settings
+from marcorank.evaluation.scores import ScoreStore, file_name
+from marcorank.evaluation.scoring import scoring_settings
 from marcorank.testing import WordOverlapScorer
 
 SETTINGS = {"model": "owner/model", "max_length": 512}
@@ -140,7 +141,7 @@ def test_a_file_of_another_model_is_refused(path, header):
     path.write_text(f"{header}\n")
     with pytest.raises(InvalidInputError, match="Delete the file"):
         opened(path)
-    with pytest.raises(InvalidInputError, match=r"made by .*'owner/model'.*expected .*'other'"):
+    with pytest.raises(InvalidInputError, match=r"holds scores of .*'owner/model'.*expected .*'other'"):
         opened(filled(path.with_name("new.jsonl")), {"model": "other"})
 
 
