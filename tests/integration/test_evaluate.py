@@ -472,7 +472,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
         ({"top_k": (10, True)}, "`top_k` is True"),
         ({"top_k": "10"}, "`top_k` is '10'"),
         ({"top_k": ()}, "`top_k` is empty"),
-        ({"measures": ["R"]}, "'R' has no usable cutoff"),
+        ({"measures": ["R"]}, "Measure 'R' cannot be computed: `cutoff` is missing"),
         ({"measures": ["Accuracy"]}, "Measure 'Accuracy' cannot be computed"),
         ({"relevant_grade": 0}, "`relevant_grade` is 0"),
         ({"collection": replace(COLLECTION, queries={}, qrels={})}, "'letters' has no judged query"),

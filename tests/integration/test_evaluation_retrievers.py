@@ -206,9 +206,9 @@ def test_the_functions_own_errors_pass_through():
     [
         (None, {}, r"`search` is None; expected a LangChain retriever \(with `invoke`\), a LlamaIndex"),
         (ListRetriever, {}, "`search` is <class .*ListRetriever'>; expected a LangChain retriever"),
-        (lambda _: "d1", {}, "The search gave a str for query_id 'q'; expected a list of results"),
-        (lambda _: None, {}, "The search gave a NoneType for query_id 'q'; expected a list"),
-        (lambda _: {"d1": 2.0}, {}, "The search gave a dict for query_id 'q'; expected a list"),
+        (lambda _: "d1", {}, "The search returned a str for query_id 'q'; expected a list of results"),
+        (lambda _: None, {}, "The search returned a NoneType for query_id 'q'; expected a list"),
+        (lambda _: {"d1": 2.0}, {}, "The search returned a dict for query_id 'q'; expected a list"),
         (
             lambda _: ["d1", Document("", metadata={"source": "x", "page": 1})],
             {},
@@ -217,12 +217,12 @@ def test_the_functions_own_errors_pass_through():
         (
             lambda _: [Document("")],
             {"doc_id": "source"},
-            r"its metadata hold under 'source' None; .*\(there: no fields",
+            r"its metadata field 'source' is None; .*\(available: no fields",
         ),
         (
             lambda _: [Document("", id="a")],
             {"doc_id": lambda _: ["a"]},
-            r"the function `doc_id` gave \['a'\]; expected",
+            r"the function `doc_id` returned \['a'\]; expected",
         ),
         (lambda _: [True], {}, r"Result 0 of query_id 'q' \(bool\) has no usable doc_id: it is True"),
         (lambda _: [""], {}, "has no usable doc_id: it is ''"),

@@ -1,4 +1,4 @@
-"""Whether reranking helps on your data, how deep to rerank, and where to cut.
+"""Measure whether reranking helps on your data, and choose how many candidates to rerank and which to keep.
 
     from marcorank.evaluation import evaluate
 
