@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -19,7 +21,6 @@ from marcorank.evaluation.comparison import depth_result
 from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import parse_measures
 from marcorank.evaluation.records import ModelResult
-from marcorank.evaluation.report import render_report
 from marcorank.evaluation.results import Evaluation
 from marcorank.testing import WordOverlapScorer
 
@@ -107,6 +108,13 @@ def evaluated(of, *labels, depths=(10,), names=("nDCG@10", "R@5"), timed=True, l
             )
         )
     return Evaluation(of, tuple(map(str, measures)), tuple(results))
+
+
+def render_report(evaluation, *, model=None):
+    """Return the page that an evaluation writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation.write_report(Path(folder) / "report.html", model=model)
+        return (Path(folder) / "report.html").read_text(encoding="utf-8")
 
 
 def pictures(html):

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from marcorank import InvalidInputError
 from marcorank.collections.records import Collection
 from marcorank.evaluation.comparison import compare, compare_all, depth_result
 from marcorank.evaluation.measures import parse_measures
@@ -105,14 +104,6 @@ def test_the_result_depends_on_values_and_seed_only():
     assert beside["y"].interval == pytest.approx(found.interval)
     assert beside["x"].wins == found.losses
     assert compare(values, baseline, seed=1).interval != found.interval
-
-
-def test_different_queries_cannot_be_compared():
-    """A query on one side only is named; no query at all is an error too."""
-    with pytest.raises(InvalidInputError, match="Query 'q2' has a value on one side only; expected the same"):
-        compare(by_query([1, 2, 3]), by_query([1, 2]))
-    with pytest.raises(InvalidInputError, match="No judged query to compare; expected at least one"):
-        compare({}, {})
 
 
 COLLECTION = Collection(

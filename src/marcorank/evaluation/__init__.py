@@ -24,26 +24,17 @@ if TYPE_CHECKING:
     from marcorank.evaluation.results import Evaluation, RunsEvaluation
     from marcorank.evaluation.retrievers import run_of
 
-_HOME = {
-    "evaluate": "marcorank.evaluation.evaluating",
-    "evaluate_runs": "marcorank.evaluation.evaluating",
-    "Evaluation": "marcorank.evaluation.results",
-    "RunsEvaluation": "marcorank.evaluation.results",
-    "Collection": "marcorank.collections.records",
-    "ModelResult": "marcorank.evaluation.records",
-    "DepthResult": "marcorank.evaluation.records",
-    "MeasureResult": "marcorank.evaluation.records",
-    "Cuts": "marcorank.evaluation.records",
-    "CutPoint": "marcorank.evaluation.records",
-    "Calibration": "marcorank.evaluation.records",
-    "cuts": "marcorank.evaluation.cutting",
-    "calibrate": "marcorank.evaluation.calibration",
-    "read_collection": "marcorank.collections.reading",
-    "read_run": "marcorank.collections.reading",
-    "read_qrels": "marcorank.collections.reading",
-    "write_run": "marcorank.collections.reading",
-    "run_of": "marcorank.evaluation.retrievers",
+_NAMES = {
+    "collections.reading": ("read_collection", "read_qrels", "read_run", "write_run"),
+    "collections.records": ("Collection",),
+    "evaluation.calibration": ("calibrate",),
+    "evaluation.cutting": ("cuts",),
+    "evaluation.evaluating": ("evaluate", "evaluate_runs"),
+    "evaluation.records": ("Calibration", "CutPoint", "Cuts", "DepthResult", "MeasureResult", "ModelResult"),
+    "evaluation.results": ("Evaluation", "RunsEvaluation"),
+    "evaluation.retrievers": ("run_of",),
 }
+_HOME = {name: f"marcorank.{module}" for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "evaluate",

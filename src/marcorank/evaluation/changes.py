@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from marcorank.evaluation.measures import identity, reranked
 
 if TYPE_CHECKING:
-    from marcorank.evaluation.records import EvaluationRecord, ModelResult
+    from marcorank.collections.records import Collection
+    from marcorank.evaluation.records import ModelResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +41,9 @@ class QueryChange:
         return self.after - self.before
 
 
-def query_changes(evaluation: EvaluationRecord, result: ModelResult) -> list[QueryChange]:
+def query_changes(collection: Collection, result: ModelResult, *, relevant_grade: int) -> list[QueryChange]:
     """Return the queries that have candidates at the model's greatest depth, in their order."""
-    collection, depth = evaluation.collection, result.depths[-1]
+    depth = result.depths[-1]
     found = depth.measures[0]
     orders = reranked(collection.run, result.logits, depth.top_k)
     changes = []
@@ -54,7 +55,7 @@ def query_changes(evaluation: EvaluationRecord, result: ModelResult) -> list[Que
                 doc_id=doc_id,
                 text=collection.passages[doc_id],
                 grade=grades.get(doc_id),
-                relevant=doc_id in grades and grades[doc_id] >= evaluation.relevant_grade,
+                relevant=doc_id in grades and grades[doc_id] >= relevant_grade,
                 logit=result.logits[query_id][doc_id],
                 old_rank=rank,
                 new_rank=new_ranks[doc_id],

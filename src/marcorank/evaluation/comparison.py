@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank.errors import InvalidInputError
 from marcorank.evaluation.measures import best, identity, mean, per_query, reranked
 from marcorank.evaluation.records import Comparison, DepthResult, MeasureResult
 
@@ -36,11 +35,8 @@ def compare(values: Mapping[str, float], baseline: Mapping[str, float], *, seed:
 
     Args:
         values: Value by query_id.
-        baseline: The same of the baseline.
+        baseline: The same of the baseline, for the same queries.
         seed: Seed of the samples.
-
-    Raises:
-        InvalidInputError: There are no queries, or not the same ones.
     """
     return compare_all({"": values}, {"": baseline}, seed=seed)[""]
 
@@ -48,12 +44,9 @@ def compare(values: Mapping[str, float], baseline: Mapping[str, float], *, seed:
 def compare_all(
     values: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mapping[str, float]], *, seed: int = 0
 ) -> dict[str, Comparison]:
-    """Compare several measures of the same queries at once, by their names; each as `compare` does.
-
-    Raises:
-        InvalidInputError: There are no queries, or not the same ones.
-    """
-    queries = _queries([*values.values(), *(baseline[name] for name in values)])
+    """Compare several measures of the same queries at once, by their names; each as `compare` does."""
+    # In an order that does not depend on that of the mappings.
+    queries = sorted(next(iter(values.values())))
     differences = np.array([[values[name][query] - baseline[name][query] for query in queries] for name in values])
     differences[np.abs(differences) <= _TIE] = 0.0
     p_values = _p_values(differences, seed)
@@ -95,7 +88,7 @@ def depth_result(
         seed: Seed of the comparison.
 
     Raises:
-        InvalidInputError: A candidate has no usable logit, or nothing is judged.
+        InvalidInputError: A candidate has no usable logit.
     """
     run, qrels = collection.run, collection.qrels
     value = per_query(measures, qrels, reranked(run, logits, top_k))
@@ -121,18 +114,6 @@ def depth_result(
         latency_p50_ms=float(np.quantile(latencies, 0.5)) if latencies else None,
         latency_p95_ms=float(np.quantile(latencies, 0.95, method="higher")) if latencies else None,
     )
-
-
-def _queries(all_values: Sequence[Mapping[str, float]]) -> list[str]:
-    """Return the queries in an order that does not depend on that of the mappings."""
-    queries = sorted(all_values[0]) if all_values else []
-    if not queries:
-        raise InvalidInputError("No judged query to compare; expected at least one.")
-    for other in all_values:
-        if other.keys() != all_values[0].keys():
-            query = min(other.keys() ^ all_values[0].keys())
-            raise InvalidInputError(f"Query {query!r} has a value on one side only; expected the same queries on both.")
-    return queries
 
 
 # scipy.stats.permutation_test takes two minutes for ten measures of 3,000 queries at four depths. Here all measures of

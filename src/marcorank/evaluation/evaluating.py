@@ -91,7 +91,7 @@ def evaluate(
             results.append(
                 ModelResult(
                     label=model.label,
-                    settings=model.settings,
+                    settings=model.store.settings,
                     depths=tuple(
                         depth_result(
                             collection, logits, depth, parsed, model.latencies_ms(collection, depth), seed=seed

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from marcorank.errors import InvalidInputError
 from marcorank.ranking import Logistic
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from marcorank.collections.records import Collection, Run
+    from marcorank.collections.records import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,26 +179,3 @@ class ModelResult:
     logits: Run = field(repr=False)
     cuts: Cuts | None = None
     calibration: Calibration | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EvaluationRecord:
-    """The fields of an `Evaluation`, which documents them."""
-
-    collection: Collection = field(repr=False)
-    measures: tuple[str, ...]
-    models: tuple[ModelResult, ...] = field(repr=False)
-    relevant_grade: int = 1
-    notes: tuple[str, ...] = ()
-
-    def model(self, label: str) -> ModelResult:
-        """Return the results of one model.
-
-        Raises:
-            InvalidInputError: No model has this label.
-        """
-        for result in self.models:
-            if result.label == label:
-                return result
-        labels = ", ".join(repr(result.label) for result in self.models)
-        raise InvalidInputError(f"No model has the label {label!r}; expected one of {labels}.")

@@ -28,11 +28,11 @@ from marcorank.evaluation.figures import (
 from marcorank.evaluation.wording import milliseconds, p_value, signed, value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from marcorank.collections.records import Collection
     from marcorank.evaluation.drawing import Figure
-    from marcorank.evaluation.records import EvaluationRecord, ModelResult
+    from marcorank.evaluation.records import ModelResult
 
 _ALPHA = 0.05
 # Values of a measure that differ by less are the same.
@@ -40,13 +40,26 @@ _TIE = 1e-9
 _PACKAGES = ("marcorank", "ir-measures", "scipy", "onnxruntime", "tokenizers", "torch", "sentence-transformers")
 
 
-def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> str:
+def render_report(
+    collection: Collection,
+    models: Sequence[ModelResult],
+    shown: ModelResult,
+    *,
+    relevant_grade: int,
+    notes: Sequence[str],
+) -> str:
     """Return the page that `Evaluation.write_report` writes.
 
     matplotlib's settings are the report's own while each figure is drawn; reports of several threads take turns.
 
+    Args:
+        collection: The collection.
+        models: The models to compare.
+        shown: The model whose queries, passages and thresholds are shown.
+        relevant_grade: Minimum grade that counts as relevant.
+        notes: Notes on the collection and the evaluation.
+
     Raises:
-        InvalidInputError: No model has this label.
         MissingExtraError: matplotlib or jinja2 is not installed.
     """
     try:
@@ -56,16 +69,12 @@ def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> 
         raise MissingExtraError(
             'The report needs matplotlib and jinja2: pip install "marcorank[evaluation]"'
         ) from error
-    models, collection = evaluation.models, evaluation.collection
-    best = max(models, key=lambda result: result.depths[-1].measures[0].value)
-    shown = best if model is None else evaluation.model(model)
-    changes = query_changes(evaluation, shown)
+    found = shown.depths[-1].measures[0]
+    changes = query_changes(collection, shown, relevant_grade=relevant_grade)
     by_difference = sorted(changes, key=lambda change: change.difference)
-    candidates = judged_candidates(collection, shown.logits, relevant_grade=evaluation.relevant_grade)
+    candidates = judged_candidates(collection, shown.logits, relevant_grade=relevant_grade)
     moves = [(one.old_rank, one.new_rank) for change in changes for one in change.candidates if one.relevant]
-    relevant = sum(
-        grade >= evaluation.relevant_grade for grades in collection.qrels.values() for grade in grades.values()
-    )
+    relevant = sum(grade >= relevant_grade for grades in collection.qrels.values() for grade in grades.values())
 
     def threshold_figures() -> Iterator[Figure]:
         if candidates.counted.any():
@@ -73,7 +82,7 @@ def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> 
         if shown.cuts is not None:
             yield thresholds_figure(shown.cuts)
             yield top_n_figure(shown.cuts)
-            yield top_k_figure(shown.cuts, evaluation.measures[0])
+            yield top_k_figure(shown.cuts, found.measure)
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -89,21 +98,21 @@ def render_report(evaluation: EvaluationRecord, *, model: str | None = None) -> 
     page = environment.from_string(template).render(
         collection=collection,
         candidate_counts=_candidate_counts(collection),
-        relevant_grade=evaluation.relevant_grade,
+        relevant_grade=relevant_grade,
         models=models,
         colours=len(MODEL_COLOURS),
         verdicts=[_verdict(result) for result in models],
         quality_figure=quality_figure(models),
         shown=shown,
         shown_index=[result.label for result in models].index(shown.label),
-        gains_figure=gains_figure(shown.depths[-1].measures[0]),
+        gains_figure=gains_figure(found),
         moves_figure=moves_figure(moves, out_of_reach=relevant - len(moves)),
         threshold_figures=list(threshold_figures()),
         probability=_probability(shown),
         held_out=len(np.unique(candidates.queries[candidates.counted])) > 1,
         losses=[one for one in by_difference if one.difference < -_TIE][:10],
         gains=[one for one in reversed(by_difference) if one.difference > _TIE][:5],
-        notes=list(dict.fromkeys((*evaluation.notes, *collection.notes))),
+        notes=list(dict.fromkeys((*notes, *collection.notes))),
         versions=_versions(),
     )
     # UTF-8 cannot hold half a surrogate pair; it is shown as an escape sequence.

@@ -16,7 +16,6 @@ from marcorank.errors import InvalidInputError
 from marcorank.evaluation.comparison import compare
 from marcorank.evaluation.cutting import SHOWN_RECALL
 from marcorank.evaluation.measures import reranked
-from marcorank.evaluation.records import Comparison, EvaluationRecord
 from marcorank.evaluation.report import render_report
 from marcorank.evaluation.scores import file_name
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
@@ -25,14 +24,16 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from marcorank.evaluation.records import Cuts, DepthResult, ModelResult
+    from marcorank.collections.records import Collection
+    from marcorank.evaluation.records import Comparison, Cuts, DepthResult, ModelResult
 
 _COMPARISON_HEADER = ("difference", "95 % interval", "p", "wins/ties/losses")
 _HEADER = ("top_k", "measure", "first stage", "identity", "reranked", "best", *_COMPARISON_HEADER)
 _RUNS_HEADER = ("run", "measure", "value", *_COMPARISON_HEADER)
 
 
-class Evaluation(EvaluationRecord):
+@dataclass(frozen=True, slots=True)
+class Evaluation:
     """The results of reranking, by model, depth and measure.
 
     Attributes:
@@ -43,7 +44,23 @@ class Evaluation(EvaluationRecord):
         notes: Irregularities and how they were handled, one sentence each.
     """
 
-    __slots__ = ()
+    collection: Collection = field(repr=False)
+    measures: tuple[str, ...]
+    models: tuple[ModelResult, ...] = field(repr=False)
+    relevant_grade: int = 1
+    notes: tuple[str, ...] = ()
+
+    def model(self, label: str) -> ModelResult:
+        """Return the results of one model.
+
+        Raises:
+            InvalidInputError: No model has this label.
+        """
+        for result in self.models:
+            if result.label == label:
+                return result
+        labels = ", ".join(repr(result.label) for result in self.models)
+        raise InvalidInputError(f"No model has the label {label!r}; expected one of {labels}.")
 
     def compare(self, label: str, baseline: str, *, top_k: int | None = None) -> dict[str, Comparison]:
         """Compare two models at one depth; returns a comparison for each measure.
@@ -142,7 +159,9 @@ class Evaluation(EvaluationRecord):
             InvalidInputError: The path cannot be written, or no model has this label.
             MissingExtraError: matplotlib or jinja2 is not installed.
         """
-        page = render_report(self, model=model)
+        best = max(self.models, key=lambda result: result.depths[-1].measures[0].value)
+        shown = best if model is None else self.model(model)
+        page = render_report(self.collection, self.models, shown, relevant_grade=self.relevant_grade, notes=self.notes)
         _make_parent(path)
         with written(path) as file:
             file.write(page)

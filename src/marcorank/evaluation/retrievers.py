@@ -59,10 +59,13 @@ def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable
 
 def _search_function(search: object) -> Callable[[str], Any]:
     # A query engine has `retrieve` too, but it does not take a text, and not every engine supports it.
-    for name in ("query", "invoke", "retrieve", "__call__"):
-        method = getattr(search, name, None)
+    query = getattr(search, "query", None)
+    if callable(query):
+        return lambda text: getattr(query(text), "source_nodes", None)
+    for name in ("invoke", "retrieve", "__call__"):
+        method: Callable[[str], Any] | None = getattr(search, name, None)
         if callable(method) and not isinstance(search, type):
-            return (lambda text: getattr(method(text), "source_nodes", None)) if name == "query" else method
+            return method
     raise InvalidInputError(
         f"`search` is {search!r}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
         "`retrieve`) or query engine (with `query`), or a function from a query to doc_ids."

@@ -51,13 +51,11 @@ class EvaluatedModel:
     Attributes:
         label: Unique name.
         reranker: The reranker.
-        settings: The settings that decide the logits.
-        store: The known logits.
+        store: The known logits, with the settings that decide them.
     """
 
     label: str
     reranker: Reranker
-    settings: Mapping[str, Any]
     store: ScoreStore
 
     def logits(self, collection: Collection, top_k: int) -> dict[str, dict[str, float]]:
@@ -90,7 +88,7 @@ def evaluated_models(
     """
     fingerprints = _for_each(rerankers, scoring_settings)
     return [
-        EvaluatedModel(label, reranker, settings, stack.enter_context(ScoreStore.in_folder(scores_folder, settings)))
+        EvaluatedModel(label, reranker, stack.enter_context(ScoreStore.in_folder(scores_folder, settings)))
         for label, reranker, settings in zip(_labels(rerankers, fingerprints), rerankers, fingerprints, strict=True)
     ]
 
