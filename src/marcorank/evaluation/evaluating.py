@@ -74,7 +74,7 @@ def evaluate(
     if not isinstance(collection, Collection):
         collection = read_collection(collection)
     _check(collection)
-    depths = _default_depths(collection) if top_k is None else _depths(top_k)
+    depths = _depths(top_k, collection)
     grade = whole_number("relevant_grade", relevant_grade, 1)
     parsed = parse_measures(measures, relevant_grade=grade)
     if importlib.util.find_spec("scipy") is None:
@@ -194,12 +194,10 @@ def _check(collection: Collection) -> None:
             )
 
 
-def _default_depths(collection: Collection) -> tuple[int, ...]:
-    most = max(len(collection.run.get(query_id, ())) for query_id in collection.queries)
-    return tuple(depth for previous, depth in zip((0, *DEFAULT_TOP_K), DEFAULT_TOP_K, strict=False) if previous < most)
-
-
-def _depths(top_k: object) -> tuple[int, ...]:
+def _depths(top_k: object, collection: Collection) -> tuple[int, ...]:
+    if top_k is None:
+        most = max(len(collection.run.get(query_id, ())) for query_id in collection.queries)
+        return tuple(depth for below, depth in zip((0, *DEFAULT_TOP_K), DEFAULT_TOP_K, strict=False) if below < most)
     given = list(top_k) if isinstance(top_k, Iterable) and not isinstance(top_k, (str, bytes)) else [top_k]
     if not given:
         raise InvalidInputError("`top_k` is empty; expected at least one number of candidates to rerank.")

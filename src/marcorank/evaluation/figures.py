@@ -23,7 +23,7 @@ _MARKERS = "os^Dvp"
 _RANK_ENDS = (1, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def quality_figure(models: Sequence[ModelResult]) -> Figure:
+def quality(models: Sequence[ModelResult]) -> Figure:
     """Draw the first measure of each model and depth against latency, or against depth if nothing was timed."""
     points = [(model, depth, depth.measures[0]) for model in models for depth in model.depths]
     timed = any(depth.latency_p50_ms is not None for _, depth, _ in points)
@@ -61,7 +61,7 @@ def quality_figure(models: Sequence[ModelResult]) -> Figure:
     return draw(f"{measure} against {'latency' if timed else 'top_k'}", caption, paint)
 
 
-def gains_figure(found: MeasureResult) -> Figure:
+def gains(found: MeasureResult) -> Figure:
     """Draw the difference of each query, greatest gain first."""
     differences = [after - found.per_query_identity[query_id] for query_id, after in found.per_query.items()]
     steps = np.sort(differences)[::-1]
@@ -84,7 +84,7 @@ def gains_figure(found: MeasureResult) -> Figure:
     return draw(f"Difference of each query in {found.measure}", caption, paint)
 
 
-def moves_figure(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figure:
+def moves(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figure:
     """Draw how many relevant passages moved from which ranks to which.
 
     Args:
@@ -127,7 +127,7 @@ def moves_figure(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figu
     return draw(title, caption, paint)
 
 
-def scores_figure(candidates: Candidates, cuts: Cuts | None) -> Figure:
+def scores(candidates: Candidates, cuts: Cuts | None) -> Figure:
     """Draw the distribution of the logits of relevant and of other candidates."""
     kinds: list[tuple[str, NDArray[np.float64], dict[str, Any]]] = [
         ("other", candidates.logits[candidates.counted & ~candidates.relevant], {"color": LOSS, "histtype": "step"}),
@@ -151,7 +151,7 @@ def scores_figure(candidates: Candidates, cuts: Cuts | None) -> Figure:
     return draw("Logits of relevant and other passages", caption, paint)
 
 
-def thresholds_figure(cuts: Cuts) -> Figure:
+def thresholds(cuts: Cuts) -> Figure:
     """Draw recall and precision by threshold."""
     marked = cuts.for_recall[SHOWN_RECALL]
     precision = "unknown" if marked.precision is None else percent(marked.precision)
@@ -171,7 +171,7 @@ def thresholds_figure(cuts: Cuts) -> Figure:
     return draw("Recall and precision by threshold", caption, paint)
 
 
-def top_n_figure(cuts: Cuts) -> Figure:
+def top_n(cuts: Cuts) -> Figure:
     """Draw the recall of the first n results."""
     caption = (
         f"With top_n = {cuts.top_n} the results hold {percent(cuts.top_n_recall[cuts.top_n])} of the relevant "
@@ -180,7 +180,7 @@ def top_n_figure(cuts: Cuts) -> Figure:
     return _chosen_figure("top_n", cuts.top_n, cuts.top_n_recall, "recall of relevant candidates", caption)
 
 
-def top_k_figure(cuts: Cuts, measure: str) -> Figure:
+def top_k(cuts: Cuts, measure: str) -> Figure:
     """Draw the first measure by number of candidates."""
     caption = (
         f"top_k = {cuts.top_k} gives {value(cuts.top_k_value[cuts.top_k])}, within 0.005 of the best value, "

@@ -11,28 +11,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank.errors import MissingExtraError
-from marcorank.evaluation import wording
+from marcorank.evaluation import figures
 from marcorank.evaluation.calibration import probabilities
 from marcorank.evaluation.changes import query_changes
 from marcorank.evaluation.cutting import judged_candidates
 from marcorank.evaluation.drawing import MODEL_COLOURS
-from marcorank.evaluation.figures import (
-    gains_figure,
-    moves_figure,
-    quality_figure,
-    scores_figure,
-    thresholds_figure,
-    top_k_figure,
-    top_n_figure,
-)
-from marcorank.evaluation.wording import milliseconds, p_value, signed, value
+from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from marcorank.collections.records import Collection
     from marcorank.evaluation.drawing import Figure
-    from marcorank.evaluation.records import ModelResult
+    from marcorank.evaluation.records import MeasureResult, ModelResult
 
 _ALPHA = 0.05
 # Values of a measure that differ by less are the same.
@@ -78,11 +69,11 @@ def render_report(
 
     def threshold_figures() -> Iterator[Figure]:
         if candidates.counted.any():
-            yield scores_figure(candidates, shown.cuts)
+            yield figures.scores(candidates, shown.cuts)
         if shown.cuts is not None:
-            yield thresholds_figure(shown.cuts)
-            yield top_n_figure(shown.cuts)
-            yield top_k_figure(shown.cuts, found.measure)
+            yield figures.thresholds(shown.cuts)
+            yield figures.top_n(shown.cuts)
+            yield figures.top_k(shown.cuts, found.measure)
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
@@ -90,7 +81,8 @@ def render_report(
         "signed": signed,
         "p_value": p_value,
         "milliseconds": milliseconds,
-        "percent": wording.percent,
+        "percent": percent,
+        "sigmoid": lambda log_odds: float(probabilities(np.asarray(log_odds))),
         "setting": _setting,
         "svg": Markup,
     }
@@ -101,14 +93,14 @@ def render_report(
         relevant_grade=relevant_grade,
         models=models,
         colours=len(MODEL_COLOURS),
-        verdicts=[_verdict(result) for result in models],
-        quality_figure=quality_figure(models),
+        verdicts=[_verdict(result.depths[-1].measures[0]) for result in models],
+        quality_figure=figures.quality(models),
         shown=shown,
         shown_index=[result.label for result in models].index(shown.label),
-        gains_figure=gains_figure(found),
-        moves_figure=moves_figure(moves, out_of_reach=relevant - len(moves)),
+        gains_figure=figures.gains(found),
+        moves_figure=figures.moves(moves, out_of_reach=relevant - len(moves)),
         threshold_figures=list(threshold_figures()),
-        probability=_probability(shown),
+        calibration=shown.calibration,
         held_out=len(np.unique(candidates.queries[candidates.counted])) > 1,
         losses=[one for one in by_difference if one.difference < -_TIE][:10],
         gains=[one for one in reversed(by_difference) if one.difference > _TIE][:5],
@@ -119,33 +111,13 @@ def render_report(
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def _verdict(result: ModelResult) -> dict[str, str]:
-    """Summarise whether a model helped, at its greatest depth and by the first measure."""
-    depth = result.depths[-1]
-    found = depth.measures[0]
+def _verdict(found: MeasureResult) -> str:
     low, high = found.interval
-    sentence = (
-        f"{found.measure} goes from {value(found.identity)} to {value(found.value)} ({signed(found.difference)}, 95 % "
-        f"interval {signed(low)} to {signed(high)}, p {p_value(found.p_value)}) with top_k {depth.top_k:,}. "
-        f"Queries: {found.wins:,} better, {found.ties:,} the same, {found.losses:,} worse."
-    )
-    if depth.latency_p50_ms is not None:
-        sentence += f" Median latency: {milliseconds(depth.latency_p50_ms)} ms per query."
     if not found.wins and not found.losses:
-        kind, word = "chance", "changes nothing"
-    elif low <= 0 <= high or found.p_value >= _ALPHA:
-        kind, word = "chance", "makes no difference that can be distinguished from chance"
-    else:
-        kind, word = ("gain", "helps") if found.difference > 0 else ("loss", "hurts")
-    return {"kind": kind, "word": word, "sentence": sentence}
-
-
-def _probability(result: ModelResult) -> Callable[[float], float] | None:
-    """Return the fitted function from a logit to a probability."""
-    calibration = result.calibration
-    if calibration is None:
-        return None
-    return lambda logit: float(probabilities(np.asarray(calibration.a * logit + calibration.b)))
+        return "same"
+    if low <= 0 <= high or found.p_value >= _ALPHA:
+        return "chance"
+    return "gain" if found.difference > 0 else "loss"
 
 
 def _setting(setting: object) -> str:
