@@ -16,7 +16,7 @@ import time
 import pytest
 
 from marcorank import cli
-from marcorank.cli.eval import _Shown
+from marcorank.cli.eval import _ScoringStatus
 from marcorank.evaluation import evaluate, read_collection, read_run
 
 ROWS = [
@@ -260,7 +260,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(run, long_work, sent):
     pairs = sum(len(json.loads(line)["logits"]) for line in whole.splitlines()[1:])
     assert 10 <= pairs < 120
     if sent == signal.SIGINT:
-        assert f"{pairs} of 120 pairs are scored and kept in long-eval/scores; the same command goes on" in error
+        assert f"{pairs} of 120 pairs are scored and saved in long-eval/scores; run the same command to resume" in error
         assert error.endswith("marcorank: interrupted\n")
     status, out, _ = run(long_work, "--top-k", 2, 4, "--format", "json")
     assert status == 0
@@ -290,7 +290,7 @@ def test_the_line_tells_pairs_and_time_left(monkeypatch):
     """What an earlier run has scored says nothing of the time that is left."""
     now = iter((100.0, 110.0, 160.0, 4000.0, 4001.0))
     monkeypatch.setattr("marcorank.cli.eval.time.monotonic", lambda: next(now))
-    shown = _Shown()
+    shown = _ScoringStatus()
     assert shown.line(5000, 10_000, "bundled") == "Scoring with bundled: 5,000 of 10,000 pairs"
     assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 8 min left"
     assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
