@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from marcorank.collections.records import Collection
-from marcorank.evaluation.comparison import compare, compare_all, depth_result
+from marcorank.evaluation.comparison import compare as compare_measures
+from marcorank.evaluation.comparison import depth_result
 from marcorank.evaluation.measures import parse_measures
 
 # Exact in binary: scipy takes sums that are equal but for their rounding as different, and then counts fewer signs.
@@ -18,6 +19,11 @@ VALUES = st.sampled_from([0.0, 3 / 32, 11 / 32, 0.5, 41 / 64, 1.0])
 
 def by_query(values) -> dict[str, float]:
     return {f"q{place}": float(value) for place, value in enumerate(values)}
+
+
+def compare(values, baseline, *, seed=0):
+    """Compare one measure."""
+    return compare_measures({"x": values}, {"x": baseline}, seed=seed)["x"]
 
 
 def scipy_p_value(differences, **settings) -> float:
@@ -98,7 +104,7 @@ def test_the_result_depends_on_values_and_seed_only():
     values, baseline = by_query(random.random(300)), by_query(random.random(300))
     found = compare(values, baseline)
     assert compare(dict(reversed(values.items())), baseline) == found
-    beside = compare_all({"x": baseline, "y": values}, {"x": values, "y": baseline, "z": {}})
+    beside = compare_measures({"x": baseline, "y": values}, {"x": values, "y": baseline, "z": {}})
     assert list(beside) == ["x", "y"]
     assert beside["y"].p_value == found.p_value
     assert beside["y"].interval == pytest.approx(found.interval)

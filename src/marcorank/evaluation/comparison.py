@@ -25,26 +25,16 @@ _TIE = 1e-9
 _BLOCK = 500_000
 
 
-def compare(values: Mapping[str, float], baseline: Mapping[str, float], *, seed: int = 0) -> Comparison:
-    """Compare the values of a measure with those of a baseline, paired by query.
+def compare(
+    values: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mapping[str, float]], *, seed: int = 0
+) -> dict[str, Comparison]:
+    """Compare values by measure and query_id with those of a baseline for the same queries.
 
     The p-value is that of the paired randomisation test: the share of random signs of the differences for which the
     mean is at least as far from 0. With up to 13 queries that differ all signs are tried, else 10,000 are drawn. The
     interval holds the middle 95 % of the means of 10,000 bootstrap samples of the queries. Both depend only on the
     values and the seed.
-
-    Args:
-        values: Value by query_id.
-        baseline: The same of the baseline, for the same queries.
-        seed: Seed of the samples.
     """
-    return compare_all({"": values}, {"": baseline}, seed=seed)[""]
-
-
-def compare_all(
-    values: Mapping[str, Mapping[str, float]], baseline: Mapping[str, Mapping[str, float]], *, seed: int = 0
-) -> dict[str, Comparison]:
-    """Compare several measures of the same queries at once, by their names; each as `compare` does."""
     # In an order that does not depend on that of the mappings.
     queries = sorted(next(iter(values.values())))
     differences = np.array([[values[name][query] - baseline[name][query] for query in queries] for name in values])
@@ -79,16 +69,7 @@ def depth_result(
 ) -> DepthResult:
     """Measure the first `top_k` candidates of each query in the order of their logits.
 
-    Args:
-        collection: Queries, judgements and first stage.
-        logits: Logits of the candidates, at least down to `top_k`.
-        top_k: Number of candidates of each query.
-        measures: Measures from `parse_measures`.
-        latencies: Milliseconds to rerank the candidates of a query, for each query that was timed.
-        seed: Seed of the comparison.
-
-    Raises:
-        InvalidInputError: A candidate has no usable logit.
+    `latencies` are the milliseconds to rerank the candidates of a query, for each query that was timed.
     """
     run, qrels = collection.run, collection.qrels
     value = per_query(measures, qrels, reranked(run, logits, top_k))
@@ -106,7 +87,7 @@ def depth_result(
             per_query=value[name],
             per_query_identity=unchanged[name],
         )
-        for name, compared in compare_all(value, unchanged, seed=seed).items()
+        for name, compared in compare(value, unchanged, seed=seed).items()
     ]
     return DepthResult(
         top_k=top_k,

@@ -55,11 +55,6 @@ def judged_candidates(collection: Collection, logits: Run, *, relevant_grade: in
     Candidates without a judgement are left out if the judgements also name passages that are not relevant: if at
     least a tenth of them have grade 0 or less. Else they count as not relevant, because the precision among judged
     candidates alone would be far too high.
-
-    Args:
-        collection: Queries, judgements and first stage.
-        logits: Logits of the candidates that were scored.
-        relevant_grade: Minimum grade that counts as relevant.
     """
     rows = [
         (index, logits[query_id][doc_id], collection.qrels.get(query_id, {}).get(doc_id, math.nan))

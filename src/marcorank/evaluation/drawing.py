@@ -60,11 +60,7 @@ class Figure:
 
 
 def draw(title: str, caption: str, paint: Callable[[Any], None]) -> Figure:
-    """Return what `paint` draws on the matplotlib axes that it is called with; the legend goes above the axes.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Return what `paint` draws on the axes that it is called with; the legend goes above the axes."""
     try:
         from matplotlib import figure, style
     except ImportError as error:

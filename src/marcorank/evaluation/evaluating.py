@@ -152,21 +152,12 @@ def evaluate_runs(
             )
     parsed = parse_measures(measures, relevant_grade=whole_number("relevant_grade", relevant_grade, 1))
     values = {label: per_query(parsed, qrels, run) for label, run in runs.items()}
-    return RunsEvaluation(
-        baseline=base,
-        queries=len(qrels),
-        runs=tuple(
-            RunResult(
-                label=label,
-                measure=name,
-                value=mean(found[name]),
-                comparison=compare(found[name], values[base][name], seed=seed),
-                per_query=found[name],
-            )
-            for label, found in values.items()
-            for name in found
-        ),
-    )
+    results = [
+        RunResult(label=label, measure=name, value=mean(found[name]), comparison=comparison, per_query=found[name])
+        for label, found in values.items()
+        for name, comparison in compare(found, values[base], seed=seed).items()
+    ]
+    return RunsEvaluation(baseline=base, queries=len(qrels), runs=tuple(results))
 
 
 def _check(collection: Collection) -> None:

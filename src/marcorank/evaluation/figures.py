@@ -85,12 +85,7 @@ def gains(found: MeasureResult) -> Figure:
 
 
 def moves(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figure:
-    """Draw how many relevant passages moved from which ranks to which.
-
-    Args:
-        moves: First-stage rank and new rank of each relevant candidate.
-        out_of_reach: Number of relevant passages that are not among the candidates.
-    """
+    """Draw how many relevant candidates moved from which first-stage ranks to which new ranks."""
     title = "Ranks of relevant passages before and after"
     missed = f"Out of reach, because they are not among the candidates: {out_of_reach:,}." if out_of_reach else ""
     if not moves:

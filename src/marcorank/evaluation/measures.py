@@ -29,17 +29,8 @@ _EXAMPLES = "such as nDCG@10, RR@10, RR(rel=2)@10, R@100, P@5, AP, Success@5 or 
 def parse_measures(names: Iterable[str | Measure], *, relevant_grade: int = 1) -> tuple[Measure, ...]:
     """Return the measures of ir_measures with these names, without duplicates.
 
-    Each is tried on one passage, so that errors show before anything is scored.
-
-    Args:
-        names: Names in the spelling of ir_measures.
-        relevant_grade: Minimum grade that counts as relevant, for measures that could name a grade and do not: with 2,
-            `RR@10` becomes `RR(rel=2)@10`.
-
-    Raises:
-        InvalidInputError: `names` is empty, or a measure is unknown, lacks its cutoff, cannot be computed here or has
-            no value for a single query.
-        MissingExtraError: ir_measures is not installed.
+    Each is tried on one passage, so that errors show before anything is scored. A measure that could name a minimum
+    grade and does not gets the relevant grade: with 2, `RR@10` becomes `RR(rel=2)@10`.
     """
     if isinstance(names, str):
         raise InvalidInputError(f"`measures` is {names!r}; expected a list of names, {_EXAMPLES}.")
@@ -54,11 +45,6 @@ def per_query(measures: Iterable[Measure], qrels: Qrels, run: Run) -> dict[str, 
 
     The order of a run's passages counts, not their scores. A query without results has the value 0, queries without
     judgements are left out, and grades below 0 count as 0.
-
-    Args:
-        measures: Measures from `parse_measures`.
-        qrels: Judgements.
-        run: Passages by query, best first.
     """
     wanted = list(measures)
     values: dict[str, dict[str, float]] = {
@@ -102,16 +88,7 @@ def best(run: Run, qrels: Qrels, top_k: int) -> dict[str, dict[str, float]]:
 
 
 def reranked(run: Run, logits: Run, top_k: int) -> dict[str, dict[str, float]]:
-    """Return the first `top_k` candidates of each query by logit; ties keep the order of the first stage.
-
-    Args:
-        run: The first stage, best first.
-        logits: Logits by query_id and doc_id, at least of these candidates.
-        top_k: Number of candidates of each query.
-
-    Raises:
-        InvalidInputError: A candidate has no logit, or one that is not finite.
-    """
+    """Return the first `top_k` candidates of each query by logit; ties keep first-stage order."""
     ordered: dict[str, dict[str, float]] = {}
     for query_id, candidates in identity(run, top_k).items():
         given = logits.get(query_id, {})

@@ -39,19 +39,9 @@ def render_report(
     relevant_grade: int,
     notes: Sequence[str],
 ) -> str:
-    """Return the page that `Evaluation.write_report` writes.
+    """Return a page that compares the models and shows the queries, passages and thresholds of one of them.
 
     matplotlib's settings are the report's own while each figure is drawn; reports of several threads take turns.
-
-    Args:
-        collection: The collection.
-        models: The models to compare.
-        shown: The model whose queries, passages and thresholds are shown.
-        relevant_grade: Minimum grade that counts as relevant.
-        notes: Notes on the collection and the evaluation.
-
-    Raises:
-        MissingExtraError: matplotlib or jinja2 is not installed.
     """
     try:
         from jinja2 import Environment, StrictUndefined

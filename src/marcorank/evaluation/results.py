@@ -74,10 +74,10 @@ class Evaluation:
             InvalidInputError: No model has this label, or the depth was not evaluated.
         """
         ours, theirs = (_depth(self.model(name), top_k) for name in (label, baseline))
-        return {
-            mine.measure: compare(mine.per_query, other.per_query)
-            for mine, other in zip(ours.measures, theirs.measures, strict=True)
-        }
+        return compare(
+            {found.measure: found.per_query for found in ours.measures},
+            {found.measure: found.per_query for found in theirs.measures},
+        )
 
     def rows(self) -> list[dict[str, Any]]:
         """Return a flat, JSON-serialisable dict for each model, depth and measure: the rows of a DataFrame."""

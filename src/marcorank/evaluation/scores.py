@@ -33,20 +33,15 @@ class ScoreStore:
 
     Attributes:
         path: The file; None for a store in memory.
-        settings: The settings that decide the logits.
+        settings: The settings that decide the logits, JSON-serialisable.
+
+    Raises:
+        InvalidInputError: The file cannot be written, is in use by another process, is damaged, or belongs to other
+            settings.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
-        """Open the file, which is created if necessary, and read it.
-
-        Args:
-            path: The file; None keeps everything in memory.
-            settings: The settings that decide the logits, JSON-serialisable.
-
-        Raises:
-            InvalidInputError: The file cannot be written, is in use by another process, is damaged, or belongs to
-                other settings.
-        """
+        """Open the file, which is created if necessary, and read it; without a path everything stays in memory."""
         self.path = path
         self.settings = dict(settings)
         self._logits: dict[tuple[str, str], dict[str, float]] = {}
@@ -89,15 +84,7 @@ class ScoreStore:
     def add(
         self, query_id: str, query: str, passages: Mapping[str, str], logits: Iterable[float], *, seconds: float
     ) -> None:
-        """Append the logits of some passages of a query.
-
-        Args:
-            query_id: Id of the query.
-            query: Text of the query.
-            passages: Distinct texts by doc_id.
-            logits: One for each passage, finite; float32 values are preserved exactly.
-            seconds: Time to score them.
-        """
+        """Append the logits of distinct passages of a query; float32 values are preserved exactly."""
         row = {
             "query_id": query_id,
             "query": _digest(query),

@@ -36,11 +36,7 @@ _MIN_TIMED_SHARE = 0.9
 
 
 def scoring_settings(reranker: Reranker) -> dict[str, Any]:
-    """Return the fingerprint of a reranker: the settings and file digests that decide its logits.
-
-    Raises:
-        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
-    """
+    """Return the fingerprint of a reranker: the settings and file digests that decide its logits."""
     return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
@@ -80,12 +76,7 @@ class EvaluatedModel:
 def evaluated_models(
     rerankers: Sequence[Reranker], scores_folder: str | os.PathLike[str] | None, stack: ExitStack
 ) -> list[EvaluatedModel]:
-    """Give each reranker its label and its store, which the stack closes.
-
-    Raises:
-        InvalidInputError: Two of them give the same scores, or a store cannot be opened.
-        MarcoRankError: A file of a model is missing or cannot be fetched.
-    """
+    """Give each reranker its label and its store, which the stack closes."""
     fingerprints = _for_each(rerankers, scoring_settings)
     return [
         EvaluatedModel(label, reranker, stack.enter_context(ScoreStore.in_folder(scores_folder, settings)))
@@ -98,14 +89,7 @@ def score_missing(
 ) -> None:
     """Score the pairs that no store holds yet, and store each part at once.
 
-    Args:
-        models: Scored one after the other.
-        collection: Queries and candidates.
-        depths: Ascending. The candidates between two depths are scored and timed separately.
-        progress: Called with scored pairs, all pairs and a label, before anything is scored and after each part.
-
-    Raises:
-        MarcoRankError: A model cannot be loaded, or fails.
+    The candidates between two of the ascending depths are scored and timed separately.
     """
     queries = list(_candidates(collection, depths[-1]))
     missing = [
