@@ -292,7 +292,7 @@ def test_the_line_tells_pairs_and_time_left(monkeypatch):
     monkeypatch.setattr("marcorank.cli.eval.time.monotonic", lambda: next(now))
     shown = _ScoringStatus()
     assert shown.line(5000, 10_000, "bundled") == "Scoring with bundled: 5,000 of 10,000 pairs"
-    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 8 min left"
-    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
-    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 43 min left"
+    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 0:08:10 left"
+    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 0:00:40 left"
+    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 0:43:18 left"
     assert shown.line(10_000, 10_000, "bundled") == "Measuring"

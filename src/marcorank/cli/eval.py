@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,7 +160,21 @@ def _evaluation(args: argparse.Namespace, collection: Collection, scores_folder:
 
     status = _ScoringStatus()
     with ExitStack() as stack:
-        rerankers = [stack.enter_context(reranker) for reranker in _rerankers(args)]
+        rerankers = [
+            stack.enter_context(
+                Reranker(
+                    model,
+                    backend=backend,
+                    precision=precision,
+                    device=args.device,
+                    max_length=args.max_length,
+                    max_query_tokens=args.max_query_tokens,
+                    long_passages=args.long_passages,
+                    **file_settings(args),
+                )
+            )
+            for model, backend, precision in itertools.product(args.model, args.backend, args.precision)
+        ]
         progress = stack.enter_context(Progress("Preparing the models"))
         try:
             return evaluate(
@@ -182,22 +197,6 @@ def _evaluation(args: argparse.Namespace, collection: Collection, scores_folder:
             raise
 
 
-def _rerankers(args: argparse.Namespace) -> list[Reranker]:
-    return [
-        Reranker(
-            model,
-            backend=backend,
-            precision=precision,
-            device=args.device,
-            max_length=args.max_length,
-            max_query_tokens=args.max_query_tokens,
-            long_passages=args.long_passages,
-            **file_settings(args),
-        )
-        for model, backend, precision in itertools.product(args.model, args.backend, args.precision)
-    ]
-
-
 class _ScoringStatus:
     """The number of scored pairs, as a progress line with the time left."""
 
@@ -217,15 +216,8 @@ class _ScoringStatus:
         line = f"Scoring with {label}: {done:,} of {total:,} pairs"
         if done == done_before:
             return line
-        return f"{line}, {_duration((now - started) / (done - done_before) * (total - done))} left"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
+        left_s = (now - started) / (done - done_before) * (total - done)
+        return f"{line}, {timedelta(seconds=round(left_s))} left"
 
 
 def _print_notes(notes: Iterable[str]) -> None:

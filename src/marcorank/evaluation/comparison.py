@@ -140,7 +140,6 @@ def _intervals(differences: NDArray[np.float64], seed: int) -> NDArray[np.float6
 
 
 def _blocks(queries: int) -> list[int]:
-    """Split the samples so that a block of them stays small."""
-    size = max(1, min(SAMPLES, _BLOCK // queries))
-    whole, rest = divmod(SAMPLES, size)
-    return [size] * whole + [rest] * (rest > 0)
+    """Split the samples into blocks that take little memory."""
+    size = max(1, _BLOCK // queries)
+    return [min(size, SAMPLES - start) for start in range(0, SAMPLES, size)]

@@ -46,13 +46,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture with its explanation.
-
-    Attributes:
-        title: Title of the figure.
-        svg: The picture; empty if there is nothing to draw.
-        caption: How to read it, and what it shows here.
-    """
+    """A picture, which is empty if there is nothing to draw, with a caption that explains what it shows."""
 
     title: str
     svg: str

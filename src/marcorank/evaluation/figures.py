@@ -34,7 +34,11 @@ def quality(models: Sequence[ModelResult]) -> Figure:
     )
     if best_depth.latency_p50_ms is not None:
         caption += f", {milliseconds(best_depth.latency_p50_ms)} ms"
-    caption += "." if timed else ". Nothing was timed."
+    caption += "."
+    if not timed:
+        caption += " Nothing was timed."
+    elif any(depth.latency_p50_ms is None for _, depth, _ in points):
+        caption += " Depths that were not timed are left out."
 
     def paint(axes: Any) -> None:
         axes.axhline(first_stage, color=MUTED, linestyle=":", label="first stage")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from marcorank.collections.records import Collection
-    from marcorank.evaluation.records import Comparison, Cuts, DepthResult, ModelResult
+    from marcorank.evaluation.records import Comparison, DepthResult, ModelResult
 
 _COMPARISON_HEADER = ("difference", "95 % interval", "p", "wins/ties/losses")
 _HEADER = ("top_k", "measure", "first stage", "identity", "reranked", "best", *_COMPARISON_HEADER)
@@ -182,8 +182,12 @@ class Evaluation:
                 for found in depth.measures
             ]
             lines = [result.label, *table(_HEADER, rows, left=["measure"]), _latency(result)]
-            if result.cuts is not None:
-                lines.append(_suggestions(result.cuts))
+            if (cuts := result.cuts) is not None:
+                point = cuts.for_recall[SHOWN_RECALL]
+                lines.append(
+                    f"suggested by these queries: top_k {cuts.top_k}; top_n {cuts.top_n}; score_threshold "
+                    f"{point.score_threshold:.4f} keeps {percent(point.recall)} of the relevant candidates"
+                )
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 
@@ -278,14 +282,6 @@ def _latency(result: ModelResult) -> str:
         if depth.latency_p50_ms is not None
     ]
     return f"median latency per query: {'; '.join(parts) or 'not measured'}"
-
-
-def _suggestions(cuts: Cuts) -> str:
-    point = cuts.for_recall[SHOWN_RECALL]
-    return (
-        f"suggested by these queries: top_k {cuts.top_k}; top_n {cuts.top_n}; score_threshold "
-        f"{point.score_threshold:.4f} keeps {percent(point.recall)} of the relevant candidates"
-    )
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
