@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from marcorank.collections.records import Collection
     from marcorank.evaluation.results import Evaluation
 
-_USAGE = "marcorank eval SOURCE [options]"
 _EXAMPLES = """\
 SOURCE is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv), or JSONL with
 one query per line: {"query": "...", "passages": ["...", "..."], "relevant": [0]},
@@ -53,7 +52,9 @@ examples:
 def add_command(commands: Any) -> None:
     """Add this command to the command line."""
     summary = "measure whether reranking helps on judged queries, and suggest thresholds"
-    parser = new_parser(commands, "eval", summary=summary, run=run, usage=_USAGE, epilog=_EXAMPLES)
+    parser = new_parser(
+        commands, "eval", summary=summary, run=run, usage="marcorank eval SOURCE [options]", epilog=_EXAMPLES
+    )
     parser.add_argument("source", metavar="SOURCE", help="BEIR folder or JSONL file, also as .gz")
 
     source = parser.add_argument_group("input")

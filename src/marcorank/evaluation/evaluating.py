@@ -108,7 +108,7 @@ def evaluate(
         measures=tuple(map(str, parsed)),
         models=tuple(results),
         relevant_grade=grade,
-        notes=(*collection.notes, *_latency_notes(results, collection)),
+        notes=(*collection.notes, *_latency_notes(results)),
     )
 
 
@@ -208,10 +208,10 @@ def _listed(models: object) -> list[Any]:
     return listed
 
 
-def _latency_notes(results: Iterable[ModelResult], collection: Collection) -> Iterator[str]:
+def _latency_notes(results: Iterable[ModelResult]) -> Iterator[str]:
     for result in results:
         untimed = [str(depth.top_k) for depth in result.depths if depth.latency_p50_ms is None]
-        if untimed and collection.run:
+        if untimed:
             yield (
                 f"The latency of {result.label} at top_k {', '.join(untimed)} was not measured: the candidates were "
                 "scored in parts for other depths."

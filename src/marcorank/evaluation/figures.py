@@ -170,25 +170,24 @@ def thresholds(cuts: Cuts) -> Figure:
     return draw("Recall and precision by threshold", caption, paint)
 
 
-def top_n(cuts: Cuts) -> Figure:
-    """Draw the recall of the first n results."""
-    caption = (
-        f"With top_n = {cuts.top_n} the results hold {percent(cuts.top_n_recall[cuts.top_n])} of the relevant "
-        "candidates; no further result adds 1 % or more."
+def top_n_and_top_k(cuts: Cuts, measure: str) -> tuple[Figure, Figure]:
+    """Draw the recall of the first n results, and the first measure by number of candidates."""
+    by_n, by_k = cuts.top_n_recall, cuts.top_k_value
+    top_n_caption = (
+        f"With top_n = {cuts.top_n} the results hold {percent(by_n[cuts.top_n])} of the relevant candidates; no "
+        "further result adds 1 % or more."
     )
-    return _chosen_figure("top_n", cuts.top_n, cuts.top_n_recall, "recall of relevant candidates", caption)
-
-
-def top_k(cuts: Cuts, measure: str) -> Figure:
-    """Draw the first measure by number of candidates."""
-    caption = (
-        f"top_k = {cuts.top_k} gives {value(cuts.top_k_value[cuts.top_k])}, within 0.005 of the best value, "
-        f"{value(max(cuts.top_k_value.values()))}."
+    top_k_caption = (
+        f"top_k = {cuts.top_k} gives {value(by_k[cuts.top_k])}, within 0.005 of the best value, "
+        f"{value(max(by_k.values()))}."
     )
-    return _chosen_figure("top_k", cuts.top_k, cuts.top_k_value, measure, caption)
+    return (
+        _choice("top_n", cuts.top_n, by_n, "recall of relevant candidates", top_n_caption),
+        _choice("top_k", cuts.top_k, by_k, measure, top_k_caption),
+    )
 
 
-def _chosen_figure(name: str, chosen: int, values: Mapping[int, float], ylabel: str, caption: str) -> Figure:
+def _choice(name: str, chosen: int, values: Mapping[int, float], ylabel: str, caption: str) -> Figure:
     def paint(axes: Any) -> None:
         axes.plot(list(values), list(values.values()), color=GAIN, marker="o", markersize=4)
         axes.plot([chosen], [values[chosen]], "D", color=LOSS, markersize=9, label=f"{name} = {chosen}")

@@ -12,7 +12,7 @@ from marcorank._arguments import whole_number
 from marcorank.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from types import ModuleType
 
     from ir_measures import Measure
@@ -40,15 +40,14 @@ def parse_measures(names: Iterable[str | Measure], *, relevant_grade: int = 1) -
     return found
 
 
-def per_query(measures: Iterable[Measure], qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
+def per_query(measures: Sequence[Measure], qrels: Qrels, run: Run) -> dict[str, dict[str, float]]:
     """Return the value of each measure, by its name, for each judged query.
 
     The order of a run's passages counts, not their scores. A query without results has the value 0, queries without
     judgements are left out, and grades below 0 count as 0.
     """
-    wanted = list(measures)
     values: dict[str, dict[str, float]] = {
-        str(measure): dict.fromkeys(qrels, float(measure.DEFAULT)) for measure in wanted
+        str(measure): dict.fromkeys(qrels, float(measure.DEFAULT)) for measure in measures
     }
     # pytrec_eval, which ir_measures calls, crashes or hangs on grades below 0.
     plain_qrels = {
@@ -62,7 +61,7 @@ def per_query(measures: Iterable[Measure], qrels: Qrels, run: Run) -> dict[str, 
         for query_id, results in run.items()
         if results and query_id in qrels
     }
-    for metric in _ir_measures().iter_calc(wanted, plain_qrels, plain_run):
+    for metric in _ir_measures().iter_calc(measures, plain_qrels, plain_run):
         values[str(metric.measure)][metric.query_id] = float(metric.value)
     return values
 

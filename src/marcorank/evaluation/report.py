@@ -19,10 +19,9 @@ from marcorank.evaluation.drawing import MODEL_COLOURS
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from marcorank.collections.records import Collection
-    from marcorank.evaluation.drawing import Figure
     from marcorank.evaluation.records import MeasureResult, ModelResult
 
 _ALPHA = 0.05
@@ -56,15 +55,9 @@ def render_report(
     candidates = judged_candidates(collection, shown.logits, relevant_grade=relevant_grade)
     moves = [(one.old_rank, one.new_rank) for change in changes for one in change.candidates if one.relevant]
     relevant = sum(grade >= relevant_grade for grades in collection.qrels.values() for grade in grades.values())
-
-    def threshold_figures() -> Iterator[Figure]:
-        if candidates.counted.any():
-            yield figures.scores(candidates, shown.cuts)
-        if shown.cuts is not None:
-            yield figures.thresholds(shown.cuts)
-            yield figures.top_n(shown.cuts)
-            yield figures.top_k(shown.cuts, found.measure)
-
+    threshold_figures = [figures.scores(candidates, shown.cuts)] if candidates.counted.any() else []
+    if shown.cuts is not None:
+        threshold_figures += [figures.thresholds(shown.cuts), *figures.top_n_and_top_k(shown.cuts, found.measure)]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "value": value,
@@ -89,7 +82,7 @@ def render_report(
         shown_index=[result.label for result in models].index(shown.label),
         gains_figure=figures.gains(found),
         moves_figure=figures.moves(moves, out_of_reach=relevant - len(moves)),
-        threshold_figures=list(threshold_figures()),
+        threshold_figures=threshold_figures,
         calibration=shown.calibration,
         held_out=len(np.unique(candidates.queries[candidates.counted])) > 1,
         losses=[one for one in by_difference if one.difference < -_TIE][:10],

@@ -143,7 +143,7 @@ class Evaluation:
                 path = Path(folder) / f"{name}.top{depth.top_k}.trec"
                 _make_parent(path)
                 run = reranked(self.collection.run, result.logits, depth.top_k)
-                write_run({query_id: run[query_id] for query_id in run if query_id in result.logits}, path, tag=name)
+                write_run(run, path, tag=name)
                 paths.append(path)
         return paths
 

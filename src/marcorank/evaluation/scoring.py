@@ -20,17 +20,6 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int, str], None]
 
-# Settings that distinguish models of the same name in their labels.
-_LABEL_SETTINGS = (
-    "backend",
-    "precision",
-    "device",
-    "long_passages",
-    "max_length",
-    "max_query_tokens",
-    "commit",
-    "scorer",
-)
 # A few texts that changed between two calls, and so were timed apart, do not hide the latency of all others.
 _MIN_TIMED_SHARE = 0.9
 
@@ -59,15 +48,13 @@ class EvaluatedModel:
         return {
             query_id: dict(zip(passages, self.store.logits(query_id, query, passages.values()), strict=True))
             for query_id, query, passages in _candidates(collection, top_k)
-            if passages
         }
 
     def latencies_ms(self, collection: Collection, top_k: int) -> list[float] | None:
-        """Return the latency of each query that has candidates; None if too few were timed at this depth."""
+        """Return the latency of each query; None if too few were timed at this depth."""
         seconds = [
             self.store.seconds(query_id, query, passages.values())
             for query_id, query, passages in _candidates(collection, top_k)
-            if passages
         ]
         known = [1000.0 * took for took in seconds if took is not None]
         return known if len(known) >= _MIN_TIMED_SHARE * len(seconds) else None
@@ -147,8 +134,11 @@ def _labels(rerankers: Sequence[Reranker], fingerprints: Sequence[Mapping[str, A
     labels = []
     for reranker, settings in zip(rerankers, fingerprints, strict=True):
         namesakes = [other for one, other in zip(rerankers, fingerprints, strict=True) if one.name == reranker.name]
-        differing = [name for name in _LABEL_SETTINGS if len({str(other.get(name)) for other in namesakes}) > 1]
-        shown = ", ".join(_shown_setting(name, settings.get(name)) for name in differing)
+        shown = ", ".join(
+            _shown_setting(name, value)
+            for name, value in settings.items()
+            if name != "files" and any(other.get(name) != value for other in namesakes)
+        )
         labels.append(f"{reranker.name} ({shown})" if shown else reranker.name)
     for label, settings in zip(labels, fingerprints, strict=True):
         if labels.count(label) > 1 or fingerprints.count(settings) > 1:
@@ -166,7 +156,8 @@ def _shown_setting(name: str, value: object) -> str:
 
 
 def _candidates(collection: Collection, top_k: int) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield query_id, query and the texts of its first candidates by doc_id."""
+    """Yield each query that has candidates: its query_id, its text, and the texts of its first candidates by doc_id."""
     for query_id, query in collection.queries.items():
         doc_ids = islice(collection.run.get(query_id, ()), top_k)
-        yield query_id, query, {doc_id: collection.passages[doc_id] for doc_id in doc_ids}
+        if passages := {doc_id: collection.passages[doc_id] for doc_id in doc_ids}:
+            yield query_id, query, passages
