@@ -18,10 +18,10 @@ from marcorank.collections.records import Collection
 from marcorank.evaluation import evaluate
 from marcorank.evaluation.calibration import calibrate
 from marcorank.evaluation.comparison import depth_result
-from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import parse_measures
 from marcorank.evaluation.records import ModelResult
 from marcorank.evaluation.results import Evaluation
+from marcorank.evaluation.thresholds import cuts
 from marcorank.testing import WordOverlapScorer
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}

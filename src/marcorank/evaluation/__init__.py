@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from marcorank.collections.reading import read_collection, read_qrels, read_run, write_run
     from marcorank.collections.records import Collection
     from marcorank.evaluation.calibration import calibrate
-    from marcorank.evaluation.cutting import cuts
     from marcorank.evaluation.evaluating import evaluate, evaluate_runs
     from marcorank.evaluation.records import Calibration, CutPoint, Cuts, DepthResult, MeasureResult, ModelResult
     from marcorank.evaluation.results import Evaluation, RunsEvaluation
     from marcorank.evaluation.retrievers import run_of
+    from marcorank.evaluation.thresholds import cuts
 
 _NAMES = {
     "collections.reading": ("read_collection", "read_qrels", "read_run", "write_run"),
     "collections.records": ("Collection",),
     "evaluation.calibration": ("calibrate",),
-    "evaluation.cutting": ("cuts",),
+    "evaluation.thresholds": ("cuts",),
     "evaluation.evaluating": ("evaluate", "evaluate_runs"),
     "evaluation.records": ("Calibration", "CutPoint", "Cuts", "DepthResult", "MeasureResult", "ModelResult"),
     "evaluation.results": ("Evaluation", "RunsEvaluation"),

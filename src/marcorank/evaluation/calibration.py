@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank.errors import MissingExtraError
-from marcorank.evaluation.cutting import judged_candidates
 from marcorank.evaluation.records import Calibration
+from marcorank.evaluation.thresholds import judged_candidates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

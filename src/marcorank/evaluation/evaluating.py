@@ -15,11 +15,11 @@ from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation.calibration import calibrate
 from marcorank.evaluation.comparison import compare, depth_result
-from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import DEFAULT_MEASURES, mean, parse_measures, per_query
 from marcorank.evaluation.records import ModelResult
 from marcorank.evaluation.results import Evaluation, RunResult, RunsEvaluation
 from marcorank.evaluation.scoring import evaluated_models, score_missing
+from marcorank.evaluation.thresholds import cuts
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:

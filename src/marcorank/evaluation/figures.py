@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank.evaluation.cutting import SHOWN_RECALL
 from marcorank.evaluation.drawing import GAIN, INK, LOSS, MODEL_COLOURS, MUTED, Figure, draw, whole_numbers
+from marcorank.evaluation.thresholds import SHOWN_RECALL
 from marcorank.evaluation.wording import milliseconds, percent, signed, value
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.cutting import Candidates
     from marcorank.evaluation.records import Cuts, MeasureResult, ModelResult
+    from marcorank.evaluation.thresholds import Candidates
 
 _MARKERS = "os^Dvp"
 _RANK_ENDS = (1, 3, 5, 10, 20, 50, 100, 200, 500, 1000)

@@ -14,8 +14,8 @@ from marcorank.errors import MissingExtraError
 from marcorank.evaluation import figures
 from marcorank.evaluation.calibration import probabilities
 from marcorank.evaluation.changes import query_changes
-from marcorank.evaluation.cutting import judged_candidates
 from marcorank.evaluation.drawing import MODEL_COLOURS
+from marcorank.evaluation.thresholds import judged_candidates
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from marcorank._text import table
 from marcorank.collections.trec import write_run
 from marcorank.errors import InvalidInputError
 from marcorank.evaluation.comparison import compare
-from marcorank.evaluation.cutting import SHOWN_RECALL
 from marcorank.evaluation.measures import reranked
 from marcorank.evaluation.report import render_report
 from marcorank.evaluation.scores import file_name
+from marcorank.evaluation.thresholds import SHOWN_RECALL
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from marcorank.collections.records import Collection
-from marcorank.evaluation.cutting import cuts, judged_candidates
 from marcorank.evaluation.measures import mean, parse_measures, per_query, reranked
+from marcorank.evaluation.thresholds import cuts, judged_candidates
 from marcorank.ranking import order_logits
 
 # Some far apart, some closer than the digits that are printed, some equal.
