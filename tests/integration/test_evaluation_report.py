@@ -1,4 +1,4 @@
-"""The report: one page that needs nothing beside itself, right with few and many queries, safe with any text."""
+"""The report: one self-contained page, for any number of queries and any text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CSS = re.compile(r"<style>.*?</style>", re.DOTALL)
 
 
 class Page(HTMLParser):
-    """Reads a page: its elements with their attributes, its words, and whether each element is closed."""
+    """Parses a page into elements with their attributes and words, and checks that each element is closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -64,13 +64,13 @@ class Page(HTMLParser):
 
 
 def collection(queries, *, candidates=10, relevant=1, seed=0, name="made", text=None):
-    """Return a collection whose first candidates are relevant here and there."""
+    """Return a collection with randomly chosen relevant candidates."""
     chance = np.random.default_rng(seed)
     passages, texts, qrels, run = {}, {}, {}, {}
     for number in range(queries):
         query_id = f"q{number}"
         texts[query_id] = text or f"query number {number}"
-        run[query_id] = {f"{query_id}-d{place}": float(candidates - place) for place in range(candidates)}
+        run[query_id] = {f"{query_id}-d{index}": float(candidates - index) for index in range(candidates)}
         passages.update(dict.fromkeys(run[query_id], text or f"words of {number}"))
         wanted = set(chance.choice(sorted(run[query_id]), relevant, replace=False).tolist())
         qrels[query_id] = {doc_id: int(doc_id in wanted) for doc_id in run[query_id]}
@@ -78,7 +78,7 @@ def collection(queries, *, candidates=10, relevant=1, seed=0, name="made", text=
 
 
 def noisy(of, *, skill=2.0, seed=0):
-    """Return logits that know something of the grades."""
+    """Return noisy logits that correlate with the grades."""
     chance = np.random.default_rng(seed)
     return {
         query_id: {doc_id: skill * of.qrels[query_id].get(doc_id, 0) + chance.normal() for doc_id in results}
@@ -122,7 +122,7 @@ def pictures(html):
 
 
 def check(html):
-    """Everything that holds for every report."""
+    """Check what holds for every report, and return the parsed page."""
     page = Page(html)
     for _, attributes in page.elements:
         for name, value in attributes.items():
@@ -147,7 +147,7 @@ def check(html):
 
 
 def test_a_real_evaluation_ends_in_a_page_with_its_numbers(tmp_path):
-    """The table has every figure of every depth and measure, as `evaluate` found them, and the file is that page."""
+    """The table has the values of every depth and measure."""
     of = collection(12, candidates=20, relevant=3)
     evaluation = evaluate(of, Reranker(WordOverlapScorer()), top_k=(5, 20), measures=["nDCG@10", "RR@10", "R@5"])
     evaluation.write_report(tmp_path / "report.html")
@@ -165,7 +165,7 @@ def test_a_real_evaluation_ends_in_a_page_with_its_numbers(tmp_path):
 
 
 def test_the_heading_says_whether_it_helped():
-    """A sure gain helps, a sure loss hurts, anything else can be chance, and each says so with its numbers."""
+    """A significant gain helps, a significant loss hurts, anything else may be chance; the numbers are given."""
     of = collection(40)
     good, bad, none = noisy(of, skill=6), noisy(of, skill=-6), noisy(of, skill=0, seed=5)
     first = evaluated(of, "good", logits=good).models[0].depths[0].measures[0]
@@ -180,7 +180,7 @@ def test_the_heading_says_whether_it_helped():
 
 
 def test_one_query_proves_nothing():
-    """With one query the page is whole, and even a large gain is called what it can be: chance."""
+    """With one query the page is complete, and even a large gain may be chance."""
     of = collection(1, candidates=5, relevant=0)
     of = Collection("one", of.queries, of.passages, {"q0": {"q0-d3": 1, "q0-d0": 0}}, of.run)
     logits = {"q0": {doc_id: float(doc_id == "q0-d3") for doc_id in of.run["q0"]}}
@@ -192,7 +192,7 @@ def test_one_query_proves_nothing():
 
 
 def test_nothing_relevant_among_the_candidates():
-    """Without a relevant candidate there is no cut and no calibration, and the page says why."""
+    """Without a relevant candidate there are no thresholds and no calibration, and the page says why."""
     of = collection(4, relevant=0)
     evaluation = evaluated(of)
     assert evaluation.models[0].cuts is None
@@ -204,7 +204,7 @@ def test_nothing_relevant_among_the_candidates():
 
 
 def test_a_query_without_candidates():
-    """A query without candidates is counted and named as such, and is in no list of passages."""
+    """A query without candidates is counted as such."""
     of = collection(5)
     run = {query_id: results for query_id, results in of.run.items() if query_id != "q3"}
     of = Collection(of.name, of.queries, of.passages, of.qrels, run)
@@ -213,8 +213,8 @@ def test_a_query_without_candidates():
     assert "Out of reach, because they are not among the candidates: 1." in text
 
 
-def test_three_thousand_queries_make_a_page_that_opens(tmp_path):
-    """The page of 3,000 queries stays below 2 MB: no picture grows by an element a query."""
+def test_three_thousand_queries_make_a_small_page(tmp_path):
+    """The page of 3,000 queries stays below 2 MB: no figure has an element for each query."""
     of = collection(3000, candidates=20, relevant=2, text="A passage of some length. " * 20)
     evaluated(of, "one", "two", depths=(5, 20)).write_report(tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
@@ -223,8 +223,8 @@ def test_three_thousand_queries_make_a_page_that_opens(tmp_path):
     assert max(html.count("<path", *found.span()) for found in re.finditer(r"<svg .*?</svg>", html, re.DOTALL)) < 200
 
 
-def test_texts_cannot_leave_their_place():
-    """Tags, quotes and entities in queries, passages, ids, names, notes and settings are shown as they are."""
+def test_markup_in_texts_is_escaped():
+    """Markup in queries, passages, ids, names, notes and settings is escaped."""
     evil = "</p></details><script>alert('x')</script> \"quoted\" & <img src=x onerror=alert(1)> {{ 7*7 }} 😀 مرحبا \x00"
     of = collection(3, text=evil, name=evil)
     run = {query: {f"{doc_id}{evil}": score for doc_id, score in found.items()} for query, found in of.run.items()}
@@ -236,14 +236,14 @@ def test_texts_cannot_leave_their_place():
 
 
 def test_files_are_named_with_the_beginning_of_their_digests():
-    """Who compares two pages sees whether the files were the same, without lines of digits."""
+    """Digests of files are abbreviated."""
     text = check(render_report(evaluated(collection(3)))).text
     assert "model.onnx 0123456789ab, tokenizer.json ba9876543210" in text
     assert "0123456789ab0" not in text
 
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path):
-    """What UTF-8 cannot hold is written as an escape, and the file is UTF-8."""
+    """Half a surrogate pair, which UTF-8 cannot hold, is written as an escape sequence."""
     of = collection(3, text="half \ud83d pair")
     evaluated(of, "model \udc00", logits=noisy(of, skill=-3)).write_report(tmp_path / "report.html")
     text = check((tmp_path / "report.html").read_text(encoding="utf-8")).text
@@ -265,7 +265,7 @@ def test_long_passages_are_folded_and_truncated():
 
 
 def test_long_queries_are_truncated():
-    """A query of a whole page does not fill the report's."""
+    """A very long query is truncated, and the page says so."""
     of = collection(3, text="query " * 1000)
     page = check(render_report(evaluated(of, logits=noisy(of, skill=-3))))
     assert "(500 of 6,000 characters)" in page.text
@@ -290,7 +290,7 @@ def test_worst_losses_show_both_orders():
 
 
 def test_relevant_passages_are_counted_where_they_moved():
-    """The picture of moves holds each relevant candidate once, in the cell of its two ranks."""
+    """Each relevant candidate is counted once, in the cell of its two ranks."""
     of = collection(1, candidates=5, relevant=0)
     qrels = {"q0": {"q0-d0": 1, "q0-d2": 1, "q0-d3": 1, "q0-d4": 1, "q0-d1": 0, "elsewhere": 1}}
     of = Collection("one", of.queries, of.passages, qrels, of.run)
@@ -309,7 +309,7 @@ def test_relevant_passages_are_counted_where_they_moved():
 
 
 def test_thresholds_and_calibration_stand_in_the_page():
-    """Thresholds are printed with the digits that they were made for, the calibration as code to paste."""
+    """Thresholds are printed with four decimals, the calibration as code to paste."""
     evaluation = evaluated(collection(60, relevant=2))
     found = evaluation.models[0]
     text = check(render_report(evaluation)).text
@@ -331,7 +331,7 @@ def test_any_number_of_models_and_depths(labels, depths, timed):
 
 
 def test_the_best_model_is_shown_unless_another_is_named():
-    """Details are of the model with the highest first measure; `model` takes another, and must be one there is."""
+    """The details are those of the best model, or of the one that `model` names."""
     of = collection(30)
     good, bad = evaluated(of, "good", logits=noisy(of, skill=5)), evaluated(of, "bad", logits=noisy(of, skill=-5))
     both = Evaluation(of, good.measures, (*bad.models, *good.models))
@@ -342,7 +342,7 @@ def test_the_best_model_is_shown_unless_another_is_named():
 
 
 def test_the_same_evaluation_gives_the_same_page_in_any_thread(monkeypatch):
-    """Pages do not depend on chance, on the time, on other threads or on how matplotlib is set up; nor change it."""
+    """Pages depend neither on chance, time and other threads nor on matplotlib's settings, and do not change those."""
     import matplotlib as mpl
 
     evaluation = evaluated(collection(8), "a", "b", depths=(5, 10))
@@ -357,7 +357,7 @@ def test_the_same_evaluation_gives_the_same_page_in_any_thread(monkeypatch):
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_a_missing_package_is_named_with_its_command(monkeypatch, package):
-    """Without a package of the extra the error has the pip command."""
+    """If a package of the extra is missing, the error has the pip command."""
     evaluation = evaluated(collection(2))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]"'):
@@ -365,7 +365,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package):
 
 
 def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
-    """A folder in the place of the file is named, and nothing is left behind."""
+    """A path that is a folder is an error, and no file is left behind."""
     with pytest.raises(InvalidInputError, match="is a folder; expected the path of a file"):
         evaluated(collection(2)).write_report(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -31,13 +31,7 @@ def scoring_settings(reranker: Reranker) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedModel:
-    """A model that is evaluated.
-
-    Attributes:
-        label: Unique name.
-        reranker: The reranker.
-        store: The known logits, with the settings that decide them.
-    """
+    """A reranker with a unique label and a store of the known logits."""
 
     label: str
     reranker: Reranker
