@@ -1,4 +1,4 @@
-"""`marcorank eval` as its users meet it: files in; tables, a page and an exit status out."""
+"""`marcorank eval`: input files, output files, tables and exit status."""
 
 # ruff: noqa: S603 -- what runs here is this project's own program
 
@@ -16,7 +16,7 @@ import time
 import pytest
 
 from marcorank import cli
-from marcorank.cli.eval import _Shown
+from marcorank.cli.eval import _ScoringStatus
 from marcorank.evaluation import evaluate, read_collection, read_run
 
 ROWS = [
@@ -38,7 +38,7 @@ PATIENCE_S = 120
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
-    """Run the command in a folder of its own; returns exit status, standard output and standard error."""
+    """Run the command in a new folder; return exit status, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
     def run_command(*arguments):
@@ -65,10 +65,10 @@ def beir(tmp_path):
     """The same as a BEIR folder, and a run beside it."""
     folder = tmp_path / "beir"
     (folder / "qrels").mkdir(parents=True)
-    passages = {f"{place}-{n}": text for place, row in enumerate(ROWS) for n, text in enumerate(row["passages"])}
+    passages = {f"{index}-{n}": text for index, row in enumerate(ROWS) for n, text in enumerate(row["passages"])}
     write_rows(folder / "corpus.jsonl", [{"_id": key, "title": "", "text": text} for key, text in passages.items()])
-    write_rows(folder / "queries.jsonl", [{"_id": f"{place}", "text": row["query"]} for place, row in enumerate(ROWS)])
-    qrels = "".join(f"{place}\t{place}-{row['relevant'][0]}\t1\n" for place, row in enumerate(ROWS))
+    write_rows(folder / "queries.jsonl", [{"_id": f"{index}", "text": row["query"]} for index, row in enumerate(ROWS)])
+    qrels = "".join(f"{index}\t{index}-{row['relevant'][0]}\t1\n" for index, row in enumerate(ROWS))
     (folder / "qrels" / "dev.tsv").write_text(f"query-id\tcorpus-id\tscore\n{qrels}")
     (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n0\t0-1\t1\n")
     (tmp_path / "first.trec").write_text(
@@ -86,15 +86,15 @@ def without_times(rows):
 
 
 def test_one_line_is_enough(run, candidates, tmp_path):
-    """A file of queries and passages gives the table, the page, the figures and the runs, with the bundled model."""
+    """With only a file of queries and passages, the bundled model is evaluated and all output files are written."""
     status, out, error = run(candidates.name)
     expected = evaluate(candidates)
     folder = tmp_path / "candidates-eval"
     assert status == 0
     assert "marcorank: wrote candidates-eval/report.html" in error
     assert out.startswith("candidates: 3 judged queries, up to 3 candidates each\n\nbundled\n")
-    assert [line for line in out.splitlines() if "median time" not in line] == [
-        line for line in f"{expected}".splitlines() if "median time" not in line
+    assert [line for line in out.splitlines() if "median latency" not in line] == [
+        line for line in f"{expected}".splitlines() if "median latency" not in line
     ]
     assert (folder / "report.html").read_text().lower().startswith("<!doctype html>")
     assert json.loads((folder / "results.json").read_text())["models"][0]["label"] == "bundled"
@@ -105,7 +105,7 @@ def test_one_line_is_enough(run, candidates, tmp_path):
 
 
 def test_every_option_reaches_the_evaluation(run, beir, tmp_path, small_bert):
-    """Each option means what the argument of the same name means to the function."""
+    """Each option has the effect of the argument with the same name."""
     queries, corpus = tmp_path / "queries.jsonl.gz", tmp_path / "corpus.jsonl"
     queries.write_bytes(gzip.compress((beir / "queries.jsonl").read_bytes().replace(b"Berlin", b"Bern")))
     corpus.write_text((beir / "corpus.jsonl").read_text().replace("museums", "towers"))
@@ -146,7 +146,7 @@ def test_every_option_reaches_the_evaluation(run, beir, tmp_path, small_bert):
 
 
 def test_notes_of_the_collection_are_told(run, beir):
-    """What was odd in the input is no secret, and does not get into the output."""
+    """Notes on the input go to standard error, not to standard output."""
     status, out, error = run(beir, "--top-k", 2)
     assert status == 0
     assert "marcorank: note: There is no run; the first stage is BM25" in error
@@ -154,7 +154,7 @@ def test_notes_of_the_collection_are_told(run, beir):
 
 
 def test_the_second_time_nothing_is_scored(run, candidates, tmp_path):
-    """The same command again gives the same figures, times too, and leaves the scores as they are."""
+    """The same command prints the same results and latencies again, and does not change the scores."""
     first = run(candidates, "--format", "json")
     (scores,) = (tmp_path / "candidates-eval" / "scores").iterdir()
     content = scores.read_bytes()
@@ -163,7 +163,7 @@ def test_the_second_time_nothing_is_scored(run, candidates, tmp_path):
 
 
 def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run, candidates, tmp_path, small_bert):
-    """Who asks for several learns at once which of them do not go."""
+    """One error names all combinations that cannot run."""
     status, out, error = run(candidates, "--model", "bundled", small_bert, "--precision", "auto", "fp32", "fp16")
     assert (status, out) == (1, "")
     assert "error: 2 of 6 models cannot be run, and nothing was scored.\n" in error
@@ -187,7 +187,7 @@ def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run
     ],
 )
 def test_what_is_wrong_is_named(run, candidates, arguments, status, message):
-    """Each message tells what was found; there is no traceback, and no file."""
+    """Each message has the value found; there is no traceback, and no file is written."""
     found, out, error = run(*arguments)
     assert (found, out) == (status, "")
     assert re.search(message, error)
@@ -202,7 +202,7 @@ def test_the_traceback_is_there_for_who_asks(run, candidates):
 
 
 def test_help_has_examples(run):
-    """The first question is how to call it."""
+    """The help text has examples."""
     status, out, _ = run("--help")
     assert status == 0
     assert "marcorank eval candidates.jsonl" in out
@@ -213,7 +213,7 @@ def test_help_has_examples(run):
 
 @pytest.fixture
 def long_work(tmp_path):
-    """A file whose scoring takes some seconds, written a query at a time."""
+    """A file whose scoring takes some seconds."""
     path = tmp_path / "long.jsonl"
     passages = [f"{number} " + "a long passage about many things " * 60 for number in range(4)]
     write_rows(path, [{"query": f"what is {n}", "passages": passages, "relevant": [n % 4]} for n in range(30)])
@@ -244,7 +244,7 @@ def wait_for_scores(child, folder, lines):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 def test_an_interrupted_command_goes_on_where_it_stopped(run, long_work, sent):
-    """Neither Ctrl-C nor a kill loses a line of scores, and the next run ends like one that was not interrupted."""
+    """Ctrl-C and a kill lose no saved score, and the next run ends like one that was not interrupted."""
     folder = long_work.with_name("long-eval") / "scores"
     child = started(long_work)
     try:
@@ -260,7 +260,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(run, long_work, sent):
     pairs = sum(len(json.loads(line)["logits"]) for line in whole.splitlines()[1:])
     assert 10 <= pairs < 120
     if sent == signal.SIGINT:
-        assert f"{pairs} of 120 pairs are scored and kept in long-eval/scores; the same command goes on" in error
+        assert f"{pairs} of 120 pairs are scored and saved in long-eval/scores; run the same command to resume" in error
         assert error.endswith("marcorank: interrupted\n")
     status, out, _ = run(long_work, "--top-k", 2, 4, "--format", "json")
     assert status == 0
@@ -273,7 +273,7 @@ def test_an_interrupted_command_goes_on_where_it_stopped(run, long_work, sent):
 
 
 def test_two_commands_do_not_share_a_file(run, long_work):
-    """The second one says so at once, and the first goes on."""
+    """A second command on the same folder is refused, and the first continues."""
     child = started(long_work)
     try:
         wait_for_scores(child, long_work.with_name("long-eval") / "scores", lines=1)
@@ -287,12 +287,12 @@ def test_two_commands_do_not_share_a_file(run, long_work):
 
 
 def test_the_line_tells_pairs_and_time_left(monkeypatch):
-    """What an earlier run has scored says nothing of the time that is left."""
+    """Pairs that an earlier run scored do not count for the time left."""
     now = iter((100.0, 110.0, 160.0, 4000.0, 4001.0))
     monkeypatch.setattr("marcorank.cli.eval.time.monotonic", lambda: next(now))
-    shown = _Shown()
+    shown = _ScoringStatus()
     assert shown.line(5000, 10_000, "bundled") == "Scoring with bundled: 5,000 of 10,000 pairs"
-    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 8 min left"
-    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
-    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 43 min left"
+    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 0:08:10 left"
+    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 0:00:40 left"
+    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 0:43:18 left"
     assert shown.line(10_000, 10_000, "bundled") == "Measuring"

@@ -1,4 +1,4 @@
-"""Evaluating rerankers: what is scored, what is measured, and what is left after an interruption."""
+"""`evaluate` and `evaluate_runs`: scoring, measures, resuming and output."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import ir_measures
 import pandas as pd
@@ -45,7 +45,7 @@ PAIRS = 4 + 2 + 3
 
 
 class CountingScorer(WordOverlapScorer):
-    """Tells what it was asked for, and stops where it is told to."""
+    """Records the pairs that it scores, and raises after a given number of them."""
 
     def __init__(self, name="counting", *, stop_after=math.inf, error=KeyboardInterrupt):
         super().__init__()
@@ -84,7 +84,7 @@ def without_times(evaluation):
 
 
 def test_a_hand_computed_example():
-    """Mean of all judged queries, those without candidates too, beside first stage, identity and the best order."""
+    """Values are means over all judged queries, including those without candidates, for each of the compared orders."""
     evaluation = results_of(measures=["nDCG@3", "RR@10", "R@2"])
     # q1: the first 3 of the first stage are none, one, two. Ideal: grades 2, 1 at ranks 1, 2.
     ideal = 2 / math.log2(2) + 1 / math.log2(3)
@@ -109,7 +109,7 @@ def test_a_hand_computed_example():
 
 
 def test_measures_are_those_of_ir_measures_on_the_runs_that_are_written(tmp_path):
-    """Who takes the files to another tool gets the same figures."""
+    """ir_measures computes the same values from the TREC runs."""
     names = ["nDCG@3", "RR@10", "R@2", "P@2", "AP", "Success@1", "Judged@2"]
     evaluation = results_of(measures=names)
     paths = evaluation.write_runs(tmp_path)
@@ -127,7 +127,7 @@ def test_measures_are_those_of_ir_measures_on_the_runs_that_are_written(tmp_path
 
 
 def test_cuts_and_calibration_are_those_of_the_logits():
-    """What stands beside the measures comes from the logits of the same evaluation."""
+    """Thresholds and calibration are computed from the logits of the evaluation."""
     (result,) = results_of(relevant_grade=1).models
     assert result.logits["q2"] == {"one": pytest.approx(10 / 3 - 5), "all": 5.0}
     assert result.cuts == cuts(COLLECTION, result.logits)
@@ -135,7 +135,7 @@ def test_cuts_and_calibration_are_those_of_the_logits():
 
 
 def test_the_relevant_grade_reaches_measures_and_cuts():
-    """Measures that name no grade take it, and show that; those that name one keep theirs."""
+    """Measures that name no grade get it as part of their name; those that name one keep it."""
     evaluation = results_of(measures=["nDCG@3", "RR@10", "R(rel=1)@10"], relevant_grade=2)
     assert evaluation.measures == ("nDCG@3", "RR(rel=2)@10", "R@10")
     assert found(evaluation, 10, "RR(rel=2)@10").value == pytest.approx(1 / 4)
@@ -145,41 +145,41 @@ def test_the_relevant_grade_reaches_measures_and_cuts():
 
 
 def test_a_depth_beyond_the_candidates_takes_what_there_is():
-    """Nothing is made up where the first stage found less."""
+    """A depth beyond the number of candidates gives the same result as all candidates."""
     evaluation = results_of(top_k=(5, 1000))
     assert replace(evaluation.models[0].depths[0], top_k=1000) == evaluation.models[0].depths[1]
 
 
 @pytest.mark.parametrize(("most", "expected"), [(1, [10]), (10, [10]), (11, [10, 20]), (300, [10, 20, 50, 100])])
 def test_depths_by_default_end_where_the_candidates_do(most, expected):
-    """Nobody reads the same line for 20, 50 and 100 candidates where there are ten."""
+    """The default depths end at the first that no query's candidates exceed."""
     passages = {f"d{number}": f"passage {number}" for number in range(most)}
     collection = Collection(
         name="one",
         queries={"q": "passage 0", "none": "found nothing"},
         passages=passages,
         qrels={"q": {"d0": 1}, "none": {"d0": 1}},
-        run={"q": {doc_id: 1000.0 - place for place, doc_id in enumerate(passages)}},
+        run={"q": {doc_id: 1000.0 - index for index, doc_id in enumerate(passages)}},
     )
     (result,) = evaluate(collection, Reranker(WordOverlapScorer())).models
     assert [depth.top_k for depth in result.depths] == expected
 
 
-def test_the_tables_say_where_to_cut():
-    """Below the table stand the cuts that the result holds; where nothing is relevant there is nothing to say."""
+def test_the_tables_suggest_thresholds():
+    """The line below the table has the suggestions of the result; without a relevant candidate there are none."""
     evaluation = results_of()
     found_cuts = evaluation.models[0].cuts
     point = found_cuts.for_recall[0.9]
     assert str(evaluation).splitlines()[-1] == (
-        f"where to cut, by these queries: top_k {found_cuts.top_k}; top_n {found_cuts.top_n}; score_threshold "
+        f"suggested by these queries: top_k {found_cuts.top_k}; top_n {found_cuts.top_n}; score_threshold "
         f"{point.score_threshold:.4f} keeps {100 * point.recall:.4g} % of the relevant candidates"
     )
     qrels = {query_id: {"none": 0} for query_id in COLLECTION.queries}
-    assert "where to cut" not in str(results_of(replace(COLLECTION, qrels=qrels)))
+    assert "suggested" not in str(results_of(replace(COLLECTION, qrels=qrels)))
 
 
 def test_nothing_relevant_is_no_reason_to_fail():
-    """Measures are 0, and there is nothing to cut or to calibrate."""
+    """Measures are 0, and there are no thresholds and no calibration."""
     qrels = {query_id: {"none": 0} for query_id in COLLECTION.queries}
     evaluation = results_of(replace(COLLECTION, qrels=qrels))
     assert found(evaluation, 3, "nDCG@10").value == found(evaluation, 3, "nDCG@10").best == 0
@@ -205,14 +205,14 @@ def test_the_seed_decides_the_intervals():
 
 
 def test_a_pair_is_scored_once():
-    """However many depths use it, and under whatever ids a query has the passage."""
+    """A pair is scored once, however many depths and ids it occurs under."""
     scorer = CountingScorer()
     results_of(replace(COLLECTION, queries={**COLLECTION.queries, "q2": "x y"}), scorer)
     assert len(scorer.pairs) == len(set(scorer.pairs)) == PAIRS
 
 
 def test_the_second_time_nothing_is_scored(tmp_path):
-    """With a folder the next call gives the same, times too, and does not even run the model."""
+    """With the same folder, a second call returns the same results and latencies without running the model."""
     first = results_of(scores_folder=tmp_path)
     scorer = CountingScorer()
     again = results_of(scorer=scorer, scores_folder=tmp_path)
@@ -224,7 +224,7 @@ def test_the_second_time_nothing_is_scored(tmp_path):
 @pytest.mark.parametrize("stop_after", range(PAIRS))
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ScoreError("no logits")])
 def test_an_interruption_loses_no_scored_pair(tmp_path, stop_after, error):
-    """Wherever Ctrl-C or an error comes, the next call goes on there and finds the same as one without it."""
+    """After Ctrl-C or an error at any point, the next call scores only the missing pairs and finds the same."""
     stopped, second, every = CountingScorer(stop_after=stop_after, error=error), CountingScorer(), CountingScorer()
     uninterrupted = results_of(scorer=every)
     with pytest.raises(type(error), match=rf"^{error}$"):
@@ -237,7 +237,7 @@ def test_an_interruption_loses_no_scored_pair(tmp_path, stop_after, error):
 
 
 def test_an_interruption_in_the_callback_loses_nothing_either(tmp_path):
-    """What the caller is told of is in the file already."""
+    """Pairs are saved before the callback reports them."""
     told = []
 
     def stop(*progress):
@@ -253,14 +253,14 @@ def test_an_interruption_in_the_callback_loses_nothing_either(tmp_path):
 
 
 def test_progress_counts_pairs():
-    """It begins with what is known, grows with each part, and ends with all."""
+    """Progress starts at the known pairs, grows with each part, and ends at all pairs."""
     told = []
     results_of(progress=lambda *progress: told.append(progress))
     assert told == [(done, PAIRS, "counting") for done in (0, 2, 3, 4, 6, 8, 9)]
 
 
 def test_progress_goes_on_where_it_stopped(tmp_path):
-    """What an earlier call has scored is counted as done from the start, over all models."""
+    """Pairs that an earlier call scored count as done from the start, over all models."""
     results_of(scores_folder=tmp_path)
     told = []
     models = [Reranker(CountingScorer(name)) for name in ("counting", "other")]
@@ -270,7 +270,7 @@ def test_progress_goes_on_where_it_stopped(tmp_path):
 
 
 def test_more_depths_and_changed_texts_score_what_is_new(tmp_path):
-    """A folder serves the next question, too."""
+    """With the same folder, deeper evaluations and changed texts score only the new pairs."""
     results_of(top_k=2, scores_folder=tmp_path)
     deeper, changed = CountingScorer(), CountingScorer()
     results_of(scorer=deeper, scores_folder=tmp_path)
@@ -281,18 +281,18 @@ def test_more_depths_and_changed_texts_score_what_is_new(tmp_path):
 
 
 def test_a_time_that_was_not_taken_is_not_made_up(tmp_path):
-    """Candidates that were scored together with others have no time of their own, which a note says."""
+    """Candidates that were scored together with others have no latency of their own, and a note says so."""
     results_of(top_k=10, scores_folder=tmp_path)
     evaluation = results_of(top_k=(2, 10), scores_folder=tmp_path)
     shallow, deep = evaluation.models[0].depths
     assert shallow.latency_p50_ms is shallow.latency_p95_ms is None
     assert deep.latency_p50_ms is not None
-    assert "No latency is known of counting at top_k 2:" in evaluation.notes[-1]
-    assert "top_k 2:" not in str(evaluation).rpartition("median time")[2]
+    assert "The latency of counting at top_k 2 was not measured:" in evaluation.notes[-1]
+    assert "top_k 2:" not in str(evaluation).rpartition("median latency")[2]
 
 
 def test_the_collection_may_be_a_path(tmp_path):
-    """What can be read need not be read first."""
+    """`evaluate` takes a path as well as a collection."""
     rows = [{"query": "x y", "passages": ["x", "x y"], "relevant": [1]}]
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -302,7 +302,7 @@ def test_the_collection_may_be_a_path(tmp_path):
 
 
 def test_the_bundled_model_is_the_default():
-    """Without a model the one in the wheel is evaluated."""
+    """Without `models`, the bundled model is evaluated."""
     collection = Collection(
         name="files",
         queries={"q": "how do I open a file?"},
@@ -322,7 +322,7 @@ def test_the_bundled_model_is_the_default():
 
 
 def test_models_of_one_name_are_told_apart(small_bert):
-    """The label names what differs, and nothing else."""
+    """The label names only the settings that differ."""
     models = [
         Reranker(small_bert, backend="onnx"),
         Reranker(small_bert, backend="torch", device="cpu", precision="fp32"),
@@ -343,13 +343,13 @@ def test_models_of_one_name_are_told_apart(small_bert):
     "models", [["bundled", "bundled"], ["bundled", Reranker("bundled", activation="sigmoid", backend="onnx")]]
 )
 def test_a_model_takes_part_once(models):
-    """Twice the same scores would only cost time."""
+    """Two models that give the same scores are refused."""
     with pytest.raises(InvalidInputError, match="holds 'bundled' more than once"):
         evaluate(COLLECTION, models)
 
 
 def test_all_models_are_tried_before_one_is_run(tmp_path, small_bert):
-    """Who compares several learns of all that cannot run, at once and by name."""
+    """If several models cannot run, one error names all of them."""
     scorer = CountingScorer()
     models = [
         Reranker(scorer),
@@ -369,7 +369,7 @@ def test_all_models_are_tried_before_one_is_run(tmp_path, small_bert):
 
 
 def test_two_models_are_compared_by_query():
-    """The difference is that of their means, with what each query says of it."""
+    """A comparison has the difference of the means, and the wins and losses by query."""
     reverse = WordOverlapScorer()
     reverse.name = "reverse"
     reverse.score = lambda query, passages: [-logit for logit in WordOverlapScorer().score(query, passages)]
@@ -392,7 +392,7 @@ def test_two_models_are_compared_by_query():
 
 
 def test_runs_of_models_with_like_names_do_not_overwrite_each_other(tmp_path):
-    """Names that are the same as file names get a number."""
+    """Labels that become the same file name get a number."""
     models = [Reranker(CountingScorer(name)) for name in ("a/b", "a:b", "A-b")]
     paths = evaluate(COLLECTION, models, top_k=2).write_runs(tmp_path / "new" / "runs")
     assert [path.name for path in paths] == ["a-b.top2.trec", "a-b-2.top2.trec", "A-b-3.top2.trec"]
@@ -402,7 +402,7 @@ def test_runs_of_models_with_like_names_do_not_overwrite_each_other(tmp_path):
 
 
 def test_rows_make_a_data_frame():
-    """One row a model, depth and measure, flat and ready for JSON."""
+    """There is one flat, JSON-serialisable row for each model, depth and measure."""
     evaluation = results_of()
     frame = pd.DataFrame(evaluation.rows())
     assert len(frame) == len(TOP_K) * 3
@@ -413,7 +413,7 @@ def test_rows_make_a_data_frame():
 
 
 def test_json_holds_everything_but_texts_and_logits(tmp_path):
-    """What `to_dict` returns survives JSON unchanged, and the file holds it."""
+    """The dict of `to_dict` survives a JSON round trip, and `write_json` writes it."""
     evaluation = results_of()
     content = evaluation.to_dict()
     evaluation.write_json(tmp_path / "new" / "results.json")
@@ -421,13 +421,13 @@ def test_json_holds_everything_but_texts_and_logits(tmp_path):
     assert content["collection"] == {"name": "letters", "queries": 4, "passages": 7, "candidates": 10, "judgements": 6}
     (model,) = content["models"]
     assert model["depths"][1]["measures"][0]["per_query"] == found(evaluation, 3, "nDCG@10").per_query
-    assert set(model["depths"][1]["measures"][0]) == set(MeasureResult.__slots__)
+    assert set(model["depths"][1]["measures"][0]) == {field.name for field in fields(MeasureResult)}
     assert model["cuts"]["for_recall"]["0.8"]["recall"] >= 0.8
     assert model["calibration"] is None or model["calibration"]["a"] > 0
 
 
 def test_text_shows_the_table():
-    """Every depth and measure has its line, with the figures of the row."""
+    """Each depth and measure has a line with the values of its row."""
     evaluation = results_of()
     text = str(evaluation)
     result = found(evaluation, 3, "nDCG@10")
@@ -442,13 +442,13 @@ def test_text_shows_the_table():
 
 
 def test_the_report_is_a_page(tmp_path):
-    """An evaluation writes its own report, into a folder that need not be there."""
+    """The report is written into a folder that is created if necessary."""
     results_of().write_report(tmp_path / "new" / "report.html")
     assert (tmp_path / "new" / "report.html").read_text().lower().startswith("<!doctype html>")
 
 
 def test_an_evaluation_is_plain_to_look_at():
-    """`repr` does not pour out texts and logits."""
+    """`repr` contains no texts and no logits."""
     assert repr(results_of()) == "Evaluation(measures=('nDCG@10', 'RR@10', 'R@10'), relevant_grade=1, notes=())"
 
 
@@ -472,7 +472,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
         ({"top_k": (10, True)}, "`top_k` is True"),
         ({"top_k": "10"}, "`top_k` is '10'"),
         ({"top_k": ()}, "`top_k` is empty"),
-        ({"measures": ["R"]}, "'R' has no usable cutoff"),
+        ({"measures": ["R"]}, "Measure 'R' cannot be computed: `cutoff` is missing"),
         ({"measures": ["Accuracy"]}, "Measure 'Accuracy' cannot be computed"),
         ({"relevant_grade": 0}, "`relevant_grade` is 0"),
         ({"collection": replace(COLLECTION, queries={}, qrels={})}, "'letters' has no judged query"),
@@ -485,7 +485,7 @@ def test_what_cannot_be_written_is_named(tmp_path):
     ],
 )
 def test_wrong_arguments_are_named(arguments, message):
-    """Each message tells what was found, before anything is scored."""
+    """Each message has the value found, and nothing is scored."""
     scorer = CountingScorer()
     with pytest.raises(InvalidInputError, match=message):
         evaluate(**{"collection": COLLECTION, "models": Reranker(scorer), **arguments})
@@ -518,7 +518,7 @@ def test_finished_runs_are_compared():
 
 
 def test_retrievers_are_evaluated_with_and_without_the_reranker():
-    """What a LangChain retriever finds becomes better by the retriever around it, and by how much is told."""
+    """A LangChain retriever and the same retriever with reranking are compared by their runs."""
     documents = [Document(text, id=doc_id) for doc_id, text in COLLECTION.passages.items()]
     first_stage = RunnableLambda(lambda query: documents)
     reranked = RerankRetriever(
@@ -534,7 +534,7 @@ def test_retrievers_are_evaluated_with_and_without_the_reranker():
 
 
 def test_query_engines_are_evaluated_with_and_without_the_reranker(monkeypatch):
-    """The same goes for LlamaIndex: the nodes behind an answer are the run."""
+    """A LlamaIndex query engine is evaluated by the source nodes of its answers."""
     # Without text no LLM is asked, but llama-index looks for one.
     monkeypatch.setattr(Settings, "_llm", MockLLM())
     monkeypatch.setattr(Settings, "_tokenizer", str.split)
@@ -560,16 +560,16 @@ def test_query_engines_are_evaluated_with_and_without_the_reranker(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"runs": {}}, "`runs` is {}; expected at least one run"),
-        ({"runs": [RUNS["before"]]}, "expected at least one run by its label"),
+        ({"runs": {}}, "`runs` is {}; expected a mapping of label to run, with at least one"),
+        ({"runs": [RUNS["before"]]}, "expected a mapping of label to run"),
         ({"qrels": {}}, "`qrels` is empty"),
         ({"baseline": "middle"}, "`baseline` is 'middle'; expected one of 'before', 'after'"),
-        ({"runs": {"other": {"1": {"one": 1.0}}}}, "'other' has none of the judged queries: its first is '1'"),
+        ({"runs": {"other": {"1": {"one": 1.0}}}}, "'other' has none of the judged queries: its first query_id is '1'"),
         ({"measures": []}, "`measures` is empty"),
     ],
 )
 def test_wrong_runs_are_named(arguments, message):
-    """Each message tells what was found and what is expected."""
+    """Each message has the value found and what was expected."""
     with pytest.raises(InvalidInputError, match=message):
         evaluate_runs(**{"runs": RUNS, "qrels": COLLECTION.qrels, **arguments})
 
@@ -578,7 +578,7 @@ def test_wrong_runs_are_named(arguments, message):
 
 
 def test_importing_the_package_loads_nothing_heavy():
-    """Names are there at once; what computes and draws is loaded when it is used."""
+    """Importing the package loads no dependency of the extra."""
     code = "import sys, marcorank.evaluation; print(*{name.split('.')[0] for name in sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     heavy = {"ir_measures", "scipy", "matplotlib", "jinja2", "bm25s", "numpy", "onnxruntime"}
@@ -586,7 +586,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_reading_and_scoring_load_no_drawing():
-    """Who wants numbers needs no plotting library."""
+    """Evaluating loads neither matplotlib nor jinja2 nor bm25s."""
     code = (
         "import sys; from marcorank import Reranker; from marcorank.testing import WordOverlapScorer;"
         "from marcorank.evaluation import *;"
@@ -599,7 +599,7 @@ def test_reading_and_scoring_load_no_drawing():
 
 
 def test_every_public_name_of_the_evaluation_exists():
-    """`__all__` is complete, and each name is what it says, whatever was imported before."""
+    """`__all__` is complete, and each name can be imported."""
     from marcorank import evaluation
 
     assert set(evaluation.__all__) == set(evaluation._HOME) <= set(dir(evaluation))

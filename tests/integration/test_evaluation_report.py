@@ -1,11 +1,13 @@
-"""The report: one page that needs nothing beside itself, right with few and many queries, safe with any text."""
+"""The report: one self-contained page, for any number of queries and any text."""
 
 from __future__ import annotations
 
 import re
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -16,11 +18,10 @@ from marcorank.collections.records import Collection
 from marcorank.evaluation import evaluate
 from marcorank.evaluation.calibration import calibrate
 from marcorank.evaluation.comparison import depth_result
-from marcorank.evaluation.cutting import cuts
 from marcorank.evaluation.measures import parse_measures
 from marcorank.evaluation.records import ModelResult
-from marcorank.evaluation.report import render_report, write_report
 from marcorank.evaluation.results import Evaluation
+from marcorank.evaluation.thresholds import cuts
 from marcorank.testing import WordOverlapScorer
 
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -28,7 +29,7 @@ CSS = re.compile(r"<style>.*?</style>", re.DOTALL)
 
 
 class Page(HTMLParser):
-    """Reads a page: its elements with their attributes, its words, and whether each element is closed."""
+    """Parses a page into elements with their attributes and words, and checks that each element is closed."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -63,13 +64,13 @@ class Page(HTMLParser):
 
 
 def collection(queries, *, candidates=10, relevant=1, seed=0, name="made", text=None):
-    """Return a collection whose first candidates are relevant here and there."""
+    """Return a collection with randomly chosen relevant candidates."""
     chance = np.random.default_rng(seed)
     passages, texts, qrels, run = {}, {}, {}, {}
     for number in range(queries):
         query_id = f"q{number}"
         texts[query_id] = text or f"query number {number}"
-        run[query_id] = {f"{query_id}-d{place}": float(candidates - place) for place in range(candidates)}
+        run[query_id] = {f"{query_id}-d{index}": float(candidates - index) for index in range(candidates)}
         passages.update(dict.fromkeys(run[query_id], text or f"words of {number}"))
         wanted = set(chance.choice(sorted(run[query_id]), relevant, replace=False).tolist())
         qrels[query_id] = {doc_id: int(doc_id in wanted) for doc_id in run[query_id]}
@@ -77,7 +78,7 @@ def collection(queries, *, candidates=10, relevant=1, seed=0, name="made", text=
 
 
 def noisy(of, *, skill=2.0, seed=0):
-    """Return logits that know something of the grades."""
+    """Return noisy logits that correlate with the grades."""
     chance = np.random.default_rng(seed)
     return {
         query_id: {doc_id: skill * of.qrels[query_id].get(doc_id, 0) + chance.normal() for doc_id in results}
@@ -109,12 +110,19 @@ def evaluated(of, *labels, depths=(10,), names=("nDCG@10", "R@5"), timed=True, l
     return Evaluation(of, tuple(map(str, measures)), tuple(results))
 
 
+def render_report(evaluation, *, model=None):
+    """Return the page that an evaluation writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        evaluation.write_report(Path(folder) / "report.html", model=model)
+        return (Path(folder) / "report.html").read_text(encoding="utf-8")
+
+
 def pictures(html):
     return re.findall(r"<svg .*?</svg>", html, re.DOTALL)
 
 
 def check(html):
-    """Everything that holds for every report."""
+    """Check what holds for every report, and return the parsed page."""
     page = Page(html)
     for _, attributes in page.elements:
         for name, value in attributes.items():
@@ -139,7 +147,7 @@ def check(html):
 
 
 def test_a_real_evaluation_ends_in_a_page_with_its_numbers(tmp_path):
-    """The table has every figure of every depth and measure, as `evaluate` found them, and the file is that page."""
+    """The table has the values of every depth and measure."""
     of = collection(12, candidates=20, relevant=3)
     evaluation = evaluate(of, Reranker(WordOverlapScorer()), top_k=(5, 20), measures=["nDCG@10", "RR@10", "R@5"])
     evaluation.write_report(tmp_path / "report.html")
@@ -157,67 +165,66 @@ def test_a_real_evaluation_ends_in_a_page_with_its_numbers(tmp_path):
 
 
 def test_the_heading_says_whether_it_helped():
-    """A sure gain helps, a sure loss hurts, anything else can be chance, and each says so with its numbers."""
+    """A significant gain helps, a significant loss hurts, anything else may be chance; the numbers are given."""
     of = collection(40)
     good, bad, none = noisy(of, skill=6), noisy(of, skill=-6), noisy(of, skill=0, seed=5)
     first = evaluated(of, "good", logits=good).models[0].depths[0].measures[0]
     text = check(render_report(evaluated(of, "good", logits=good))).text
     assert "good helps." in text
-    assert f"goes from {first.identity:.4f} to {first.value:.4f} ({first.difference:+.4f}; 95 % interval" in text
-    assert f"{first.wins} queries better, {first.ties} the same, {first.losses} worse." in text
-    assert "chance" not in text.split("Compared are")[0]
+    assert f"goes from {first.identity:.4f} to {first.value:.4f} ({first.difference:+.4f}, 95 % interval" in text
+    assert f"Queries: {first.wins} better, {first.ties} the same, {first.losses} worse." in text
+    assert "chance" not in text.split("The reranked candidates are compared")[0]
     assert "bad hurts." in check(render_report(evaluated(of, "bad", logits=bad))).text
     text = check(render_report(evaluated(of, "none", logits=none))).text
     assert "none makes no difference that can be distinguished from chance." in text
-    assert "The interval includes 0, so the difference can be chance" in text
 
 
 def test_one_query_proves_nothing():
-    """With one query the page is whole, and even a large gain is called what it can be: chance."""
+    """With one query the page is complete, and even a large gain may be chance."""
     of = collection(1, candidates=5, relevant=0)
     of = Collection("one", of.queries, of.passages, {"q0": {"q0-d3": 1, "q0-d0": 0}}, of.run)
     logits = {"q0": {doc_id: float(doc_id == "q0-d3") for doc_id in of.run["q0"]}}
     text = check(render_report(evaluated(of, logits=logits, depths=(5,)))).text
     assert "model makes no difference that can be distinguished from chance." in text
-    assert "1 query better, 0 the same, 0 worse. With 1 query the difference can be chance (p = 1.000)." in text
-    assert "over 1 judged query;" in text
-    assert "No query lost." in text
+    assert "p 1.000) with top_k 5. Queries: 1 better, 0 the same, 0 worse." in text
+    assert "Judged queries: 1." in text
+    assert "No query got worse." in text
 
 
 def test_nothing_relevant_among_the_candidates():
-    """Without a relevant candidate there is no cut and no calibration, and the page says why."""
+    """Without a relevant candidate there are no thresholds and no calibration, and the page says why."""
     of = collection(4, relevant=0)
     evaluation = evaluated(of)
     assert evaluation.models[0].cuts is None
     text = check(render_report(evaluation)).text
-    assert "No relevant passage is among the candidates, so there is nothing to choose a threshold by." in text
+    assert "No relevant passage is among the candidates, so no threshold can be chosen." in text
     assert "No relevant passage is among the candidates that were reranked." in text
-    assert "No map from logits to probabilities could be fitted" in text
+    assert "No calibration could be fitted" in text
     assert "changes nothing." in text
 
 
 def test_a_query_without_candidates():
-    """A query without candidates is counted and named as such, and is in no list of passages."""
+    """A query without candidates is counted as such."""
     of = collection(5)
     run = {query_id: results for query_id, results in of.run.items() if query_id != "q3"}
     of = Collection(of.name, of.queries, of.passages, of.qrels, run)
     text = check(render_report(evaluated(of))).text
-    assert "10 a query (median), 0 to 10; 1 query without any" in text
-    assert "1 more relevant passage is not among the first 10 candidates of its query" in text
+    assert "10 per query (median), 0 to 10; queries without candidates: 1" in text
+    assert "Out of reach, because they are not among the candidates: 1." in text
 
 
-def test_three_thousand_queries_make_a_page_that_opens(tmp_path):
-    """The page of 3,000 queries stays below 2 MB: no picture grows by an element a query."""
+def test_three_thousand_queries_make_a_small_page(tmp_path):
+    """The page of 3,000 queries stays below 2 MB: no figure has an element for each query."""
     of = collection(3000, candidates=20, relevant=2, text="A passage of some length. " * 20)
-    write_report(evaluated(of, "one", "two", depths=(5, 20)), tmp_path / "report.html")
+    evaluated(of, "one", "two", depths=(5, 20)).write_report(tmp_path / "report.html")
     assert (tmp_path / "report.html").stat().st_size < 2_000_000
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
     check(html)
     assert max(html.count("<path", *found.span()) for found in re.finditer(r"<svg .*?</svg>", html, re.DOTALL)) < 200
 
 
-def test_texts_cannot_leave_their_place():
-    """Tags, quotes and entities in queries, passages, ids, names, notes and settings are shown as they are."""
+def test_markup_in_texts_is_escaped():
+    """Markup in queries, passages, ids, names, notes and settings is escaped."""
     evil = "</p></details><script>alert('x')</script> \"quoted\" & <img src=x onerror=alert(1)> {{ 7*7 }} 😀 مرحبا \x00"
     of = collection(3, text=evil, name=evil)
     run = {query: {f"{doc_id}{evil}": score for doc_id, score in found.items()} for query, found in of.run.items()}
@@ -229,36 +236,36 @@ def test_texts_cannot_leave_their_place():
 
 
 def test_files_are_named_with_the_beginning_of_their_digests():
-    """Who compares two pages sees whether the files were the same, without lines of digits."""
+    """Digests of files are abbreviated."""
     text = check(render_report(evaluated(collection(3)))).text
     assert "model.onnx 0123456789ab, tokenizer.json ba9876543210" in text
     assert "0123456789ab0" not in text
 
 
 def test_half_a_surrogate_pair_can_be_written(tmp_path):
-    """What UTF-8 cannot hold is written as an escape, and the file is UTF-8."""
+    """Half a surrogate pair, which UTF-8 cannot hold, is written as an escape sequence."""
     of = collection(3, text="half \ud83d pair")
-    write_report(evaluated(of, "model \udc00", logits=noisy(of, skill=-3)), tmp_path / "report.html")
+    evaluated(of, "model \udc00", logits=noisy(of, skill=-3)).write_report(tmp_path / "report.html")
     text = check((tmp_path / "report.html").read_text(encoding="utf-8")).text
     assert r"half \ud83d pair" in text
     assert r"model \udc00" in text
 
 
-def test_long_passages_are_folded_and_cut():
-    """The beginning stands open, more is folded, and where the end is missing the page says how much there is."""
+def test_long_passages_are_folded_and_truncated():
+    """The beginning is shown, the rest is folded, and the page reports how much of a very long passage is missing."""
     of = collection(3, text="word " * 20_000)
     html = render_report(evaluated(of, logits=noisy(of, skill=-3)))
     text = check(html).text
-    assert "Cut here: 2,000 of 100,000 characters are shown." in text
+    assert "Truncated: 2,000 of 100,000 characters are shown." in text
     assert len(html) < 1_000_000
     of = collection(3, text="x" * 500)
     html = render_report(evaluated(of, logits=noisy(of, skill=-3)))
-    assert "Cut here" not in html
+    assert "Truncated" not in html
     assert re.search(r"<summary[^>]*><span[^>]*>x{280}</span>.*?</summary><p class=\"text\"[^>]*>x{220}</p>", html)
 
 
-def test_long_queries_are_cut_and_say_so():
-    """A query of a whole page does not fill the report's."""
+def test_long_queries_are_truncated():
+    """A very long query is truncated, and the page says so."""
     of = collection(3, text="query " * 1000)
     page = check(render_report(evaluated(of, logits=noisy(of, skill=-3))))
     assert "(500 of 6,000 characters)" in page.text
@@ -274,35 +281,35 @@ def test_worst_losses_show_both_orders():
     losses = check(html).text.split("Worst losses")[-1].split("Best gains")[0]
     assert losses.index("lost much") < losses.index("lost little")
     assert "1.0000 to 0.5000 (-0.5000)" in losses
-    assert "Relevant among the first 5: 1 before, 1 now. First relevant passage: rank 1 before, 3 now." in losses
+    assert "Relevant in the top 5: 1 before, 1 after. First relevant passage: rank 1 before, 3 after." in losses
     before, after = losses.split("lost little")[0].split("Reranked")
     assert "1 grade 2, relevant logit -1.500 now 3 q0-d0" in before
     first, last = "1 not judged logit 3.000 was 3 q0-d2", "3 grade 2, relevant logit -1.500 was 1 q0-d0"
     assert 0 < after.index(first) < after.index(last)
-    assert "No query gained." in html
+    assert "No query got better." in html
 
 
 def test_relevant_passages_are_counted_where_they_moved():
-    """The picture of moves holds each relevant candidate once, in the cell of its two ranks."""
+    """Each relevant candidate is counted once, in the cell of its two ranks."""
     of = collection(1, candidates=5, relevant=0)
     qrels = {"q0": {"q0-d0": 1, "q0-d2": 1, "q0-d3": 1, "q0-d4": 1, "q0-d1": 0, "elsewhere": 1}}
     of = Collection("one", of.queries, of.passages, qrels, of.run)
     # From ranks 1, 3, 4 and 5 to 4, 1, 2 and 5: one down, two up, one where it was.
     logits = {"q0": {"q0-d0": 2.0, "q0-d1": 3.0, "q0-d2": 5.0, "q0-d3": 4.0, "q0-d4": 1.0}}
     html = render_report(evaluated(of, logits=logits, depths=(5,)))
-    assert "2 of 4 relevant candidates moved up, 1 down; their median rank went from 3.5 to 3." in html
-    assert "1 more relevant passage is not among the first 5 candidates of its query" in html
-    (picture,) = [svg for svg in pictures(html) if "Where relevant passages moved" in svg]
+    assert "Of 4 relevant candidates 2 moved up and 1 down; the median rank went from 3.5 to 3." in html
+    assert "Out of reach, because they are not among the candidates: 1." in html
+    (picture,) = [svg for svg in pictures(html) if "Ranks of relevant passages" in svg]
     assert picture.count("fill: var(--gain)") == 2
     assert picture.count("fill: var(--loss)") == 1
     root = ET.fromstring(picture)  # noqa: S314 -- ours
     texts = ["".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text")]
-    axes = ["rank after reranking", "rank of the first stage", *["1", "2-3", "4-5"] * 2]
+    axes = ["rank after reranking", "rank in the first stage", *["1", "2-3", "4-5"] * 2]
     assert sorted(texts) == sorted([*axes, *["1"] * 4])
 
 
 def test_thresholds_and_calibration_stand_in_the_page():
-    """Thresholds are printed with the digits that they were made for, the calibration as code to paste."""
+    """Thresholds are printed with four decimals, the calibration as code to paste."""
     evaluation = evaluated(collection(60, relevant=2))
     found = evaluation.models[0]
     text = check(render_report(evaluation)).text
@@ -324,18 +331,18 @@ def test_any_number_of_models_and_depths(labels, depths, timed):
 
 
 def test_the_best_model_is_shown_unless_another_is_named():
-    """Details are of the model with the highest first measure; `model` takes another, and must be one there is."""
+    """The details are those of the best model, or of the one that `model` names."""
     of = collection(30)
     good, bad = evaluated(of, "good", logits=noisy(of, skill=5)), evaluated(of, "bad", logits=noisy(of, skill=-5))
     both = Evaluation(of, good.measures, (*bad.models, *good.models))
-    assert "What follows is of B good with" in check(render_report(both)).text
-    assert "What follows is of A bad with" in check(render_report(both, model="bad")).text
+    assert "The rest of this page shows 2 good with" in check(render_report(both)).text
+    assert "The rest of this page shows 1 bad with" in check(render_report(both, model="bad")).text
     with pytest.raises(InvalidInputError, match=r"'other'; expected one of 'bad', 'good'"):
         render_report(both, model="other")
 
 
 def test_the_same_evaluation_gives_the_same_page_in_any_thread(monkeypatch):
-    """Pages do not depend on chance, on the time, on other threads or on how matplotlib is set up; nor change it."""
+    """Pages depend neither on chance, time and other threads nor on matplotlib's settings, and do not change those."""
     import matplotlib as mpl
 
     evaluation = evaluated(collection(8), "a", "b", depths=(5, 10))
@@ -350,7 +357,7 @@ def test_the_same_evaluation_gives_the_same_page_in_any_thread(monkeypatch):
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_a_missing_package_is_named_with_its_command(monkeypatch, package):
-    """Without a package of the extra the error has the pip command."""
+    """If a package of the extra is missing, the error has the pip command."""
     evaluation = evaluated(collection(2))
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]"'):
@@ -358,7 +365,7 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch, package):
 
 
 def test_a_path_that_cannot_be_written_is_an_error(tmp_path):
-    """A folder in the place of the file is named, and nothing is left behind."""
+    """A path that is a folder is an error, and no file is left behind."""
     with pytest.raises(InvalidInputError, match="is a folder; expected the path of a file"):
-        write_report(evaluated(collection(2)), tmp_path)
+        evaluated(collection(2)).write_report(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Runs from real LangChain and LlamaIndex parts, with marcorank's reranker in them and without."""
+"""`run_of` with real LangChain and LlamaIndex retrievers, with and without the reranker."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RERANKED = {
 
 
 class ListRetriever(BaseRetriever):
-    """Finds all documents, in their order."""
+    """Returns all documents in their order."""
 
     documents: list[Document]
 
@@ -51,7 +51,7 @@ class ListRetriever(BaseRetriever):
 
 
 class HashEmbedding(BaseEmbedding):
-    """Deterministic, and blind to meaning."""
+    """A deterministic embedding without meaning."""
 
     def _get_query_embedding(self, query):
         return self._get_text_embedding(query)
@@ -89,7 +89,7 @@ def ids(run):
 
 
 def test_a_langchain_retriever_with_and_without_the_reranker(retriever):
-    """The documents' ids in their order, with scores that fall; behind the reranker, its order and its `top_n`."""
+    """A run has the documents' ids in their order, with decreasing scores, also with the reranker."""
     found = run_of(retriever, QUERIES)
     assert ids(found) == {"q1": list(TEXTS), "q2": list(TEXTS)}
     assert list(found["q1"].values()) == [5.0, 4.0, 3.0, 2.0, 1.0]
@@ -99,7 +99,7 @@ def test_a_langchain_retriever_with_and_without_the_reranker(retriever):
 
 
 def test_any_runnable_serves(retriever):
-    """A part of a chain is asked with `invoke` too."""
+    """Any runnable is called with `invoke`."""
     assert ids(run_of(RunnableLambda(lambda query: retriever.invoke(query)[:1]), QUERIES)) == {
         "q1": ["d0"],
         "q2": ["d0"],
@@ -107,7 +107,7 @@ def test_any_runnable_serves(retriever):
 
 
 def test_a_llama_index_retriever(index):
-    """The nodes' ids in the order in which the index found them."""
+    """A run has the nodes' ids in the order of the index."""
     retriever = index.as_retriever(similarity_top_k=4)
     found = run_of(retriever, QUERIES)
     assert ids(found) == {
@@ -136,7 +136,7 @@ def test_a_query_engine_with_and_without_the_reranker(index):
 
 
 def test_a_query_engine_without_text_asks_no_llm(index, monkeypatch):
-    """With `response_mode="no_text"` an evaluation costs no answers and finds the same."""
+    """With `response_mode="no_text"` no LLM is called, and the run is the same."""
 
     class Silent(MockLLM):
         def complete(self, *args, **kwargs):
@@ -149,7 +149,7 @@ def test_a_query_engine_without_text_asks_no_llm(index, monkeypatch):
 
 
 def test_chunks_count_as_their_document(retriever):
-    """The first chunk gives the place of its document, whether its id is in the metadata or known to the node."""
+    """A document has the rank of its first chunk, whether its id is in the metadata or on the node."""
     chunks = [("a", "1"), ("b", "2"), ("a", "3"), ("c", "4")]
     documents = [Document("", id=chunk, metadata={"source": doc_id}) for doc_id, chunk in chunks]
     assert run_of(lambda _: documents, {"q": "x"}, doc_id="source") == {"q": {"a": 3.0, "b": 2.0, "c": 1.0}}
@@ -175,24 +175,24 @@ def test_chunks_count_as_their_document(retriever):
     ],
 )
 def test_a_function_may_give_ids_pairs_or_results(results):
-    """What a function of one's own gives is taken in its order; scores that grow, as distances do, change nothing."""
+    """The results of a function keep their order, whatever their scores."""
     assert run_of(lambda _: results, {"q": "x"}) == {"q": {"b": 2.0, "a": 1.0}}
 
 
 def test_whole_numbers_are_ids():
-    """Primary keys become texts."""
+    """Whole numbers become strings."""
     assert run_of(lambda _: [3, (np.int64(1), 0.5)], {"q": "x"}) == {"q": {"3": 2.0, "1": 1.0}}
 
 
 def test_a_query_without_results_has_none():
-    """An empty list is no error and no entry."""
+    """A query with an empty list of results is left out."""
     assert run_of(lambda query: [query] if query == "found" else [], {"q1": "found", "q2": "lost"}) == {
         "q1": {"found": 1.0}
     }
 
 
 def test_the_functions_own_errors_pass_through():
-    """A search that fails is not hidden behind a message of ours."""
+    """An exception of the search function is not wrapped."""
 
     def fail(query):
         raise KeyError(query)
@@ -206,9 +206,9 @@ def test_the_functions_own_errors_pass_through():
     [
         (None, {}, r"`search` is None; expected a LangChain retriever \(with `invoke`\), a LlamaIndex"),
         (ListRetriever, {}, "`search` is <class .*ListRetriever'>; expected a LangChain retriever"),
-        (lambda _: "d1", {}, "The search gave a str for query_id 'q'; expected a list of results"),
-        (lambda _: None, {}, "The search gave a NoneType for query_id 'q'; expected a list"),
-        (lambda _: {"d1": 2.0}, {}, "The search gave a dict for query_id 'q'; expected a list"),
+        (lambda _: "d1", {}, "The search returned a str for query_id 'q'; expected a list of results"),
+        (lambda _: None, {}, "The search returned a NoneType for query_id 'q'; expected a list"),
+        (lambda _: {"d1": 2.0}, {}, "The search returned a dict for query_id 'q'; expected a list"),
         (
             lambda _: ["d1", Document("", metadata={"source": "x", "page": 1})],
             {},
@@ -217,12 +217,12 @@ def test_the_functions_own_errors_pass_through():
         (
             lambda _: [Document("")],
             {"doc_id": "source"},
-            r"its metadata hold under 'source' None; .*\(there: no fields",
+            r"its metadata field 'source' is None; .*\(available: no fields",
         ),
         (
             lambda _: [Document("", id="a")],
             {"doc_id": lambda _: ["a"]},
-            r"the function `doc_id` gave \['a'\]; expected",
+            r"the function `doc_id` returned \['a'\]; expected",
         ),
         (lambda _: [True], {}, r"Result 0 of query_id 'q' \(bool\) has no usable doc_id: it is True"),
         (lambda _: [""], {}, "has no usable doc_id: it is ''"),
@@ -233,13 +233,13 @@ def test_the_functions_own_errors_pass_through():
     ],
 )
 def test_what_gives_no_run_is_named(search, settings, complaint):
-    """A result without an id, or something that does not search, is said with the way out."""
+    """Results without an id and unusable objects are errors that say what to do."""
     with pytest.raises(InvalidInputError, match=complaint):
         run_of(search, **{"queries": {"q": "x"}, **settings})
 
 
 def test_no_framework_is_imported():
-    """Runs can be collected from a function where neither framework is installed."""
+    """`run_of` imports no framework."""
     code = (
         "import sys; from marcorank.evaluation.retrievers import run_of; run_of(lambda q: ['a'], {'q': 'x'}); "
         "assert not {'langchain_core', 'llama_index', 'bm25s', 'ir_measures'} & set(sys.modules)"

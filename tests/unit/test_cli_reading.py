@@ -162,7 +162,7 @@ def test_a_damaged_gzip_file_is_named(write, tmp_path):
 
 def test_a_json_array_is_not_taken_for_lines(write):
     """A .json file would be nonsense as lines of text: it is refused with the way out."""
-    with pytest.raises(InvalidInputError, match=r"is named as JSON; expected JSONL .* --input-format"):
+    with pytest.raises(InvalidInputError, match=r"has the extension of JSON; expected JSONL .* --input-format"):
         passages(write('["a"]', "in.json"))
 
 

@@ -1,4 +1,4 @@
-"""Honest probabilities from logits."""
+"""Calibration of logits to probabilities."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from marcorank.testing import WordOverlapScorer
 
 
 def data_of(logits, relevant, *, queries=1) -> tuple[Collection, dict[str, dict[str, float]]]:
-    """Judged candidates, dealt out to a number of queries."""
+    """Return judged candidates, distributed over a number of queries."""
     run: dict[str, dict[str, float]] = {f"q{number}": {} for number in range(queries)}
     qrels: dict[str, dict[str, int]] = {query_id: {} for query_id in run}
     scored: dict[str, dict[str, float]] = {query_id: {} for query_id in run}
-    for place, (logit, is_relevant) in enumerate(zip(logits, relevant, strict=True)):
-        query_id = f"q{place % queries}"
-        run[query_id][f"d{place}"] = -float(place)
-        scored[query_id][f"d{place}"] = float(logit)
-        qrels[query_id][f"d{place}"] = int(is_relevant)
+    for index, (logit, is_relevant) in enumerate(zip(logits, relevant, strict=True)):
+        query_id = f"q{index % queries}"
+        run[query_id][f"d{index}"] = -float(index)
+        scored[query_id][f"d{index}"] = float(logit)
+        qrels[query_id][f"d{index}"] = int(is_relevant)
     return Collection("tiny", dict.fromkeys(run, "text"), {}, qrels, run), scored
 
 
 def drawn(a, b, *, pairs=20_000, queries=200):
-    """Pairs whose probability of relevance is the logistic map of the logit."""
+    """Return pairs whose probability of relevance is a logistic function of the logit."""
     random = np.random.default_rng(7)
     logits = random.normal(-1, 4, pairs)
     return data_of(logits, random.random(pairs) < 1 / (1 + np.exp(-(a * logits + b))), queries=queries)
@@ -38,7 +38,7 @@ def drawn(a, b, *, pairs=20_000, queries=200):
 
 @pytest.mark.parametrize(("a", "b"), [(0.5, -1.0), (1.5, 2.0), (1.0, 0.0)])
 def test_the_map_that_made_the_data_is_found(a, b):
-    """Slope and intercept come back, to the error of 20,000 pairs."""
+    """Slope and intercept are estimated to the error of 20,000 pairs."""
     found = calibrate(*drawn(a, b))
     assert (found.a, found.b) == pytest.approx((a, b), rel=0.05, abs=0.05)
     assert found.judged == 20_000
@@ -46,7 +46,7 @@ def test_the_map_that_made_the_data_is_found(a, b):
 
 
 def test_calibrated_probabilities_are_more_honest_than_the_sigmoid():
-    """Where the sigmoid is off, log loss and expected error fall; where it is right, nothing is lost."""
+    """If the sigmoid is wrong, log loss and expected error decrease; if it is right, they stay."""
     off = calibrate(*drawn(0.4, -2.0))
     assert off.log_loss < off.log_loss_sigmoid - 0.1
     assert off.expected_error < off.expected_error_sigmoid / 5
@@ -60,7 +60,7 @@ def test_calibrated_probabilities_are_more_honest_than_the_sigmoid():
     st.floats(0.1, 8),
 )
 def test_two_logits_give_the_shares_of_relevant_pairs(low_relevant, low_other, high_relevant, high_other, low, gap):
-    """With two different logits the best map goes through both shares, relevant pairs counted as Platt has them."""
+    """With two different logits the fit reproduces both shares of relevant pairs, by Platt's targets."""
     logits = [low] * (low_relevant + low_other) + [low + gap] * (high_relevant + high_other)
     relevant = [1] * low_relevant + [0] * low_other + [1] * high_relevant + [0] * high_other
     found = calibrate(*data_of(logits, relevant))
@@ -78,7 +78,7 @@ def test_two_logits_give_the_shares_of_relevant_pairs(low_relevant, low_other, h
 
 
 def test_losses_by_hand():
-    """With one query they are of the pairs of the fit; the sigmoid's follow from the logits alone."""
+    """With one query the losses are those of the fit; those of the sigmoid follow from the logits alone."""
     # One relevant of four at logit -2, three of four at logit 2. The sigmoid gives 0.119203 and 0.880797.
     found = calibrate(*data_of([-2] * 4 + [2] * 4, [1, 0, 0, 0, 1, 1, 1, 0]))
     # -(ln 0.119203 + 3 ln 0.880797) / 4 on both sides.
@@ -94,7 +94,7 @@ def test_losses_by_hand():
 
 
 def test_losses_are_of_queries_that_were_left_out():
-    """The one query that says the opposite of all others is predicted by the others alone."""
+    """A query that contradicts all others is predicted from the others alone."""
     queries = [f"q{number}" for number in range(13)]
     run = {query_id: {"low": 1.0, "high": 0.5} for query_id in queries}
     logits = {query_id: {"low": -4.0, "high": 4.0} for query_id in queries}
@@ -108,7 +108,7 @@ def test_losses_are_of_queries_that_were_left_out():
 
 @pytest.mark.parametrize("queries", [1, 2, 5, 20])
 def test_pairs_that_are_told_apart_without_an_error_have_a_finite_map(queries):
-    """The slope does not run to infinity, whatever the scale of the logits."""
+    """Separable logits have a finite slope, whatever their scale."""
     for scale in (1e-3, 1.0, 1e3):
         logits = np.concatenate([np.full(40, -2.0), np.full(40, 3.0)]) * scale
         found = calibrate(*data_of(logits, [0] * 40 + [1] * 40, queries=queries))
@@ -129,12 +129,12 @@ def test_pairs_that_are_told_apart_without_an_error_have_a_finite_map(queries):
     ids=["none relevant", "all relevant", "wrong way round", "one logit", "nothing learnt", "no candidates"],
 )
 def test_where_nothing_can_be_fitted_there_is_none(logits, relevant):
-    """No relevant candidate, no other, or logits that say nothing or the opposite."""
+    """Without relevant or without other candidates, and with uninformative logits, there is no calibration."""
     assert calibrate(*data_of(logits, relevant)) is None
 
 
 def test_candidates_without_a_judgement_are_left_out_or_not_relevant():
-    """As with cuts: left out where 0 is among the judgements, else they count as not relevant."""
+    """They are left out if grade 0 is among the judgements, else they count as not relevant."""
     collection, scored = data_of([3.0, 2.0, -1.0, -2.0, -3.0], [1, 1, 0, 0, 0])
     for judged, pairs in (({"d0": 1, "d1": 1, "d2": 0}, 3), ({"d0": 1, "d1": 1}, 5)):
         found = calibrate(dataclasses.replace(collection, qrels={"q0": judged}), scored)
@@ -148,7 +148,7 @@ def test_the_relevant_grade_decides():
 
 
 def test_a_calibration_is_used_as_an_activation():
-    """The map on the logits of a reranker gives the probability."""
+    """The calibration is an activation of a reranker, whose scores are then the probabilities."""
     found = calibrate(*drawn(0.5, -1.0))
     assert found.activation == Logistic(found.a, found.b)
     (result,) = Reranker(WordOverlapScorer(), activation=found.activation).rank("red", ["red"])
@@ -156,13 +156,13 @@ def test_a_calibration_is_used_as_an_activation():
 
 
 def test_twice_is_the_same():
-    """The parts are drawn with a fixed seed, and the order of the logits is nothing to them."""
+    """The result depends neither on chance nor on the order of the logits."""
     collection, scored = drawn(0.5, -1.0, pairs=500, queries=20)
     assert calibrate(collection, scored) == calibrate(collection, dict(reversed(scored.items())))
 
 
 def test_without_scipy_the_message_has_the_command(monkeypatch):
-    """A missing package is an error that says how to get it."""
+    """The error about a missing package has the pip command."""
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
     with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]"'):
         calibrate(*data_of([1.0, 2.0], [0, 1]))

@@ -44,8 +44,8 @@ RUN = st.dictionaries(
 def test_means_equal_those_of_ir_measures(qrels, run):
     """For every kind of measure, with graded, negative and missing judgements, ties and queries without results."""
     measures = parse_measures(NAMES)
-    places = {
-        query_id: {doc_id: -float(place) for place, doc_id in enumerate(results)}
+    by_rank = {
+        query_id: {doc_id: -float(index) for index, doc_id in enumerate(results)}
         for query_id, results in run.items()
         if results
     }
@@ -53,7 +53,7 @@ def test_means_equal_those_of_ir_measures(qrels, run):
     assert {name: values.keys() for name, values in found.items()} == {name: qrels.keys() for name in NAMES}
     # pytrec_eval crashes on grades below 0, which mean no more than 0.
     grades = {query_id: {doc_id: max(0, grade) for doc_id, grade in found.items()} for query_id, found in qrels.items()}
-    expected = ir_measures.calc_aggregate(measures, grades, places)
+    expected = ir_measures.calc_aggregate(measures, grades, by_rank)
     assert {name: mean(values) for name, values in found.items()} == pytest.approx(
         {str(measure): value for measure, value in expected.items()}, abs=1e-12
     )
@@ -89,7 +89,7 @@ def test_a_ranking_measured_by_hand():
 
 
 def test_a_query_without_judgements_or_without_results_is_zero():
-    """Empty mappings and a run that has nothing at all are no errors."""
+    """Empty mappings and an empty run are allowed."""
     qrels = {"q": {"a": 1}, "nothing judged": {}}
     measures = parse_measures(NAMES)
     for run in ({}, {"q": {}, "nothing judged": {"a": 1.0}}, {"other": {"a": 1.0}}):
@@ -97,8 +97,8 @@ def test_a_query_without_judgements_or_without_results_is_zero():
 
 
 def test_grades_below_zero_are_judged_and_not_relevant():
-    """They count as 0, whatever their size and however many there are."""
-    below = {f"q{number}": {f"d{place}": -1 - place for place in range(200)} | {"a": 1} for number in range(50)}
+    """Negative grades count as 0."""
+    below = {f"q{number}": {f"d{index}": -1 - index for index in range(200)} | {"a": 1} for number in range(50)}
     zero = {query_id: {doc_id: max(0, grade) for doc_id, grade in grades.items()} for query_id, grades in below.items()}
     run = {query_id: dict.fromkeys([*sorted(grades)[50:], "x"], 1.0) for query_id, grades in below.items()}
     measures = parse_measures([*NAMES, "Bpref"])
@@ -106,24 +106,24 @@ def test_grades_below_zero_are_judged_and_not_relevant():
 
 
 def test_many_results_with_close_scores_keep_their_order():
-    """The scores of a run, however close or large, do not change what its order is worth."""
+    """Only the order of a run counts, however close or large its scores."""
     order = [f"d{number}" for number in range(3000)]
     qrels = {"q": {"d1500": 1}}
-    for scores in ([1.0] * 3000, [20_000_000.0 - place for place in range(3000)], [-1e-12 * p for p in range(3000)]):
+    for scores in ([1.0] * 3000, [20_000_000.0 - index for index in range(3000)], [-1e-12 * p for p in range(3000)]):
         run = {"q": dict(zip(order, scores, strict=True))}
         found = per_query(parse_measures(["RR", "P@1501", "P@1500"]), qrels, run)
         assert [values["q"] for values in found.values()] == pytest.approx([1 / 1501, 1 / 1501, 0])
 
 
 def test_measures_have_the_names_of_ir_measures():
-    """Names, other spellings and objects are taken; each measure is there once, in the order given."""
+    """Names, aliases and measure objects are accepted; duplicates are removed."""
     names = ["RR@10", "MRR@10", "RR(rel=1)@10", ir_measures.nDCG @ 10, "RR(rel=2)@10", "MAP"]
     assert list(map(str, parse_measures(names))) == ["RR@10", "nDCG@10", "RR(rel=2)@10", "AP"]
     assert tuple(map(str, parse_measures(DEFAULT_MEASURES))) == DEFAULT_MEASURES
 
 
 def test_the_relevant_grade_counts_where_a_measure_has_none_of_its_own():
-    """It becomes part of the name, so that the name says what was computed."""
+    """The relevant grade becomes part of the measure's name."""
     measures = parse_measures(["nDCG@10", "RR@10", "P(rel=1)@5", "R@10", "Judged@10"], relevant_grade=2)
     assert list(map(str, measures)) == ["nDCG@10", "RR(rel=2)@10", "P@5", "R(rel=2)@10", "Judged@10"]
 
@@ -131,17 +131,17 @@ def test_the_relevant_grade_counts_where_a_measure_has_none_of_its_own():
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["ndcg@10"], r"Measure 'ndcg@10' cannot be computed \(measure not found: ndcg\); expected .* nDCG@10, RR@10"),
-        (["nDCG@10", "foo bar"], "Measure 'foo bar' cannot be computed .*R@100, P@5, AP, Success@5 or Judged@10"),
+        (["ndcg@10"], r"Measure 'ndcg@10' cannot be computed: measure not found: ndcg\. Expected .* nDCG@10, RR@10"),
+        (["nDCG@10", "foo bar"], "Measure 'foo bar' cannot be computed: .*R@100, P@5, AP, Success@5 or Judged@10"),
         ([""], "Measure '' cannot be computed"),
         (["RR(foo=2)"], "Measure 'RR.foo=2.' cannot be computed"),
-        (["RBP"], "Measure 'RBP' cannot be computed .*pip install ir-measures.cwl_eval"),
-        (["P"], "Measure 'P' has no usable cutoff; expected a whole number from 1 after an @, such as nDCG@10"),
-        (["nDCG@0"], "Measure 'nDCG@0' has no usable cutoff"),
-        (["nDCG@2.5"], "Measure 'nDCG@2.5' has no usable cutoff"),
-        (["P@True"], "Measure 'P@True' has no usable cutoff"),
-        (["RR(rel=0)@10"], "`rel` is 0, not a whole number from 1"),
-        ([ir_measures.nDCG(gains={0: -1, 1: 1}) @ 3], "`gains` are .0: -1, 1: 1., some below 0"),
+        (["RBP"], "Measure 'RBP' cannot be computed: .*pip install ir-measures.cwl_eval"),
+        (["P"], "Measure 'P' cannot be computed: `cutoff` is missing. Expected a name of ir_measures, such as nDCG@10"),
+        (["nDCG@0"], "Measure 'nDCG@0' cannot be computed: `cutoff` is 0; expected a whole number of at least 1"),
+        (["nDCG@2.5"], "Measure 'nDCG@2.5' cannot be computed: `cutoff` is 2.5; expected a whole number of at least 1"),
+        (["P@True"], "Measure 'P@True' cannot be computed: `cutoff` is True; expected a whole number of at least 1"),
+        (["RR(rel=0)@10"], "`rel` is 0; expected a whole number of at least 1"),
+        ([ir_measures.nDCG(gains={0: -1, 1: 1}) @ 3], "`gains` are .0: -1, 1: 1.; expected none below 0"),
         (["NumRet"], "Measure 'NumRet' is a count over all queries; expected a mean"),
         ([10], "A measure is 10; expected a name, such as"),
         ([], "`measures` is empty; expected at least one"),
@@ -149,20 +149,20 @@ def test_the_relevant_grade_counts_where_a_measure_has_none_of_its_own():
     ],
 )
 def test_a_name_that_stands_for_no_measure_is_named(names, message):
-    """The message has the name, what is wrong with it, and names that work."""
+    """The message has the name, the reason, and valid examples."""
     with pytest.raises(InvalidInputError, match=message):
         parse_measures(names)
 
 
 def test_without_ir_measures_the_message_has_the_command(monkeypatch):
-    """A missing package is an error that says how to get it."""
+    """The error about a missing package has the pip command."""
     monkeypatch.setitem(sys.modules, "ir_measures", None)
     with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]"'):
         parse_measures(["nDCG@10"])
 
 
 def test_reranking_changes_the_first_candidates_only():
-    """Those below top_k are not there; ties keep the order of the first stage."""
+    """Candidates below `top_k` are dropped; ties keep first-stage order."""
     run = {"q": {"a": 4.0, "b": 3.0, "c": 2.0, "d": 1.0}, "empty": {}}
     logits = {"q": {"a": -1.0, "b": 2.0, "c": 2.0, "d": 9.0}}
     assert [list(results) for results in identity(run, 3).values()] == [["a", "b", "c"], []]
@@ -172,11 +172,11 @@ def test_reranking_changes_the_first_candidates_only():
 
 
 def test_the_best_order_is_by_grade_then_judged_then_first_stage():
-    """What is judged comes before what is not, even where it is judged bad."""
+    """Judged candidates come before unjudged ones, whatever their grade."""
     run = {"q": dict.fromkeys("abcdefg", 0.0), "not judged": {"x": 1.0, "y": 0.5}}
     qrels = {"q": {"b": 1, "c": 0, "d": 3, "e": -1, "g": 3}}
     assert list(best(run, qrels, 6)["q"]) == ["d", "b", "c", "e", "a", "f"]
-    assert list(best(run, qrels, 7)["q"].values()) == [7.0, 6.0, 5.0, 4.0, 3.0, 2.0, 1.0]
+    assert list(best(run, qrels, 7)["q"]) == ["d", "g", "b", "c", "e", "a", "f"]
     assert list(best(run, qrels, 6)["not judged"]) == ["x", "y"]
 
 

@@ -1,4 +1,4 @@
-"""The file that keeps what was scored."""
+"""The file that stores the scores of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from marcorank import Reranker
 from marcorank.errors import InvalidInputError, ModelLoadError
-from marcorank.evaluation.scores import ScoreStore, file_name, scoring_settings
+from marcorank.evaluation.scores import ScoreStore, file_name
+from marcorank.evaluation.scoring import scoring_settings
 from marcorank.testing import WordOverlapScorer
 
 SETTINGS = {"model": "owner/model", "max_length": 512}
@@ -27,7 +28,7 @@ def opened(path, settings=SETTINGS):
 
 
 def filled(path):
-    """A store of two pieces, closed."""
+    """Write a store with two parts, and return its path."""
     with opened(path) as store:
         store.add("q1", "query", {"a": "first", "b": "second"}, [1.5, -2.25], seconds=0.25)
         store.add("q1", "query", {"c": "third"}, [0.5], seconds=0.5)
@@ -35,7 +36,7 @@ def filled(path):
 
 
 def test_what_was_scored_is_there_the_next_time(path):
-    """Logits, and what is still missing, are known in the order that is asked for."""
+    """Logits and missing passages come in the order of the argument."""
     with opened(filled(path)) as store:
         assert store.logits("q1", "query", ["third", "first"]) == [0.5, 1.5]
         assert store.missing("q1", "query", ["new", "first", "new", "newer"]) == ["new", "newer"]
@@ -45,7 +46,7 @@ def test_what_was_scored_is_there_the_next_time(path):
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1))
 def test_logits_come_back_as_they_were(tmp_path_factory, logits):
-    """A logit of 32 bits survives the file to its last bit."""
+    """A float32 logit survives the file exactly."""
     path = tmp_path_factory.mktemp("scores") / "model.jsonl"
     passages = {str(number): str(number) for number in range(len(logits))}
     with opened(path) as store:
@@ -56,14 +57,14 @@ def test_logits_come_back_as_they_were(tmp_path_factory, logits):
 
 
 def test_a_changed_text_is_scored_again(path):
-    """A pair is known by its texts: neither a changed query nor a changed passage gets the logit of the old one."""
+    """A pair is identified by its texts: a changed query or passage is scored again."""
     with opened(filled(path)) as store:
         assert store.missing("q1", "query", ["first", "first, changed"]) == ["first, changed"]
         assert store.missing("q1", "query, changed", ["first"]) == ["first"]
 
 
 def test_odd_texts_and_ids_are_kept(path):
-    """Line ends, halves of surrogate pairs and blank passages are texts like others."""
+    """Line breaks, halves of surrogate pairs and blank passages are stored like other texts."""
     odd = {"\ud800\n": "\udfff \n\x00", "": ""}
     with opened(path) as store:
         store.add("\ud800", "\ud83d", odd, [1.0, 2.0], seconds=0.1)
@@ -72,7 +73,7 @@ def test_odd_texts_and_ids_are_kept(path):
 
 
 def test_what_was_scored_is_in_the_file_at_once(path):
-    """However the process ends, every piece that was added is there: nothing waits in a buffer."""
+    """Each part is flushed as soon as it is added."""
     with opened(path) as store:
         for number in range(3):
             store.add("q1", "query", {"a": str(number)}, [1.5], seconds=0.25)
@@ -81,7 +82,7 @@ def test_what_was_scored_is_in_the_file_at_once(path):
 
 
 def test_a_store_without_a_file_keeps_nothing():
-    """In memory the same works, and no file appears."""
+    """A store without a folder works in memory."""
     with ScoreStore.in_folder(None, SETTINGS) as store:
         store.add("q1", "query", {"a": "first"}, [1.5], seconds=0.1)
         assert store.logits("q1", "query", ["first"]) == [1.5]
@@ -90,7 +91,7 @@ def test_a_store_without_a_file_keeps_nothing():
 
 @pytest.mark.parametrize("lost", range(1, 60, 7))
 def test_a_line_that_was_being_written_is_dropped(path, lost):
-    """What is torn is scored again, what is whole stays, and the next lines do not stick to the torn one."""
+    """An unfinished last line is dropped, and complete lines stay."""
     filled(path)
     path.write_bytes(path.read_bytes()[:-lost])
     with opened(path) as store:
@@ -103,7 +104,7 @@ def test_a_line_that_was_being_written_is_dropped(path, lost):
 
 @pytest.mark.parametrize("content", [b"", b'{"kind": "marco'])
 def test_a_file_without_a_whole_line_begins_anew(path, content):
-    """Who is interrupted in the first line has lost nothing."""
+    """A file with an unfinished first line starts anew."""
     path.parent.mkdir()
     path.write_bytes(content)
     assert path.read_bytes() == content
@@ -126,7 +127,7 @@ def test_a_file_without_a_whole_line_begins_anew(path, content):
     ],
 )
 def test_a_damaged_line_is_named(path, damaged):
-    """Scores are never guessed: the message names the line and the file, and what to do."""
+    """A damaged line is an error that names line and file and says what to do."""
     lines = filled(path).read_text().splitlines()
     path.write_bytes("\n".join([lines[0], damaged, *lines[1:], ""]).encode("latin-1"))
     with pytest.raises(InvalidInputError, match=r"Line 2 of '.*model\.jsonl' is damaged.*Delete the file"):
@@ -135,17 +136,17 @@ def test_a_damaged_line_is_named(path, damaged):
 
 @pytest.mark.parametrize("header", ['{"kind": "something else", "settings": {}}', '{"settings": {"model": "other"}}'])
 def test_a_file_of_another_model_is_refused(path, header):
-    """Scores of two models never stand in one file."""
+    """A file that belongs to other settings is refused."""
     path.parent.mkdir()
     path.write_text(f"{header}\n")
     with pytest.raises(InvalidInputError, match="Delete the file"):
         opened(path)
-    with pytest.raises(InvalidInputError, match=r"made by .*'owner/model'.*expected .*'other'"):
+    with pytest.raises(InvalidInputError, match=r"holds scores of .*'owner/model'.*expected .*'other'"):
         opened(filled(path.with_name("new.jsonl")), {"model": "other"})
 
 
 def test_one_process_at_a_time_writes(path):
-    """Two evaluations never mix their lines; who comes second is told."""
+    """A second process that opens the file gets an error."""
     with opened(path), pytest.raises(InvalidInputError, match="is in use by another evaluation"):
         opened(path)
     with opened(path):
@@ -153,7 +154,7 @@ def test_one_process_at_a_time_writes(path):
 
 
 def test_a_refused_file_is_free_again(path):
-    """After an error nothing stays locked."""
+    """After an error the file is no longer locked."""
     filled(path)
     for _ in range(2):
         with pytest.raises(InvalidInputError, match="expected"):
@@ -168,7 +169,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 
 def test_time_is_known_where_exactly_these_passages_were_timed():
-    """Parts add up to the depth that they fill; a depth within a part has no time, and neither has an unknown pair."""
+    """The times of the parts add up; a depth that ends within a part has no time."""
     store = ScoreStore(None, SETTINGS)
     store.add("q", "query", {"a": "1", "b": "2"}, [1.0, 1.0], seconds=0.25)
     store.add("q", "query", {"c": "3", "d": "4"}, [1.0, 1.0], seconds=0.5)
@@ -184,7 +185,7 @@ def test_time_is_known_where_exactly_these_passages_were_timed():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder with files where a model has them."""
+    """Return a model folder."""
     folder = tmp_path / "my-model"
     (folder / "onnx").mkdir(parents=True)
     (folder / "onnx" / "model.onnx").write_bytes(b"weights")
@@ -194,7 +195,7 @@ def folder(tmp_path):
 
 
 def test_settings_that_change_logits_are_told_apart(tmp_path, folder):
-    """Each has a file of its own; the activation, which changes no logit, shares it."""
+    """Settings that change logits have separate files; the activation does not."""
     rerankers = [
         Reranker("bundled"),
         Reranker(folder, backend="onnx"),
@@ -216,7 +217,7 @@ def test_settings_that_change_logits_are_told_apart(tmp_path, folder):
 
 @pytest.mark.parametrize("name", ["onnx/model.onnx", "config.json", "tokenizer.json", "onnx/model.onnx_data"])
 def test_a_model_that_was_trained_again_is_another_one(folder, name):
-    """What counts is what the files hold, not when they were written or where they lie."""
+    """Models are distinguished by the content of their files, not by time or folder."""
     before = scoring_settings(Reranker(folder, backend="onnx"))
     (folder / "README.md").write_text("new words")
     moved = folder.rename(folder.parent.joinpath("elsewhere"))
@@ -227,7 +228,7 @@ def test_a_model_that_was_trained_again_is_another_one(folder, name):
 
 
 def test_settings_name_the_engine_that_runs(folder):
-    """`auto` is resolved, so that scores of two machines are not mixed; all is ready for JSON."""
+    """`auto` is resolved in the settings, and they are JSON-serialisable."""
     settings = scoring_settings(Reranker("bundled"))
     assert (settings["backend"], settings["precision"], settings["device"]) == ("onnx", "int8", "cpu")
     assert json.loads(json.dumps(settings)) == settings
@@ -235,13 +236,13 @@ def test_settings_name_the_engine_that_runs(folder):
 
 
 def test_a_model_without_the_wanted_weights_is_refused_before_anything_is_scored(folder):
-    """The message is the one that loading gives."""
+    """The error is the one that loading raises."""
     with pytest.raises(ModelLoadError, match="has no int8 ONNX file"):
         scoring_settings(Reranker(folder, backend="onnx", precision="int8"))
 
 
 def test_a_file_name_is_plain():
-    """Names of models become names of files on every system."""
+    """File names are valid on every system."""
     assert file_name("cross-encoder/ms-marco-MiniLM-L-6-v2") == "cross-encoder-ms-marco-MiniLM-L-6-v2"
     assert file_name("../ä:b") == "b"
     assert file_name("/") == "unnamed"

@@ -1,4 +1,4 @@
-"""`marcorank eval`: whether reranking helps on judged queries, how deep to rerank, and where to cut."""
+"""`marcorank eval`: measure whether reranking helps on judged queries, and suggest thresholds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 import sys
 import time
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,26 +20,23 @@ from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
     from marcorank.collections.records import Collection
     from marcorank.evaluation.results import Evaluation
 
-_TOP_K = "10 20 50 100"
-_MEASURES = "nDCG@10 RR@10 R@10"
-_USAGE = "marcorank eval SOURCE [options]"
 _EXAMPLES = """\
 SOURCE is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/*.tsv), or JSONL with
-a query a line: {"query": "...", "passages": ["...", "..."], "relevant": [0]},
-passages in the order of the first stage, relevant ones by index or id. The first
-stage of a folder is --run, or the run in it, or else BM25 over the corpus.
+one query per line: {"query": "...", "passages": ["...", "..."], "relevant": [0]},
+with the passages in first-stage order and the relevant ones by index or id. The
+first stage of a folder is --run, or the run in it, or else BM25 over the corpus.
 
-Several models, backends and precisions are all combined. The folder of --output
-then holds
-  report.html   the page to look at
-  results.json  everything, per query too
+Models, backends and precisions are combined. The output folder contains
+  report.html   the results as a page with charts
+  results.json  all values, including those of each query
   runs/         a TREC run for each model and depth
-  scores/       every logit: who interrupts the command and gives it again goes
-                on where it stopped, and a model that is added is scored alone
+  scores/       all logits: if you interrupt the command, run it again to resume;
+                if you add a model, only that model is scored
 
 examples:
   marcorank eval candidates.jsonl
@@ -51,36 +49,42 @@ examples:
 
 def add_command(commands: Any) -> None:
     """Add this command to the command line."""
-    summary = "measure whether reranking helps on judged queries, and where to cut"
-    parser = new_parser(commands, "eval", summary=summary, run=run, usage=_USAGE, epilog=_EXAMPLES)
-    parser.add_argument("source", metavar="SOURCE", help="a collection's folder or JSONL file, also as .gz")
+    summary = "measure whether reranking helps on judged queries, and suggest thresholds"
+    parser = new_parser(
+        commands, "eval", summary=summary, run=run, usage="marcorank eval SOURCE [options]", epilog=_EXAMPLES
+    )
+    parser.add_argument("source", metavar="SOURCE", help="BEIR folder or JSONL file, also as .gz")
 
     source = parser.add_argument_group("input")
     source.add_argument("--run", dest="run_file", metavar="FILE", help="first stage, a TREC run")
     source.add_argument("--qrels", metavar="FILE", help="judgements, TREC or BEIR")
     source.add_argument("--queries", metavar="FILE", help="texts of the queries, JSONL")
     source.add_argument("--corpus", metavar="FILE", help="texts of the passages, JSONL")
-    source.add_argument("--split", default="test", metavar="NAME", help="which qrels of a BEIR folder (default: test)")
+    source.add_argument("--split", default="test", metavar="NAME", help="qrels of a BEIR folder (default: test)")
 
-    what = parser.add_argument_group("what is measured")
-    what.add_argument(
-        *("--top-k",),
+    measured = parser.add_argument_group("measures")
+    measured.add_argument(
+        "--top-k",
         nargs="+",
         type=int,
         metavar="N",
-        help=f"candidates that are reranked (default: {_TOP_K}, up to what there is)",
+        help="numbers of candidates to rerank (default: 10 20 50 100, as far as there are candidates)",
     )
-    what.add_argument(
-        "--measures", nargs="+", metavar="NAME", help=f"as ir_measures spells them (default: {_MEASURES})"
+    measured.add_argument(
+        "--measures",
+        nargs="+",
+        metavar="NAME",
+        default=["nDCG@10", "RR@10", "R@10"],
+        help="in the spelling of ir_measures (default: nDCG@10 RR@10 R@10)",
     )
-    what.add_argument(
+    measured.add_argument(
         "--relevant-grade", type=int, default=1, metavar="N", help="minimum grade that counts as relevant (default: 1)"
     )
 
     result = parser.add_argument_group("output")
-    result.add_argument("--output", metavar="FOLDER", help="default: the collection's name and -eval, here")
+    result.add_argument("--output", metavar="FOLDER", help="output folder (default: the collection's name with -eval)")
     result.add_argument(
-        "--format", choices=("table", "json"), default="table", help="on standard output (default: table)"
+        "--format", choices=("table", "json"), default="table", help="format on standard output (default: table)"
     )
 
     model = parser.add_argument_group("models")
@@ -89,123 +93,98 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[BUNDLED],
         metavar="NAME",
-        help="bundled, hub names, models' folders or servers (default: bundled)",
+        help="bundled, hub names, model folders or servers (default: bundled)",
     )
     add_settings(model, several=("backend", "precision"))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate, write the files and show the tables."""
-    # Who waits an hour for scores should not learn then that the page cannot be drawn.
+    """Evaluate, write the files and print the tables."""
+    # Checked first: scoring may take an hour.
     for package in ("matplotlib", "jinja2"):
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(f'The report needs {package}: pip install "marcorank[evaluation]"')
+    from marcorank.collections.reading import read_collection
     from marcorank.evaluation.scores import file_name
 
     with Progress(f"Reading {args.source}"):
-        collection = _collection(args)
-    for note in collection.notes:
-        _note(note)
+        collection = read_collection(
+            args.source,
+            run=args.run_file,
+            qrels=args.qrels,
+            queries=args.queries,
+            corpus=args.corpus,
+            split=args.split,
+        )
+    _print_notes(collection.notes)
     folder = Path(args.output or f"{file_name(collection.name)}-eval").expanduser()
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"`--output` is {str(folder)!r}, which is a file; expected a folder.")
-    evaluation = _evaluation(args, collection, folder)
-    for note in evaluation.notes[len(collection.notes) :]:
-        _note(note)
+    evaluation = _evaluation(args, collection, folder / "scores")
+    _print_notes(evaluation.notes[len(collection.notes) :])
     with Progress("Writing the report"):
         evaluation.write_json(folder / "results.json")
         evaluation.write_runs(folder / "runs")
         evaluation.write_report(folder / "report.html")
-    if args.format == "json":
-        print(json.dumps(evaluation.rows(), indent=1))
-    else:
-        print(evaluation)
+    print(json.dumps(evaluation.rows(), indent=1) if args.format == "json" else evaluation)
     print(f"marcorank: wrote {folder / 'report.html'}, results.json, runs and scores", file=sys.stderr)
     return 0
 
 
-def _collection(args: argparse.Namespace) -> Collection:
-    from marcorank.collections.reading import read_collection
-
-    return read_collection(
-        args.source,
-        run=args.run_file,
-        qrels=args.qrels,
-        queries=args.queries,
-        corpus=args.corpus,
-        split=args.split,
-    )
-
-
-def _evaluation(args: argparse.Namespace, collection: Collection, folder: Path) -> Evaluation:
+def _evaluation(args: argparse.Namespace, collection: Collection, scores_folder: Path) -> Evaluation:
     from marcorank.evaluation.evaluating import evaluate
 
-    shown = _Shown()
+    status = _ScoringStatus()
     with ExitStack() as stack:
-        rerankers = [stack.enter_context(reranker) for reranker in _rerankers(args)]
-        progress = stack.enter_context(Progress("Looking at the models"))
-        given = {} if args.measures is None else {"measures": args.measures}
+        rerankers = [
+            stack.enter_context(Reranker(model, **{**settings_of(args), "backend": backend, "precision": precision}))
+            for model, backend, precision in itertools.product(args.model, args.backend, args.precision)
+        ]
+        progress = stack.enter_context(Progress("Preparing the models"))
         try:
             return evaluate(
                 collection,
                 rerankers,
                 top_k=args.top_k,
+                measures=args.measures,
                 relevant_grade=args.relevant_grade,
-                scores_folder=folder / "scores",
-                progress=lambda done, total, label: setattr(progress, "text", shown.line(done, total, label)),
-                **given,
+                scores_folder=scores_folder,
+                progress=lambda done, total, label: setattr(progress, "text", status.line(done, total, label)),
             )
         except KeyboardInterrupt:
-            with progress.hidden():
-                shown.print_what_is_kept(folder / "scores")
+            if status.total:
+                with progress.hidden():
+                    print(
+                        f"marcorank: {status.done:,} of {status.total:,} pairs are scored and saved in "
+                        f"{scores_folder}; run the same command to resume",
+                        file=sys.stderr,
+                    )
             raise
 
 
-def _rerankers(args: argparse.Namespace) -> list[Reranker]:
-    return [
-        Reranker(model, **{**settings_of(args), "backend": backend, "precision": precision})
-        for model, backend, precision in itertools.product(args.model, args.backend, args.precision)
-    ]
-
-
-class _Shown:
-    """Progress of scoring, for people."""
+class _ScoringStatus:
+    """The number of scored pairs, as a progress line with the time left."""
 
     def __init__(self) -> None:
-        self._done = self._total = 0
-        self._first: tuple[float, int] | None = None
+        self.done = self.total = 0
+        self._start: tuple[float, int] | None = None
 
     def line(self, done: int, total: int, label: str) -> str:
-        """Return what is going on, and how long it may still take."""
+        """Return the progress line."""
         now = time.monotonic()
-        self._done, self._total = done, total
-        # What an earlier run has scored says nothing of how fast this one is.
-        self._first = self._first or (now, done)
-        since, before = self._first
+        self.done, self.total = done, total
+        # The pairs that an earlier run scored do not count for the speed of this one.
+        self._start = self._start or (now, done)
+        started, done_before = self._start
         if done == total:
             return "Measuring"
-        left = ""
-        if done > before:
-            left = f", {_duration((now - since) / (done - before) * (total - done))} left"
-        return f"Scoring with {label}: {done:,} of {total:,} pairs{left}"
-
-    def print_what_is_kept(self, folder: Path) -> None:
-        """Print how much of the work an interruption keeps."""
-        if self._total:
-            print(
-                f"marcorank: {self._done:,} of {self._total:,} pairs are scored and kept in {folder}; the same command "
-                "goes on from there",
-                file=sys.stderr,
-            )
+        line = f"Scoring with {label}: {done:,} of {total:,} pairs"
+        if done == done_before:
+            return line
+        left_s = (now - started) / (done - done_before) * (total - done)
+        return f"{line}, {timedelta(seconds=round(left_s))} left"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
-def _note(text: str) -> None:
-    print(f"marcorank: note: {text}", file=sys.stderr)
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"marcorank: note: {note}", file=sys.stderr)

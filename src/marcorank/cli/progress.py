@@ -21,10 +21,10 @@ _REDRAW_S = 0.5
 
 
 class Progress:
-    """Shows one line on stderr while its block runs, if that takes long and stderr is a terminal.
+    """Shows a line on stderr while its block runs, if that takes more than two seconds and stderr is a terminal.
 
     Attributes:
-        text: What is being done; may change on the way. Nothing is shown while it is empty.
+        text: Describes the work; may change while it runs. Nothing is shown while it is empty.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -47,7 +47,7 @@ class Progress:
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Take the line away while results are written to the same terminal."""
+        """Hide the line while results are written to the same terminal."""
         with self._lock:
             self._erase()
             yield
@@ -62,14 +62,14 @@ class Progress:
                 if not self.text:
                     continue
                 line = f"{self.text} ... {time.monotonic() - started:.0f} s"
-                print(clip(line, self._room()), end="", file=sys.stderr, flush=True)
+                print(clip(line, self._width()), end="", file=sys.stderr, flush=True)
                 self._drawn = True
 
     def _erase(self) -> None:
         if self._drawn:
             self._drawn = False
-            print("\r" + " " * self._room() + "\r", end="", file=sys.stderr, flush=True)
+            print("\r" + " " * self._width() + "\r", end="", file=sys.stderr, flush=True)
 
-    def _room(self) -> int:
-        # The last cell stays free: some terminals break the line there.
+    def _width(self) -> int:
+        # The last cell stays free: some terminals wrap the line there.
         return shutil.get_terminal_size().columns - 1

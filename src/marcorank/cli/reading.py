@@ -1,4 +1,4 @@
-"""Queries and passages from files and standard input. Every error names the file and the line."""
+"""Reads queries and passages from files and standard input. Every error names the file and the line."""
 
 from __future__ import annotations
 
@@ -22,12 +22,7 @@ _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 @dataclass(frozen=True, slots=True)
 class PassageList:
-    """All passages of a source.
-
-    Attributes:
-        passages: In their order.
-        blank_lines: How many lines of text were left out because nothing is on them.
-    """
+    """All passages of a source, and the number of blank lines of text that were left out."""
 
     passages: list[Passage]
     blank_lines: int
@@ -38,9 +33,8 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
 
     Args:
         source: Path of a file, or `-` for standard input.
-        input_format: `"lines"`, `"jsonl"`, or `"auto"`: by the file's ending, and where there is none by the first
-            character.
-        text_field: Field of a JSONL row that holds the text; None for the first of `TEXT_FIELDS` that it has.
+        input_format: `"lines"`, `"jsonl"`, or `"auto"`: by the file extension, or without one by the first character.
+        text_field: Field of a JSONL row that contains the text; None for the first of `TEXT_FIELDS` that it has.
 
     Raises:
         InvalidInputError: The source cannot be read, or a line of it is not a passage.
@@ -57,9 +51,7 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
 def read_requests(source: str, *, text_field: str | None) -> Iterator[Request]:
     """Read rows of JSONL, each with a `query` and its `passages`, one after the other.
 
-    Args:
-        source: Path of a file, or `-` for standard input.
-        text_field: Field that holds the text of a passage; None for the first of `TEXT_FIELDS` that it has.
+    Takes `source` and `text_field` as `read_passages` does.
 
     Raises:
         InvalidInputError: The source cannot be read, or a line of it is not a request.
@@ -78,7 +70,7 @@ def _shown(source: str) -> str:
 
 
 def _lines(source: str) -> Iterator[tuple[int, str]]:
-    """Yield the lines with their numbers from 1, without line endings."""
+    """Yield the lines with their numbers, from 1, without line endings."""
     if source != STANDARD_INPUT:
         yield from numbered_lines(source)
         return
@@ -92,8 +84,8 @@ def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> 
     suffix = PurePath(source.removesuffix(".gz")).suffix.lower()
     if suffix == ".json":
         raise InvalidInputError(
-            f"{_shown(source)} is named as JSON; expected JSONL (an object a line) or text (a passage a line). "
-            "Turn an array into JSONL with `jq -c '.[]'`, or say which it is with --input-format."
+            f"{_shown(source)} has the extension of JSON; expected JSONL (one object per line) or text (one passage "
+            "per line). Convert an array with `jq -c '.[]'`, or choose the format with --input-format."
         )
     if suffix:
         return suffix in _JSONL_SUFFIXES

@@ -1,4 +1,4 @@
-"""Results to a terminal, a pipe or a file."""
+"""Writes results to a terminal, a pipe or a file."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def opened(path: str | None) -> Iterator[TextIO]:
-    """Open what results are written to; a file appears when everything is written, or not at all.
-
-    Args:
-        path: Of a file; None for standard output.
+    """Open a file, which appears when it is complete, or standard output if `path` is None.
 
     Raises:
         InvalidInputError: The path cannot be written.

@@ -1,4 +1,4 @@
-"""Whether reranking helps on your data, how deep to rerank, and where to cut.
+"""Measure whether reranking helps on your data, and choose how many candidates to rerank and which to keep.
 
     from marcorank.evaluation import evaluate
 
@@ -18,32 +18,23 @@ if TYPE_CHECKING:
     from marcorank.collections.reading import read_collection, read_qrels, read_run, write_run
     from marcorank.collections.records import Collection
     from marcorank.evaluation.calibration import calibrate
-    from marcorank.evaluation.cutting import cuts
     from marcorank.evaluation.evaluating import evaluate, evaluate_runs
     from marcorank.evaluation.records import Calibration, CutPoint, Cuts, DepthResult, MeasureResult, ModelResult
     from marcorank.evaluation.results import Evaluation, RunsEvaluation
     from marcorank.evaluation.retrievers import run_of
+    from marcorank.evaluation.thresholds import cuts
 
-_HOME = {
-    "evaluate": "marcorank.evaluation.evaluating",
-    "evaluate_runs": "marcorank.evaluation.evaluating",
-    "Evaluation": "marcorank.evaluation.results",
-    "RunsEvaluation": "marcorank.evaluation.results",
-    "Collection": "marcorank.collections.records",
-    "ModelResult": "marcorank.evaluation.records",
-    "DepthResult": "marcorank.evaluation.records",
-    "MeasureResult": "marcorank.evaluation.records",
-    "Cuts": "marcorank.evaluation.records",
-    "CutPoint": "marcorank.evaluation.records",
-    "Calibration": "marcorank.evaluation.records",
-    "cuts": "marcorank.evaluation.cutting",
-    "calibrate": "marcorank.evaluation.calibration",
-    "read_collection": "marcorank.collections.reading",
-    "read_run": "marcorank.collections.reading",
-    "read_qrels": "marcorank.collections.reading",
-    "write_run": "marcorank.collections.reading",
-    "run_of": "marcorank.evaluation.retrievers",
+_NAMES = {
+    "collections.reading": ("read_collection", "read_qrels", "read_run", "write_run"),
+    "collections.records": ("Collection",),
+    "evaluation.calibration": ("calibrate",),
+    "evaluation.thresholds": ("cuts",),
+    "evaluation.evaluating": ("evaluate", "evaluate_runs"),
+    "evaluation.records": ("Calibration", "CutPoint", "Cuts", "DepthResult", "MeasureResult", "ModelResult"),
+    "evaluation.results": ("Evaluation", "RunsEvaluation"),
+    "evaluation.retrievers": ("run_of",),
 }
+_HOME = {name: f"marcorank.{module}" for module, names in _NAMES.items() for name in names}
 
 __all__ = [
     "evaluate",

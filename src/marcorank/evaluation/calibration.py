@@ -1,4 +1,4 @@
-"""Honest probabilities: a logistic map from logits, fitted on judged candidates."""
+"""Calibration: a logistic map from logits to probabilities, fitted on judged candidates."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank.errors import MissingExtraError
-from marcorank.evaluation.cutting import judged_candidates
 from marcorank.evaluation.records import Calibration
+from marcorank.evaluation.thresholds import judged_candidates
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,22 +20,19 @@ _BINS = 10
 
 
 def calibrate(collection: Collection, logits: Run, *, relevant_grade: int = 1) -> Calibration | None:
-    """Fit the map from logits to probabilities of relevance.
+    """Fit a map from logits to probabilities of relevance.
 
-    The probabilities are those of candidates such as the ones that it was fitted on: as many of each first-stage rank,
-    and judged alike. Which candidates count says `cutting.judged_candidates`.
-
-    Log losses and expected errors are of pairs whose queries were left out of the fit, in five parts, or in as many as
-    there are queries where there are fewer. With one query nothing can be left out: then they are of the pairs of the
-    fit, and look better than they are.
+    The probabilities are valid for candidates like those of the fit: of the same first-stage ranks, and judged alike.
+    Candidates without a judgement are treated as by `cuts`. Log losses and expected errors are measured by
+    cross-validation over five parts of the queries; with one query they are measured on the fit itself.
 
     Args:
         collection: Queries, judgements and first stage.
-        logits: Of the candidates that were scored.
+        logits: Logits of the candidates that were scored.
         relevant_grade: Minimum grade that counts as relevant.
 
     Returns:
-        None where nothing can be fitted: no candidate is relevant, all are, or relevant ones have no higher logits.
+        None if no map can be fitted: no candidate is relevant, all are, or relevant ones have no higher logits.
 
     Raises:
         MissingExtraError: scipy is not installed.
@@ -46,7 +43,7 @@ def calibrate(collection: Collection, logits: Run, *, relevant_grade: int = 1) -
     if not relevant.any() or relevant.all():
         return None
     slope, intercept = _fit(values, relevant)
-    # The search ends that close to an optimum at 0.
+    # The search ends this close to an optimum at 0.
     if slope * values.std() < 1e-6:
         return None
     held_out = _held_out(values, relevant, queries)
@@ -68,10 +65,9 @@ def probabilities(log_odds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _fit(logits: NDArray[np.float64], relevant: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return `a` and `b` of the greatest likelihood; `a` is 0 or less where relevant pairs have no higher logits.
+    """Return the `a` and `b` of maximum likelihood.
 
-    Relevant and other pairs count as a little less sure than they are, so that logits that separate them without
-    an error have a finite optimum too, without a strength to choose.
+    The targets are a little below 1 and above 0, so that logits that separate the classes have a finite optimum too.
 
     Source: Platt, Probabilistic outputs for support vector machines (1999), with the targets given there.
     """
@@ -85,7 +81,7 @@ def _fit(logits: NDArray[np.float64], relevant: NDArray[np.bool_]) -> tuple[floa
     middle, spread = logits.mean(), logits.std()
     if spread < 1e-9 * max(1.0, abs(middle)):
         return 0.0, float(np.log(targets.mean() / (1 - targets.mean())))
-    # On a common scale, so that the steps of the search fit.
+    # Standardised, so that the search converges on any scale.
     scaled = (logits - middle) / spread
 
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
@@ -102,7 +98,7 @@ def _fit(logits: NDArray[np.float64], relevant: NDArray[np.bool_]) -> tuple[floa
 def _held_out(
     logits: NDArray[np.float64], relevant: NDArray[np.bool_], queries: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the log-odds of each pair by a fit without its query. Shape: (pairs,), float64."""
+    """Return the log-odds of each pair from a fit without its query. Shape: (pairs,), float64."""
     distinct, query_index = np.unique(queries, return_inverse=True)
     if len(distinct) == 1:
         slope, intercept = _fit(logits, relevant)

@@ -1,4 +1,4 @@
-"""Runs from whatever searches: LangChain retrievers, LlamaIndex retrievers and query engines, functions.
+"""Runs of LangChain retrievers, LlamaIndex retrievers and query engines, and functions.
 
 No framework is imported: objects are recognised by their methods.
 """
@@ -19,32 +19,36 @@ if TYPE_CHECKING:
 
 
 def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable[[Any], object] = "id") -> Run:
-    """Ask each query and write down what is found.
+    """Send each query to a retriever and record the ids that it returns.
 
     Args:
         search: A LangChain retriever or another runnable from a query to documents; a LlamaIndex retriever; a
-            LlamaIndex query engine, postprocessors included; or a function from a query to doc_ids, to documents or
-            nodes, or to pairs of one of them and its score, best first. Of a query engine the sources of its answers
-            count; one made with `response_mode="no_text"` asks no LLM.
+            LlamaIndex query engine, with its postprocessors; or a function from a query to doc_ids, documents or
+            nodes, or to pairs of one of these and a score, best first. Of a query engine the sources of its answers
+            count; with `response_mode="no_text"` it calls no LLM.
         queries: Texts by query_id, such as `Collection.queries`.
-        doc_id: Where the doc_id of a result is: `"id"` for its own (`Document.id`, `node_id`), the name of a field of
-            its metadata, or a function of the result, such as `lambda found: found.node.ref_doc_id`. Of several
-            results with the same doc_id, such as chunks of one document, the first counts.
+        doc_id: Source of a result's doc_id: `"id"` for its own (`Document.id`, `node_id`), the name of a metadata
+            field, or a function of the result, such as `lambda found: found.node.ref_doc_id`. Of several results with
+            the same doc_id, such as chunks of one document, the first counts.
 
     Returns:
-        The results in the order in which they came; scores only count down to 1. A query without results has none.
+        The results in their order; scores count down to 1. A query without results is left out.
 
     Raises:
-        InvalidInputError: `search` is nothing that searches, or a result has no doc_id.
+        InvalidInputError: `search` cannot be called in any of these ways, or a result has no doc_id.
     """
-    ask = _asked(search)
+    retrieve = _search_function(search)
     if not isinstance(queries, Mapping):
         raise InvalidInputError(f"`queries` is a {type(queries).__name__}; expected a mapping of texts by query_id.")
     if not callable(doc_id) and (not isinstance(doc_id, str) or not doc_id):
         raise InvalidInputError(f"`doc_id` is {doc_id!r}; expected 'id', the name of a metadata field, or a function.")
     run = {}
     for query_id, query in queries.items():
-        results = _listed(ask(query_text(query)), query_id)
+        results = retrieve(query_text(query))
+        if isinstance(results, (str, bytes, Mapping)) or not isinstance(results, Iterable):
+            raise InvalidInputError(
+                f"The search returned a {type(results).__name__} for query_id {query_id!r}; expected a list of results."
+            )
         ids = dict.fromkeys(
             _doc_id(result, doc_id, f"Result {index} of query_id {query_id!r}") for index, result in enumerate(results)
         )
@@ -53,31 +57,19 @@ def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable
     return run
 
 
-def _asked(search: object) -> Callable[[str], Any]:
-    # A query engine has `retrieve` too, but not every one can do it, and none from a text.
-    query = _method(search, "query")
-    if query is not None:
+def _search_function(search: object) -> Callable[[str], Any]:
+    # A query engine has `retrieve` too, but it does not take a text, and not every engine supports it.
+    query = getattr(search, "query", None)
+    if callable(query):
         return lambda text: getattr(query(text), "source_nodes", None)
-    found = _method(search, "invoke") or _method(search, "retrieve") or _method(search, "__call__")
-    if found is None or isinstance(search, type):
-        raise InvalidInputError(
-            f"`search` is {search!r}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
-            "`retrieve`) or query engine (with `query`), or a function from a query to doc_ids."
-        )
-    return found
-
-
-def _method(search: object, name: str) -> Callable[[str], Any] | None:
-    found = getattr(search, name, None)
-    return found if callable(found) else None
-
-
-def _listed(results: object, query_id: str) -> list[Any]:
-    if isinstance(results, (str, bytes, Mapping)) or not isinstance(results, Iterable):
-        raise InvalidInputError(
-            f"The search gave a {type(results).__name__} for query_id {query_id!r}; expected a list of results."
-        )
-    return list(results)
+    for name in ("invoke", "retrieve", "__call__"):
+        method: Callable[[str], Any] | None = getattr(search, name, None)
+        if callable(method) and not isinstance(search, type):
+            return method
+    raise InvalidInputError(
+        f"`search` is {search!r}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
+        "`retrieve`) or query engine (with `query`), or a function from a query to doc_ids."
+    )
 
 
 def _doc_id(result: Any, wanted: str | Callable[[Any], object], shown: str) -> str:
@@ -87,18 +79,18 @@ def _doc_id(result: Any, wanted: str | Callable[[Any], object], shown: str) -> s
     if isinstance(result, (str, int, np.integer)):
         found, where = result, "it is"
     elif callable(wanted):
-        found, where = wanted(result), "the function `doc_id` gave"
+        found, where = wanted(result), "the function `doc_id` returned"
     elif wanted == "id":
         # LlamaIndex has the id on the node, LangChain on the document.
         found, where = getattr(result, "node_id", None) or getattr(result, "id", None), "its own id is"
     else:
-        found, where = _metadata(result).get(wanted), f"its metadata hold under {wanted!r}"
+        found, where = _metadata(result).get(wanted), f"its metadata field {wanted!r} is"
     doc_id = str(found) if isinstance(found, (int, np.integer)) and not isinstance(found, bool) else found
     if not is_id(doc_id):
         fields = ", ".join(map(repr, _metadata(result))) or "no fields"
         raise InvalidInputError(
-            f"{shown} ({type(result).__name__}) has no usable doc_id: {where} {found!r}; expected {ID_RULE}. Say where "
-            f"it is with `doc_id`: a field of the metadata (there: {fields}) or a function of the result."
+            f"{shown} ({type(result).__name__}) has no usable doc_id: {where} {found!r}; expected {ID_RULE}. Choose "
+            f"its source with `doc_id`: a metadata field (available: {fields}) or a function of the result."
         )
     return str(doc_id)
 

@@ -1,4 +1,4 @@
-"""Logits that an evaluation has paid for, kept in a file so that no pair is scored twice."""
+"""A file that keeps the logits of an evaluation, so that no pair is scored twice."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import math
 import os
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from marcorank._files import errors_of_writing
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -19,53 +19,37 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
-    from marcorank.reranker import Reranker
-
 _KIND = "marcorank scores"
-# Lines reach the system at once and so survive the end of the process; the disk is asked for more only this often.
+# Each line is flushed and so survives the end of the process; syncing to disk is slow and happens only this often.
 _SYNC_S = 1.0
 
 
-def scoring_settings(reranker: Reranker) -> dict[str, Any]:
-    """Return the fingerprint of a reranker: everything that decides its logits, ready for JSON.
-
-    Raises:
-        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
-    """
-    return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
-
-
 class ScoreStore:
-    """Logits of one model with its settings, in a file that only grows.
+    """Logits of one model with its settings, in a file to which lines are appended.
 
-    The first line says what made the scores, each other one holds some passages of one query with their logits
-    and the time that they took together. A pair is known by the id and the text of its query and by the text of its
-    passage: changed texts are scored again. What a process was writing when it ended is dropped by the next one.
+    The first line holds the settings. Each other line holds some passages of one query with their logits and the time
+    that scoring them together took. A pair is identified by the query_id and the texts of query and passage: changed
+    texts are scored again. A line that a process could not finish is dropped when the file is opened.
 
     Attributes:
-        path: The file; None for a store that lives in memory.
-        settings: What made the scores.
+        path: The file; None for a store in memory.
+        settings: The settings that decide the logits, JSON-serialisable.
+
+    Raises:
+        InvalidInputError: The file cannot be written, is in use by another process, is damaged, or belongs to other
+            settings.
     """
 
     def __init__(self, path: Path | None, settings: Mapping[str, Any]) -> None:
-        """Open the file and read what it holds.
-
-        Args:
-            path: Of the file, made with its folders if there is none; None keeps everything in memory.
-            settings: What makes the scores, ready for JSON; see `scoring_settings`.
-
-        Raises:
-            InvalidInputError: The file cannot be written, is in use by another process, is damaged, or holds scores
-                that other settings made.
-        """
+        """Open the file, which is created if necessary, and read it; without a path everything stays in memory."""
         self.path = path
         self.settings = dict(settings)
         self._logits: dict[tuple[str, str], dict[str, float]] = {}
-        self._pieces: dict[tuple[str, str], list[tuple[frozenset[str], float]]] = {}
+        self._timed: dict[tuple[str, str], list[tuple[frozenset[str], float]]] = {}
         self._file: IO[bytes] | None = None
         self._synced = time.monotonic()
         if path is not None:
-            self._file = _opened(path)
+            self._file = _locked(path)
             try:
                 self._read(self._file)
             except BaseException:
@@ -74,52 +58,33 @@ class ScoreStore:
 
     @classmethod
     def in_folder(cls, folder: str | os.PathLike[str] | None, settings: Mapping[str, Any]) -> Self:
-        """Open the file that a folder has, or will have, for these settings; None for a store in memory.
-
-        Raises:
-            InvalidInputError: As the constructor.
-        """
+        """Open the file for these settings in a folder; None for a store in memory."""
         if folder is None:
             return cls(None, settings)
         digest = _digest(json.dumps(settings, sort_keys=True))
         return cls(Path(folder).expanduser() / f"{file_name(str(settings['model']))}-{digest}.jsonl", settings)
 
     def missing(self, query_id: str, query: str, passages: Iterable[str]) -> list[str]:
-        """Return the passages without a logit, each different one once, in their order."""
+        """Return the passages without a logit, in their order and without duplicates."""
         known = self._logits.get((query_id, _digest(query)), {})
         return [passage for passage in dict.fromkeys(passages) if _digest(passage) not in known]
 
     def logits(self, query_id: str, query: str, passages: Iterable[str]) -> list[float]:
-        """Return the logit of each passage.
-
-        Raises:
-            KeyError: One is missing.
-        """
+        """Return the logit of each passage; none may be missing."""
         known = self._logits.get((query_id, _digest(query)), {})
         return [known[_digest(passage)] for passage in passages]
 
     def seconds(self, query_id: str, query: str, passages: Iterable[str]) -> float | None:
-        """Return how long scoring exactly these passages took; None where they were timed together with others."""
+        """Return how long scoring exactly these passages took; None if they were timed together with others."""
         wanted = {_digest(passage) for passage in passages}
-        timed, seconds = set[str](), 0.0
-        for piece, took in self._pieces.get((query_id, _digest(query)), ()):
-            if piece <= wanted:
-                timed |= piece
-                seconds += took
-        return seconds if timed == wanted else None
+        pieces = [piece for piece in self._timed.get((query_id, _digest(query)), ()) if piece[0] <= wanted]
+        timed = set[str]().union(*(digests for digests, _ in pieces))
+        return sum((took for _, took in pieces), 0.0) if timed == wanted else None
 
     def add(
         self, query_id: str, query: str, passages: Mapping[str, str], logits: Iterable[float], *, seconds: float
     ) -> None:
-        """Keep what was scored.
-
-        Args:
-            query_id: Of the query.
-            query: Its text.
-            passages: Texts by doc_id, each different from the others.
-            logits: One a passage, finite; what float32 holds comes back as it was.
-            seconds: How long scoring them took.
-        """
+        """Append the logits of distinct passages of a query; float32 values are preserved exactly."""
         row = {
             "query_id": query_id,
             "query": _digest(query),
@@ -132,7 +97,7 @@ class ScoreStore:
         self._take(row)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Sync and close the file."""
         if self._file is not None:
             file, self._file = self._file, None
             with file:
@@ -148,30 +113,29 @@ class ScoreStore:
     def _read(self, file: IO[bytes]) -> None:
         file.seek(0)
         content = file.read()
-        lines = content.split(b"\n")
-        torn = lines.pop()
-        if torn:
-            file.truncate(len(content) - len(torn))
+        *lines, unfinished = content.split(b"\n")
+        if unfinished:
+            file.truncate(len(content) - len(unfinished))
         if not lines:
             self._append({"kind": _KIND, "settings": self.settings})
             return
-        for number, line in enumerate(lines, 1):
-            try:
+        header: Any = None
+        try:
+            for number, line in enumerate(lines, 1):
                 row = json.loads(line)
-                if number > 1:
+                if number == 1:
+                    header = row["kind"], row["settings"]
+                else:
                     self._take(row)
-                    continue
-                kind, settings = row["kind"], row["settings"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise InvalidInputError(
-                    f"Line {number} of {str(self.path)!r} is damaged: expected what an evaluation writes there. Delete "
-                    "the file; its pairs are then scored again."
-                ) from error
-            if kind != _KIND or settings != self.settings:
-                raise InvalidInputError(
-                    f"{str(self.path)!r} holds scores that were made by {settings!r}; expected {self.settings!r}. "
-                    "Delete the file, or give another folder."
-                )
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInputError(
+                f"Line {number} of {str(self.path)!r} is damaged. Delete the file; its pairs are then scored again."
+            ) from error
+        if header != (_KIND, self.settings):
+            raise InvalidInputError(
+                f"{str(self.path)!r} holds scores of {header[1]!r}; expected {self.settings!r}. Delete the file, or "
+                "choose another folder."
+            )
 
     def _take(self, row: Mapping[str, Any]) -> None:
         passages, logits, seconds = row["passages"], row["logits"], row["seconds"]
@@ -179,7 +143,7 @@ class ScoreStore:
             raise ValueError("not finite")
         query = (row["query_id"], row["query"])
         self._logits.setdefault(query, {}).update(zip(passages, logits, strict=True))
-        self._pieces.setdefault(query, []).append((frozenset(passages), seconds))
+        self._timed.setdefault(query, []).append((frozenset(passages), seconds))
 
     def _append(self, row: Mapping[str, Any]) -> None:
         if self._file is None:
@@ -193,52 +157,37 @@ class ScoreStore:
 
 
 def file_name(text: str) -> str:
-    """Return a text as the name of a file that every system takes."""
+    """Return a text as a file name that is valid on every system."""
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in text)
     return plain.strip(".-")[:80] or "unnamed"
 
 
-def _opened(path: Path) -> IO[bytes]:
-    try:
+def _locked(path: Path) -> IO[bytes]:
+    """Open a file that no other process has open; the system removes the lock when the process ends."""
+    with errors_of_writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+b")
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            # A locked range cannot be read by others; no score is ever written this far out.
+            file.seek(1 << 40)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise InvalidInputError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
-    if not _locked(file):
-        file.close()
-        raise InvalidInputError(
-            f"{str(path)!r} is in use by another evaluation; wait for its end, or give another folder."
-        )
+        # Some network file systems have no locks; there the user has to take care.
+        if sys.platform == "win32" or isinstance(error, BlockingIOError):
+            file.close()
+            raise InvalidInputError(
+                f"{str(path)!r} is in use by another evaluation; wait until it ends, or choose another folder."
+            ) from error
     return file
 
 
-def _locked(file: IO[bytes]) -> bool:
-    """Keep others away until the file is closed, which the system does when a process ends, however it ends.
-
-    Returns:
-        False if another one keeps it.
-    """
-    if sys.platform == "win32":
-        import msvcrt
-
-        # What is locked cannot be read by others; no score is ever written this far out.
-        file.seek(1 << 40)
-        try:
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-    else:
-        import fcntl
-
-        # Some network folders know no locks: there the user has to take care.
-        with suppress(OSError):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-    return True
-
-
 def _digest(text: str) -> str:
-    # Texts may hold halves of surrogate pairs.
+    # A text may hold half a surrogate pair.
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Candidates scored by several models: query by query, from depth to depth, each pair once."""
+"""Scores the candidates of a collection with several models: query by query, each pair once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import InvalidInputError, MarcoRankError
-from marcorank.evaluation.scores import ScoreStore, scoring_settings
+from marcorank.evaluation.scores import ScoreStore
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
@@ -20,164 +20,138 @@ if TYPE_CHECKING:
 
     Progress = Callable[[int, int, str], None]
 
-# What tells models of the same name apart.
-_TELLING = ("backend", "precision", "device", "long_passages", "max_length", "max_query_tokens", "commit", "scorer")
-# A few texts that were changed between two calls, and so were scored apart, do not hide the time of all others.
-_TIMED_SHARE = 0.9
+# A few texts that changed between two calls, and so were timed apart, do not hide the latency of all others.
+_MIN_TIMED_SHARE = 0.9
+
+
+def scoring_settings(reranker: Reranker) -> dict[str, Any]:
+    """Return the fingerprint of a reranker: the settings and file digests that decide its logits."""
+    return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
-    """A model that takes part.
-
-    Attributes:
-        label: Tells it from the others.
-        reranker: Scores.
-        settings: What decides which logits it gives.
-        store: The logits that are known.
-    """
+class EvaluatedModel:
+    """A reranker with a unique label and a store of the known logits."""
 
     label: str
     reranker: Reranker
-    settings: Mapping[str, Any]
     store: ScoreStore
 
+    def logits(self, collection: Collection, top_k: int) -> dict[str, dict[str, float]]:
+        """Return the logits of each query's first candidates by query_id and doc_id, in first-stage order."""
+        return {
+            query_id: dict(zip(passages, self.store.logits(query_id, query, passages.values()), strict=True))
+            for query_id, query, passages in _candidates(collection, top_k)
+        }
 
-def contenders_of(
+    def latencies_ms(self, collection: Collection, top_k: int) -> list[float] | None:
+        """Return the latency of each query; None if too few were timed at this depth."""
+        seconds = [
+            self.store.seconds(query_id, query, passages.values())
+            for query_id, query, passages in _candidates(collection, top_k)
+        ]
+        known = [1000.0 * took for took in seconds if took is not None]
+        return known if len(known) >= _MIN_TIMED_SHARE * len(seconds) else None
+
+
+def evaluated_models(
     rerankers: Sequence[Reranker], scores_folder: str | os.PathLike[str] | None, stack: ExitStack
-) -> list[Contender]:
-    """Give each reranker its label and its store, which the stack closes.
-
-    Raises:
-        InvalidInputError: Two of them give the same scores, or a store cannot be opened.
-        MarcoRankError: The files of a model cannot be had.
-    """
-    settings = _tried(rerankers, scoring_settings)
+) -> list[EvaluatedModel]:
+    """Give each reranker its label and its store, which the stack closes."""
+    fingerprints = _for_each(rerankers, scoring_settings)
     return [
-        Contender(label, reranker, made_by, stack.enter_context(ScoreStore.in_folder(scores_folder, made_by)))
-        for label, reranker, made_by in zip(_labels(rerankers, settings), rerankers, settings, strict=True)
+        EvaluatedModel(label, reranker, stack.enter_context(ScoreStore.in_folder(scores_folder, settings)))
+        for label, reranker, settings in zip(_labels(rerankers, fingerprints), rerankers, fingerprints, strict=True)
     ]
 
 
 def score_missing(
-    contenders: Sequence[Contender], collection: Collection, depths: Sequence[int], progress: Progress | None
+    models: Sequence[EvaluatedModel], collection: Collection, depths: Sequence[int], progress: Progress | None
 ) -> None:
-    """Score what no store holds yet, and keep each part at once.
+    """Score the pairs that no store holds yet, and store each part at once.
 
-    Args:
-        contenders: One after the other.
-        collection: Queries and candidates.
-        depths: Ascending. Each adds a part of a query's candidates, which is scored and timed on its own.
-        progress: Called with scored pairs, all pairs and a label, before anything is scored and after each part.
-
-    Raises:
-        MarcoRankError: A model cannot be loaded, or fails.
+    The candidates between two of the ascending depths are scored and timed separately.
     """
-    missing = {
-        contender.label: sum(
-            len(contender.store.missing(query_id, query, passages.values()))
-            for query_id, query, passages in _candidates(collection, depths[-1])
-        )
-        for contender in contenders
-    }
-    total = len(contenders) * sum(len(set(passages.values())) for *_, passages in _candidates(collection, depths[-1]))
-    unfinished = [contender for contender in contenders if missing[contender.label]]
-    done = total - sum(missing.values())
+    queries = list(_candidates(collection, depths[-1]))
+    missing = [
+        sum(len(model.store.missing(query_id, query, passages.values())) for query_id, query, passages in queries)
+        for model in models
+    ]
+    total = len(models) * sum(len(set(passages.values())) for *_, passages in queries)
+    unfinished = [model for model, pairs in zip(models, missing, strict=True) if pairs]
+    done = total - sum(missing)
     if progress is not None:
-        progress(done, total, (unfinished or contenders)[0].label)
-    _tried([contender.reranker for contender in unfinished], Reranker.warm_up)
-    for contender in unfinished:
-        for query_id, query, passages in _candidates(collection, depths[-1]):
-            for piece in _pieces(passages, depths):
-                doc_ids = {text: doc_id for doc_id, text in reversed(piece.items())}
-                texts = contender.store.missing(query_id, query, piece.values())
+        progress(done, total, (unfinished or models)[0].label)
+    _for_each([model.reranker for model in unfinished], Reranker.warm_up)
+    for model in unfinished:
+        for query_id, query, passages in queries:
+            for start, end in zip((0, *depths), depths, strict=False):
+                part = list(passages.items())[start:end]
+                texts = model.store.missing(query_id, query, [text for _, text in part])
                 if not texts:
                     continue
                 began = time.perf_counter()
-                logits = contender.reranker.score(query, texts)
+                logits = model.reranker.score(query, texts)
                 seconds = time.perf_counter() - began
-                contender.store.add(
-                    query_id, query, {doc_ids[text]: text for text in texts}, logits.tolist(), seconds=seconds
-                )
+                doc_ids = {text: doc_id for doc_id, text in reversed(part)}
+                scored = {doc_ids[text]: text for text in texts}
+                model.store.add(query_id, query, scored, logits.tolist(), seconds=seconds)
                 done += len(texts)
                 if progress is not None:
-                    progress(done, total, contender.label)
+                    progress(done, total, model.label)
 
 
-def logits_of(contender: Contender, collection: Collection, top_k: int) -> dict[str, dict[str, float]]:
-    """Return the logits of each query's first candidates by query_id and doc_id, in the order of the first stage."""
-    return {
-        query_id: dict(zip(passages, contender.store.logits(query_id, query, passages.values()), strict=True))
-        for query_id, query, passages in _candidates(collection, top_k)
-        if passages
-    }
+def _for_each(rerankers: Sequence[Reranker], function: Callable[[Reranker], Any]) -> list[Any]:
+    """Call a function with each reranker, and report all failures at once."""
 
-
-def latencies_ms(contender: Contender, collection: Collection, top_k: int) -> list[float] | None:
-    """Return the milliseconds of queries that have candidates; None where too few of them were timed at this depth."""
-    seconds = [
-        contender.store.seconds(query_id, query, passages.values())
-        for query_id, query, passages in _candidates(collection, top_k)
-        if passages
-    ]
-    known = [1000.0 * took for took in seconds if took is not None]
-    return known if len(known) >= _TIMED_SHARE * len(seconds) else None
-
-
-def _tried(rerankers: Sequence[Reranker], trial: Callable[[Reranker], Any]) -> list[Any]:
-    """Try something with each reranker, and tell of all that fail: who compares six must not start six times."""
-
-    def result_or_error(reranker: Reranker) -> Any:
+    def attempt(reranker: Reranker) -> Any:
         try:
-            return trial(reranker)
+            return function(reranker)
         except MarcoRankError as error:
             if len(rerankers) == 1:
                 raise
             return error
 
-    results = [result_or_error(reranker) for reranker in rerankers]
+    results = [attempt(reranker) for reranker in rerankers]
     failed = [pair for pair in zip(rerankers, results, strict=True) if isinstance(pair[1], MarcoRankError)]
     if failed:
-        told = "\n".join(f"{reranker!r}: {error}" for reranker, error in failed)
+        reasons = "\n".join(f"{reranker!r}: {error}" for reranker, error in failed)
         first: MarcoRankError = failed[0][1]
         raise type(first)(
-            f"{len(failed)} of {len(rerankers)} models cannot be run, and nothing was scored.\n{told}"
+            f"{len(failed)} of {len(rerankers)} models cannot be run, and nothing was scored.\n{reasons}"
         ) from first
     return results
 
 
-def _labels(rerankers: Sequence[Reranker], settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name each model so that it is told from the others."""
+def _labels(rerankers: Sequence[Reranker], fingerprints: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the name of each model, with the settings in which it differs from others of that name."""
     labels = []
-    for place, reranker in enumerate(rerankers):
-        namesakes = [made_by for other, made_by in zip(rerankers, settings, strict=True) if other.name == reranker.name]
-        differing = [key for key in _TELLING if len({str(made_by.get(key)) for made_by in namesakes}) > 1]
-        told = ", ".join(_told(key, settings[place].get(key)) for key in differing)
-        labels.append(f"{reranker.name} ({told})" if told else reranker.name)
-    for label, made_by in zip(labels, settings, strict=True):
-        if labels.count(label) > 1 or settings.count(made_by) > 1:
+    for reranker, settings in zip(rerankers, fingerprints, strict=True):
+        namesakes = [other for one, other in zip(rerankers, fingerprints, strict=True) if one.name == reranker.name]
+        shown = ", ".join(
+            _shown_setting(name, value)
+            for name, value in settings.items()
+            if name != "files" and any(other.get(name) != value for other in namesakes)
+        )
+        labels.append(f"{reranker.name} ({shown})" if shown else reranker.name)
+    for label, settings in zip(labels, fingerprints, strict=True):
+        if labels.count(label) > 1 or fingerprints.count(settings) > 1:
             raise InvalidInputError(
                 f"`models` holds {label!r} more than once with settings that give the same scores; expected each "
-                "once. A scorer of your own is told from others by its attribute `name`."
+                "once. Custom scorers are distinguished by their attribute `name`."
             )
     return labels
 
 
-def _told(key: str, value: object) -> str:
-    if key == "commit":
+def _shown_setting(name: str, value: object) -> str:
+    if name == "commit":
         return f"commit={str(value)[:7]}"
-    return str(value) if key in {"backend", "precision", "device", "scorer"} else f"{key}={value}"
+    return str(value) if name in {"backend", "precision", "device", "scorer"} else f"{name}={value}"
 
 
 def _candidates(collection: Collection, top_k: int) -> Iterator[tuple[str, str, dict[str, str]]]:
-    """Yield query_id, query and the texts of its first candidates by doc_id, best first."""
+    """Yield each query that has candidates: its query_id, its text, and the texts of its first candidates by doc_id."""
     for query_id, query in collection.queries.items():
         doc_ids = islice(collection.run.get(query_id, ()), top_k)
-        yield query_id, query, {doc_id: collection.passages[doc_id] for doc_id in doc_ids}
-
-
-def _pieces(passages: Mapping[str, str], depths: Sequence[int]) -> Iterator[dict[str, str]]:
-    """Yield what each depth adds to the one before."""
-    items = list(passages.items())
-    for start, end in zip((0, *depths), depths, strict=False):
-        yield dict(items[start:end])
+        if passages := {doc_id: collection.passages[doc_id] for doc_id in doc_ids}:
+            yield query_id, query, passages

@@ -1,4 +1,4 @@
-"""Where to cut: thresholds, top_n and top_k from judged data."""
+"""Suggested thresholds, top_n and top_k."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from marcorank.collections.records import Collection
-from marcorank.evaluation.cutting import cuts, judged_candidates
 from marcorank.evaluation.measures import mean, parse_measures, per_query, reranked
+from marcorank.evaluation.thresholds import cuts, judged_candidates
 from marcorank.ranking import order_logits
 
 # Some far apart, some closer than the digits that are printed, some equal.
@@ -25,14 +25,14 @@ LOGIT = st.one_of(
 
 @st.composite
 def judged(draw) -> tuple[Collection, dict[str, dict[str, float]]]:
-    """Up to four queries with candidates, grades from -1 to 3, and logits; not all are judged."""
+    """Draw up to four queries with candidates, logits, and grades from -1 to 3 for some candidates."""
     run, qrels, logits = {}, {}, {}
     for query_id in draw(st.lists(st.sampled_from(["q1", "q2", "q3", "q4"]), min_size=1, unique=True)):
         scores = draw(st.lists(LOGIT, max_size=25))
-        run[query_id] = {f"d{place}": -float(place) for place in range(len(scores))}
-        logits[query_id] = {f"d{place}": score for place, score in enumerate(scores)}
+        run[query_id] = {f"d{index}": -float(index) for index in range(len(scores))}
+        logits[query_id] = {f"d{index}": score for index, score in enumerate(scores)}
         grades = draw(st.lists(st.none() | st.integers(-1, 3), min_size=len(scores), max_size=len(scores)))
-        found = {f"d{place}": grade for place, grade in enumerate(grades) if grade is not None}
+        found = {f"d{index}": grade for index, grade in enumerate(grades) if grade is not None}
         qrels[query_id] = {**found, "somewhere else": 1}
     return collection_of(run, qrels), logits
 
@@ -42,15 +42,15 @@ def collection_of(run, qrels) -> Collection:
 
 
 def one_query(logits, relevant) -> tuple[Collection, dict[str, dict[str, float]]]:
-    """One query whose candidates are all judged, in the order of the first stage."""
-    names = [f"d{place}" for place in range(len(logits))]
-    grades = {name: int(name in {f"d{place}" for place in relevant}) for name in names}
-    run = {"q": {name: -float(place) for place, name in enumerate(names)}}
+    """Return one query whose candidates are all judged."""
+    names = [f"d{index}" for index in range(len(logits))]
+    grades = {name: int(name in {f"d{index}" for index in relevant}) for name in names}
+    run = {"q": {name: -float(index) for index, name in enumerate(names)}}
     return collection_of(run, {"q": grades}), {"q": dict(zip(names, map(float, logits), strict=True))}
 
 
 def kept_by_a_reranker(threshold, collection, logits) -> dict[str, set[str]]:
-    """What the ranking of the core keeps at a threshold as it is printed."""
+    """Return what a reranker keeps at the printed threshold."""
     kept = {}
     for query_id, scored in logits.items():
         names = list(scored)
@@ -66,7 +66,7 @@ def kept_by_a_reranker(threshold, collection, logits) -> dict[str, set[str]]:
 
 @given(judged(), st.integers(1, 2))
 def test_every_threshold_keeps_what_it_says(data, relevant_grade):
-    """Used as printed, with four digits, it gives the recall, precision and number that stand beside it."""
+    """The printed threshold gives the recall, precision and number beside it."""
     collection, logits = data
     found = cuts(collection, logits, relevant_grade=relevant_grade)
     assume(found is not None)
@@ -89,7 +89,7 @@ def test_every_threshold_keeps_what_it_says(data, relevant_grade):
 
 @given(judged())
 def test_a_wanted_recall_is_kept_by_the_highest_threshold(data):
-    """It reaches the recall, and no higher threshold with four digits does."""
+    """The threshold reaches the recall, and no higher one with four decimals does."""
     collection, logits = data
     found = cuts(collection, logits, recalls=(0.5, 0.8, 1.0))
     assume(found is not None)
@@ -106,7 +106,7 @@ def test_a_wanted_recall_is_kept_by_the_highest_threshold(data):
 
 def test_thresholds_by_hand():
     """Ten candidates with logits from 9.5 down to 0.5, relevant are the 1st, 2nd, 4th and 8th."""
-    collection, logits = one_query([9.5 - place for place in range(10)], [0, 1, 3, 7])
+    collection, logits = one_query([9.5 - index for index in range(10)], [0, 1, 3, 7])
     found = cuts(collection, logits, recalls=(0.5, 0.75, 0.9), precisions=(0.9, 0.6, 0.5, 0.4))
     assert {recall: point.score_threshold for recall, point in found.for_recall.items()} == {
         0.5: 8.5,
@@ -124,7 +124,7 @@ def test_thresholds_by_hand():
 
 
 def test_a_precision_holds_from_the_threshold_on():
-    """A cut that reaches it by luck, with a worse one above, is not taken."""
+    """A threshold that reaches the precision while a higher one does not is not chosen."""
     # 0.6 for the first 5 and again for the first 10, but 0.5 for the first 6 to 8.
     collection, logits = one_query(range(20, 0, -1), [0, 1, 2, 7, 8, 9])
     found = cuts(collection, logits, precisions=(0.6, 0.375))
@@ -133,7 +133,7 @@ def test_a_precision_holds_from_the_threshold_on():
 
 
 def test_single_passages_at_the_top_do_not_decide_on_a_precision():
-    """What is kept has to be 5 % as many as there are relevant candidates."""
+    """A threshold has to keep at least 5 % of the number of relevant candidates."""
     # The 100 relevant ones come after 2 others: only above 20 kept does 0.9 hold, and 5 % of 100 are 5.
     collection, logits = one_query(range(300, 0, -1), range(2, 102))
     assert cuts(collection, logits, precisions=(0.9,)).for_precision[0.9] is None
@@ -143,7 +143,7 @@ def test_single_passages_at_the_top_do_not_decide_on_a_precision():
 
 
 def test_logits_closer_than_the_digits_are_kept_together():
-    """No threshold could tell them apart once it is printed."""
+    """No printed threshold can separate them."""
     collection, logits = one_query([1.00002, 1.00001, 0.5], [0])
     point = cuts(collection, logits, recalls=(1.0,)).for_recall[1.0]
     assert (point.score_threshold, point.kept_per_query, point.precision) == (1.0, 2.0, 0.5)
@@ -151,7 +151,7 @@ def test_logits_closer_than_the_digits_are_kept_together():
 
 @pytest.mark.parametrize("logit", [0.3, -0.3, 1.1, 2.675, -7.0001, 0.00005, -0.00005, 12345.6789, 0.0])
 def test_rounding_down_is_exact(logit):
-    """The threshold keeps the logit that it comes from, and lies at most one last digit below."""
+    """The threshold keeps its logit and is at most 0.0001 lower."""
     for value in (logit, float(np.float32(logit)), math.nextafter(logit, 1e9), math.nextafter(logit, -1e9)):
         collection, logits = one_query([value], [0])
         threshold = cuts(collection, logits, recalls=(1.0,)).for_recall[1.0].score_threshold
@@ -174,7 +174,7 @@ def test_a_long_curve_is_thinned_out():
 
 @given(judged())
 def test_top_n_recall_is_that_of_the_first_results(data):
-    """For each n the share of relevant candidates among the first n of each query's new order."""
+    """The recall at n is the share of relevant candidates among the first n results of each query."""
     collection, logits = data
     found = cuts(collection, logits)
     assume(found is not None)
@@ -194,13 +194,13 @@ def test_top_n_recall_is_that_of_the_first_results(data):
 
 
 def test_top_n_ends_where_little_is_gained():
-    """After it, no further result adds 1 % of the relevant candidates; at most 50 are looked at."""
+    """After `top_n` no result adds 1 % of the relevant candidates; at most 50 are considered."""
     run, qrels, logits = {}, {}, {}
     # Of 200 queries 150 have their relevant passage first, 48 third, 1 fourth and 1 as the 60th.
     for number, rank in enumerate([1] * 150 + [3] * 48 + [4, 60]):
-        run[f"q{number}"] = {f"d{place}": -float(place) for place in range(1, 61)}
+        run[f"q{number}"] = {f"d{index}": -float(index) for index in range(1, 61)}
         logits[f"q{number}"] = run[f"q{number}"]
-        qrels[f"q{number}"] = {f"d{place}": int(place == rank) for place in range(1, 61)}
+        qrels[f"q{number}"] = {f"d{index}": int(index == rank) for index in range(1, 61)}
     found = cuts(collection_of(run, qrels), logits)
     assert found.top_n == 3
     assert list(found.top_n_recall) == list(range(1, 51))
@@ -208,16 +208,16 @@ def test_top_n_ends_where_little_is_gained():
 
 
 def test_top_k_values_are_the_measure_at_each_depth():
-    """From 1 candidate to all of them; the least that is within 0.005 of the best is told."""
+    """Depths go from 1 to all candidates; `top_k` is the smallest within 0.005 of the best."""
     random = np.random.default_rng(3)
     run, qrels, logits = {}, {}, {}
     for number in range(30):
         query_id = f"q{number}"
-        run[query_id] = {f"d{place}": -float(place) for place in range(120 - number)}
+        run[query_id] = {f"d{index}": -float(index) for index in range(120 - number)}
         logits[query_id] = {doc_id: float(random.normal()) for doc_id in run[query_id]}
-        qrels[query_id] = {f"d{place}": int(random.integers(0, 3)) for place in range(8)}
-        for place in range(8):
-            logits[query_id][f"d{place}"] += 3 * qrels[query_id][f"d{place}"]
+        qrels[query_id] = {f"d{index}": int(random.integers(0, 3)) for index in range(8)}
+        for index in range(8):
+            logits[query_id][f"d{index}"] += 3 * qrels[query_id][f"d{index}"]
     collection = collection_of(run, qrels)
     found = cuts(collection, logits, measure="RR@5")
     assert list(found.top_k_value) == [1, 2, 3, 5, 10, 15, 20, 30, 50, 75, 100, 120]
@@ -230,7 +230,7 @@ def test_top_k_values_are_the_measure_at_each_depth():
 
 
 def test_depths_that_were_not_scored_are_left_out():
-    """Candidates without a logit are no error: they were below the greatest top_k."""
+    """Candidates without a logit are below the greatest top_k, and are ignored."""
     collection, logits = one_query([3.0, 2.0, 1.0, 0.0], [1, 3])
     del logits["q"]["d2"], logits["q"]["d3"]
     found = cuts(collection, logits)
@@ -253,7 +253,7 @@ def test_depths_that_were_not_scored_are_left_out():
     ],
 )
 def test_candidates_without_a_judgement(grades, as_irrelevant, precision):
-    """They are left out where judges wrote down what is not relevant, else they count as not relevant."""
+    """They are left out if the judgements name passages that are not relevant, else they count as not relevant."""
     collection, logits = one_query([4.0, 3.0, 2.0, 1.0], [])
     collection = dataclasses.replace(collection, qrels={"q": grades})
     found = cuts(collection, logits)
@@ -273,7 +273,7 @@ def test_the_relevant_grade_decides_who_is_relevant():
 
 @pytest.mark.parametrize("relevant", [[], None])
 def test_without_a_relevant_candidate_there_is_no_cut(relevant):
-    """None, and no warning, also without any candidate."""
+    """Without a relevant candidate, or without any, the result is None."""
     collection, logits = one_query([2.0, 1.0], relevant or [])
     if relevant is None:
         collection, logits = dataclasses.replace(collection, run={}), {}
@@ -281,7 +281,7 @@ def test_without_a_relevant_candidate_there_is_no_cut(relevant):
 
 
 def test_one_relevant_candidate_is_enough():
-    """The smallest case has a cut; no precision holds on fewer than 5."""
+    """One relevant candidate is enough for a threshold; a precision needs at least 5 candidates."""
     collection, logits = one_query([1.5], [0])
     found = cuts(collection, logits)
     assert {point.score_threshold for point in found.for_recall.values()} == {1.5}
