@@ -21,7 +21,6 @@ import ray
 from ray import serve
 
 from marcorank import Reranker
-from marcorank.bench.records import Settings
 from marcorank.bench.workload import Workload, pair_lengths
 from marcorank.ray import build_app
 
@@ -62,7 +61,7 @@ def start(settings: dict[str, object]) -> str:
 
 async def measure(url: str, settings: dict[str, object], count: int, rounds: int) -> None:
     """Measure both sides in turn."""
-    workload = Workload(Settings(models=(str(settings["model"]),)), str(settings["model"]))
+    workload = Workload(str(settings["model"]))
     requests = [workload.passages(pair_lengths(CANDIDATES, 95, 414)) for _ in range(count)]
     limits = httpx.Limits(max_connections=AT_ONCE)
     with Reranker(**settings).warm_up() as reranker:  # type: ignore[arg-type]
