@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _NAMES = {"langchain": "LangChain", "llama-index": "LlamaIndex", "flashrank": "FlashRank"}
 _FORMATS = (".png", ".svg")
 _OWN, _PEER, _INK, _MUTED, _GRID = "#3b6fb6", "#a3a8b0", "#1f2328", "#646b74", "#e4e7eb"
+_BEHIND = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 _WIDTH_INCHES, _ROW_INCHES, _EDGE_INCHES = 8.0, 0.34, 1.2
 _STYLE = {"svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 11, "svg.hashsalt": "bench"}
 
@@ -59,8 +60,9 @@ def write_chart(results: Results, path: str | os.PathLike[str]) -> None:
             if row is None:
                 continue
             axes.barh(position, speeds[row.name], height=0.72, color=_OWN if row.contestant == MARCORANK else _PEER)
-            text = f"{speeds[row.name]:.1f}x   {row.p50_s * 1e3:,.{0 if row.p50_s >= 0.01 else 1}f} ms"
-            axes.text(speeds[row.name] + 0.012 * longest, position, text, va="center", color=_INK)
+            text = f"{speeds[row.name]:.1f}x, {row.p50_s * 1e3:,.{0 if row.p50_s >= 0.01 else 1}f} ms"
+            # The line of the baseline must not run through the text.
+            axes.text(speeds[row.name] + 0.015 * longest, position, text, va="center", color=_INK, bbox=_BEHIND)
         axes.set_yticks(range(len(lines)), [label for label, _ in lines])
         for label, (_, row) in zip(axes.get_yticklabels(), lines, strict=True):
             # Names of models must not be read as formulas.
@@ -94,7 +96,7 @@ def _lines(results: Results) -> list[tuple[str, Row | None]]:
 def _caption(results: Results) -> str:
     baselines = [results.baseline(row.model) for row in results.rows if row.measured]
     names = " or ".join(dict.fromkeys(map(_name, baselines)))
-    return f"speed, {names} = 1, and the median of a {len(results.workload['passages'])}-passage request"
+    return f"speed ({names} = 1) and median time of a request with {len(results.workload['passages'])} passages"
 
 
 def _name(row: Row) -> str:
