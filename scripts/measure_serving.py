@@ -21,7 +21,7 @@ import ray
 from ray import serve
 
 from marcorank import Reranker
-from marcorank.bench.workload import Workload, pair_lengths
+from marcorank.bench.workload import QUERY, Workload, pair_lengths
 from marcorank.ray import build_app
 
 CANDIDATES = 20
@@ -70,11 +70,11 @@ async def measure(url: str, settings: dict[str, object], count: int, rounds: int
 
             async def here(passages: list[str]) -> dict[int, float]:
                 async with turn:
-                    ranking = await reranker.arank(workload.query, passages)
+                    ranking = await reranker.arank(QUERY, passages)
                 return {one.index: one.logit for one in ranking}
 
             async def there(passages: list[str]) -> dict[int, float]:
-                body = {"query": workload.query, "texts": passages, "raw_scores": True, "truncate": True}
+                body = {"query": QUERY, "texts": passages, "raw_scores": True, "truncate": True}
                 async with turn:
                     response = await client.post("/rerank", json=body)
                 return {one["index"]: one["score"] for one in response.raise_for_status().json()}

@@ -33,7 +33,7 @@ def small(*models, **more):
 
 
 def setup(model):
-    return [str(model), str(model), "onnx", "fp32", "cpu", None, None, ""]
+    return [str(model), "onnx", "fp32", str(model), "", "cpu", None, None]
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +218,7 @@ def test_what_a_contestant_started_ends_with_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         with pytest.raises(ContestantError):
-            child.ask("product", library="openvino", precision="fp32", sizes=[64], device="cpu", threads=None)
+            child.ask("product", product=["openvino", "fp32", [64], "cpu", None])
         started = wait_for(lambda: children_of(child._process.pid))
     assert wait_for(lambda: not any(map(alive, started)))
 

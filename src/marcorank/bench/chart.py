@@ -22,12 +22,7 @@ _STYLE = {"svg.fonttype": "none", "font.family": "DejaVu Sans", "font.size": 11,
 
 
 def check_chart_path(path: str | os.PathLike[str]) -> None:
-    """Check that a chart can be drawn, before an hour is spent on measuring for it.
-
-    Raises:
-        InvalidInputError: The path does not end in .png or .svg.
-        MissingExtraError: matplotlib is not installed.
-    """
+    """Check the ending of the path, and that matplotlib is installed, before an hour is spent on measuring."""
     if Path(path).suffix.lower() not in _FORMATS:
         raise InvalidInputError(
             f"The file of the chart is {os.fspath(path)!r}; expected a name that ends in {' or '.join(_FORMATS)}."

@@ -57,11 +57,11 @@ class Commands:
 
         return getattr(scenarios, name)(self._loaded.reranker, **arguments)
 
-    def product(self, **arguments: Any) -> float:
+    def product(self, product: list[Any]) -> float:
         """Return the speed of a matrix product, in 10^9 operations per second."""
         from marcorank.bench.limit import product_gflops
 
-        return product_gflops(**arguments)
+        return product_gflops(*product)
 
     def memory(self) -> int | None:
         """Return the peak memory of this process in bytes; None if the system does not report it."""

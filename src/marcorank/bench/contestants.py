@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 # The frameworks' rerankers shorten their results; the order of all passages says more.
 _ALL = 1_000_000
-_SAFETENSORS = "*.safetensors"
 _ONNX_FILE = "onnx/model.onnx"
 
 
@@ -31,13 +32,13 @@ class Setup(NamedTuple):
     """What a contestant is loaded with. Peers read `folder`, and may write to `scratch`, which is empty."""
 
     model: str
-    folder: str
     backend: str
     precision: str
+    folder: str
+    scratch: str
     device: str
     threads: int | None
     cache_folder: str | None
-    scratch: str
 
 
 class Loaded(NamedTuple):
@@ -57,11 +58,7 @@ class Loaded(NamedTuple):
 
 
 def load(contestant: str, setup: Setup) -> Loaded:
-    """Load a contestant.
-
-    Raises:
-        UnusableError: A peer cannot load this model.
-    """
+    """Load a contestant."""
     if contestant == MARCORANK:
         return _marcorank(setup)
     peer = PEERS[contestant]
@@ -128,24 +125,11 @@ def _langchain(setup: Setup) -> Loaded:
     )
 
 
-def _llama_index(setup: Setup) -> Loaded:
-    from llama_index.core.postprocessor import SentenceTransformerRerank
-
-    # By default it would run code from the model's folder.
-    return _llama_index_nodes(
-        SentenceTransformerRerank(model=setup.folder, top_n=_ALL, device=setup.device, trust_remote_code=False)
-    )
-
-
-def _llama_index_sbert(setup: Setup) -> Loaded:
-    from llama_index.postprocessor.sbert_rerank import SentenceTransformerRerank
-
-    return _llama_index_nodes(SentenceTransformerRerank(model=setup.folder, top_n=_ALL, device=setup.device))
-
-
-def _llama_index_nodes(postprocessor: Any) -> Loaded:
+def _llama_index(module: str, setup: Setup, **more: Any) -> Loaded:
     from llama_index.core.schema import NodeWithScore, TextNode
 
+    reranker = import_module(module).SentenceTransformerRerank
+    postprocessor = reranker(model=setup.folder, top_n=_ALL, device=setup.device, **more)
     return Loaded(
         rank=lambda query, nodes: postprocessor.postprocess_nodes(nodes, query_str=query),
         # Whether its scores are logits depends on the model's files.
@@ -203,11 +187,13 @@ def _write_onnx_folder(setup: Setup, folder: Path, weights: str) -> None:
     """Write a folder as peers download it that accept only their own models."""
     source = Path(setup.folder)
     folder.mkdir()
-    for name, target in ((_ONNX_FILE, weights), (f"{_ONNX_FILE}_data", "model.onnx_data")):
+    files = {_ONNX_FILE: weights, f"{_ONNX_FILE}_data": "model.onnx_data", "tokenizer.json": "tokenizer.json"}
+    for name, target in files.items():
         if (source / name).is_file():
             _link(source / name, folder / target)
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    config, tokenizer = _json(source / "config.json"), _json(source / "tokenizer_config.json")
+    config, tokenizer = (
+        json.loads((source / name).read_text(encoding="utf-8")) for name in ("config.json", "tokenizer_config.json")
+    )
     # A `max_length` that happens to be stored there would truncate passages that the others read whole.
     tokenizer.pop("max_length", None)
     limit = tokenizer.get("model_max_length")
@@ -233,23 +219,12 @@ def _link(file: Path, target: Path) -> None:
         shutil.copyfile(file, target)
 
 
-def _json(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content
-
-
 class Peer(NamedTuple):
-    """A reranker of others.
-
-    Attributes:
-        load: Loads it.
-        packages: Packages that it needs.
-        reads: Pattern of the weights that it reads.
-    """
+    """A reranker of others; `reads` is the pattern of the weights that it loads."""
 
     load: Callable[[Setup], Loaded]
     packages: tuple[str, ...]
-    reads: str = _SAFETENSORS
+    reads: str = "*.safetensors"
 
     @property
     def installed(self) -> bool:
@@ -259,8 +234,15 @@ class Peer(NamedTuple):
 
 PEERS = {
     "langchain": Peer(_langchain, ("langchain-classic", "langchain-community", "sentence-transformers")),
-    "llama-index": Peer(_llama_index, ("llama-index-core", "sentence-transformers")),
-    "llama-index-sbert": Peer(_llama_index_sbert, ("llama-index-postprocessor-sbert-rerank", "sentence-transformers")),
+    "llama-index": Peer(
+        # By default it would run code from the model's folder.
+        partial(_llama_index, "llama_index.core.postprocessor", trust_remote_code=False),
+        ("llama-index-core", "sentence-transformers"),
+    ),
+    "llama-index-sbert": Peer(
+        partial(_llama_index, "llama_index.postprocessor.sbert_rerank"),
+        ("llama-index-postprocessor-sbert-rerank", "sentence-transformers"),
+    ),
     "sentence-transformers": Peer(_sentence_transformers, ("sentence-transformers",)),
     "rerankers": Peer(_rerankers, ("rerankers", "transformers")),
     "flashrank": Peer(_flashrank, ("flashrank",), _ONNX_FILE),

@@ -22,20 +22,7 @@ _TURN_S = 0.25
 
 
 def product_gflops(library: str, precision: str, sizes: Sequence[int], device: str, threads: int | None) -> float:
-    """Return the speed of the fastest product of square matrices.
-
-    The first call also selects the size.
-
-    Args:
-        library: `"torch"`, `"onnxruntime"` or `"openvino"`.
-        precision: Precision of the product.
-        sizes: Numbers of rows to select from.
-        device: Device name, as in torch.
-        threads: Number of threads; None for the library's default.
-
-    Returns:
-        10^9 operations per second; a multiplication and an addition are two.
-    """
+    """Return the speed of the fastest square product in 10^9 operations per second; the first call selects its size."""
     speed = _fastest_size(library, precision, tuple(sizes), device, threads)
     best, ends = speed(), time.perf_counter() + _TURN_S
     while time.perf_counter() < ends:
@@ -50,7 +37,7 @@ def _fastest_size(
     with without_telemetry():
         __import__(library)
 
-    def measured(size: int) -> Callable[[], float]:
+    def prepared(size: int) -> Callable[[], float]:
         random = np.random.default_rng(size)
         left, right = (random.random((size, size), dtype=np.float32) * 2 - 1 for _ in range(2))
         if library == "torch":
@@ -66,7 +53,7 @@ def _fastest_size(
 
         return speed
 
-    return max(map(measured, sizes), key=lambda speed: max(speed(), speed()))
+    return max(map(prepared, sizes), key=lambda speed: max(speed(), speed()))
 
 
 def _torch(precision: str, left: NDArray[Any], right: NDArray[Any], device: str) -> Callable[[], Any]:
@@ -123,9 +110,6 @@ def _openvino(precision: str, left: NDArray[Any], right: NDArray[Any], threads: 
 
 def onnx_product(precision: str) -> bytes:
     """Return an ONNX model that multiplies `left` by `right`, written without the package onnx.
-
-    Args:
-        precision: `"fp32"`, or `"int8"` for a product of uint8 and int8.
 
     Source: the field numbers and types of onnx.proto3.
     """

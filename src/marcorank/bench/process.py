@@ -23,11 +23,7 @@ _MAX_REASON_CHARS = 300
 
 
 class ContestantError(Exception):
-    """A contestant failed.
-
-    Attributes:
-        kind: Name of the error's class in its process; empty if the process ended or timed out.
-    """
+    """A contestant failed; `kind` is the name of the error's class, and empty if its process ended or timed out."""
 
     def __init__(self, message: str, kind: str = "") -> None:
         super().__init__(shorten(" ".join(message.split()), _MAX_REASON_CHARS))
@@ -35,11 +31,7 @@ class ContestantError(Exception):
 
 
 class Child:
-    """A process that runs `marcorank.bench.child`; it ends with `close` or with the parent.
-
-    Attributes:
-        started: When it was started, as `time.perf_counter` counts.
-    """
+    """A process that runs `marcorank.bench.child`; it ends with `close` or with the parent."""
 
     def __init__(self, *, threads: int | None, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -59,12 +51,7 @@ class Child:
         self._commands, self._results = self._process.stdin, self._process.stdout
 
     def ask(self, do: str, *, more_time_s: float = 0, **arguments: Any) -> Any:
-        """Have the process carry out a command and return its result.
-
-        Args:
-            do: A method of `child.Commands`.
-            more_time_s: How much longer than usual it may take.
-            arguments: Arguments of the method.
+        """Call a method of `child.Commands` in the process and return its result.
 
         Raises:
             ContestantError: The command failed or timed out, or the process ended.
@@ -119,10 +106,7 @@ class Child:
         self._process.kill()
 
     def _how_it_ended(self) -> str:
-        try:
-            status = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            return "its process closed its output"
+        status = self._process.wait()
         how = f"its process ended with status {status}"
         if status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"

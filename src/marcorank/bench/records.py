@@ -159,8 +159,8 @@ class Results:
     def baseline(self, model: str) -> Row:
         """Return the row that the speeds of a measured model are relative to.
 
-        The faster of LangChain's and LlamaIndex' own rerankers with the same weights, else sentence-transformers,
-        else the same with another model of the run, else the slowest.
+        The faster of LangChain's and LlamaIndex' own rerankers, else sentence-transformers, else one of these with
+        another model of the run, else the slowest.
         """
         own = self.measured(model)
         others = [row for row in self.rows if row.measured and row.model != model]

@@ -16,7 +16,7 @@ from marcorank._models.selection import BACKENDS, PRECISIONS
 from marcorank.bench.contestants import PEERS, Setup, version_of
 from marcorank.bench.process import Child, ContestantError
 from marcorank.bench.records import MARCORANK, Results, Row
-from marcorank.bench.workload import Workload, model_file, pair_lengths, request_flops
+from marcorank.bench.workload import QUERY, Workload, model_file, pair_lengths, request_flops
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -165,7 +165,7 @@ class _Run:
         contestant = _Contestant(row, self._processes.enter_context(self._new_child()))
         with _failures(contestant):
             self._load(row, contestant.child)
-            result = contestant.child.ask("request", query=self._workload.query, passages=self._passages)
+            result = contestant.child.ask("request", query=QUERY, passages=self._passages)
             row.order, row.logits = result["order"], result["logits"]
             row.flops = request_flops(row.model, self._passages, self._settings.cache_folder)
             contestant.repeat = max(1, min(_MAX_REQUESTS_PER_TURN, round(_TURN_S / result["seconds"])))
@@ -175,16 +175,9 @@ class _Run:
         """Load a contestant and record its cold start, which ends with a ranking of two short passages."""
         settings, config = self._settings, self._configs[row.model]
         scratch = tempfile.mkdtemp(dir=self._scratch)
-        setup = Setup(
-            row.model,
-            scratch if config is None else str(config.parent.absolute()),
-            row.backend,
-            row.precision,
-            settings.device,
-            settings.threads,
-            settings.cache_folder,
-            scratch,
-        )
+        folder = scratch if config is None else str(config.parent.absolute())
+        everyone = (settings.device, settings.threads, settings.cache_folder)
+        setup = Setup(row.model, row.backend, row.precision, folder, scratch, *everyone)
         child.ask("load", contestant=row.contestant, setup=setup, query="how long", passages=["not long", "long"])
         row.cold_start_s.append(time.perf_counter() - child.started)
 
@@ -199,14 +192,8 @@ class _Run:
         settings = self._settings
         # If a library has no such product, others set the limit.
         with suppress(ContestantError):
-            speed = child.ask(
-                "product",
-                library=library,
-                precision=precision,
-                sizes=settings.limit_sizes,
-                device=settings.device,
-                threads=settings.threads,
-            )
+            product = [library, precision, settings.limit_sizes, settings.device, settings.threads]
+            speed = child.ask("product", product=product)
             self._results.limits.setdefault(precision, {}).setdefault(library, []).append(speed)
 
     def _measure_scenario(self, name: str, contestant: _Contestant) -> None:
@@ -215,7 +202,7 @@ class _Run:
         count, options, runs = settings.lag_requests, {}, 1
         if name == "concurrent":
             count, options, runs = settings.concurrency, {"rounds": settings.rounds}, 3 * settings.rounds
-        requests = [(self._workload.query, self._workload.passages(lengths)) for _ in range(count)]
+        requests = [(QUERY, self._workload.passages(lengths)) for _ in range(count)]
         more_time_s = _SLACK * runs * count * row.p50_s
         try:
             figures = contestant.child.ask("scenario", name=name, requests=requests, more_time_s=more_time_s, **options)

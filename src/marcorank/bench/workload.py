@@ -21,9 +21,7 @@ _SKEW = 1.44
 _TRIES = 50
 _MAX_TOKENS = 512
 # Encoders with the layers of BERT: four square products, and two with the intermediate size.
-_KNOWN_SHAPES = {
-    "bert", "roberta", "xlm-roberta", "electra", "camembert", "mpnet", "distilbert", "interaction-bert",
-}  # fmt: skip
+_KNOWN_SHAPES = ["bert", "roberta", "xlm-roberta", "electra", "camembert", "mpnet", "distilbert", "interaction-bert"]
 
 
 def pair_lengths(count: int, low: int, high: int) -> list[int]:
@@ -33,21 +31,9 @@ def pair_lengths(count: int, low: int, high: int) -> list[int]:
 
 
 class Workload:
-    """Makes passages of given lengths with the tokenizer of a model; the same ones in each run.
-
-    Attributes:
-        query: The query.
-    """
-
-    query = QUERY
+    """Makes passages of given lengths with the tokenizer of a model; the same ones in each run."""
 
     def __init__(self, model: str, cache_folder: str | None = None) -> None:
-        """Read the tokenizer and the text.
-
-        Raises:
-            UnknownModelError: No model has this name.
-            ModelLoadError: The model has no tokenizer, or it cannot be read.
-        """
         # The chapters of Python's reference.
         from pydoc_data.topics import topics
 
@@ -73,17 +59,17 @@ class Workload:
 
     def described(self, passages: Sequence[str]) -> dict[str, Any]:
         """Return a request as plain values, with the lengths as this tokenizer counts them."""
-        lengths = [pair_length(self._tokenizer, self.query, passage) for passage in passages]
-        return {"query": self.query, "passages": list(passages), "lengths": lengths, "tokens": sum(lengths)}
+        lengths = [pair_length(self._tokenizer, QUERY, passage) for passage in passages]
+        return {"query": QUERY, "passages": list(passages), "lengths": lengths, "tokens": sum(lengths)}
 
     def _passage(self, length: int, used: Collection[str]) -> str:
-        tokens = max(1, length - pair_length(self._tokenizer, self.query, ""))
+        tokens = max(1, length - pair_length(self._tokenizer, QUERY, ""))
         best, best_error = "", length
         for _ in range(_TRIES):
             start = self._starts[self._random.integers(len(self._starts))]
             last = min(start + tokens, len(self._offsets)) - 1
             text = self._text[self._offsets[start][0] : self._offsets[last][1]].strip()
-            error = abs(pair_length(self._tokenizer, self.query, text) - length)
+            error = abs(pair_length(self._tokenizer, QUERY, text) - length)
             if error < best_error and text not in used:
                 best, best_error = text, error
             if best_error == 0:
@@ -122,21 +108,14 @@ def read_tokenizer(model: str, cache_folder: str | None) -> Any:
 
 
 def model_file(model: str, name: str, cache_folder: str | None) -> Path | None:
-    """Return a file of a model on this machine; None if it is not there.
-
-    Raises:
-        UnknownModelError: No model has this name.
-    """
+    """Return a file of a model on this machine; None if it is not there."""
     return locate(ModelSettings(model, cache_folder=cache_folder, local_files_only=True)).fetch(name)
 
 
 def request_flops(model: str, passages: Sequence[str], cache_folder: str | None) -> float | None:
     """Return the operations of a request: products of weights and attention, in all layers for all tokens.
 
-    A multiplication and an addition are two. Embeddings, biases, normalisation and softmax are not counted.
-
-    Returns:
-        None if the architecture is unknown.
+    A multiplication and an addition are two. None stands for an unknown architecture.
     """
     try:
         file = model_file(model, "config.json", cache_folder)

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 
     from marcorank.bench.records import Results, Row
 
-_HEADER = ("reranker", "p50 ms", "p95 ms", "passages/s", "speed", "of limit", "cold s", "MB", "off by", "same top 3")
+# Header, figure and format of each column.
+_COLUMNS = (
+    ("passages/s", "passages_per_s", "{:.0f}"),
+    ("speed", "speed", "{:.1f}x"),
+    ("of limit", "share_of_limit", "{:.0%}"),
+    ("cold s", "cold_start_s", "{:.2f}"),
+    ("MB", "peak_memory_mb", "{:,.0f}"),
+    ("off by", "largest_difference", "{:.1g}"),
+)
 _SCENARIOS = {
     "concurrent": "{requests} concurrent requests reach {threads_of_one_call:.0%} (threads) and "
     "{tasks_of_one_call:.0%} (tasks) of the throughput of one call",
@@ -31,7 +39,8 @@ def report_lines(results: Results) -> Iterator[str]:
         yield from ("", one_line(model))
         measured = results.measured(model)
         if measured:
-            yield from table(_HEADER, [_cells(results, row) for row in measured], left=_HEADER[:1], width=_width())
+            header = ("reranker", "p50 ms", "p95 ms", *(column[0] for column in _COLUMNS), "same top 3")
+            yield from _table(header, [_cells(results, row) for row in measured])
             baseline, reference = results.baseline(model), results.reference(model)
             shown = baseline.label if baseline.model == model else baseline.name
             yield f"speed: {shown} = 1; off by, top 3: compared with {reference.label}"
@@ -61,15 +70,13 @@ def change_lines(before: Results, after: Results) -> Iterator[str]:
         yield f"note: the earlier run was on another processor, {before.machine['processor']}"
     if before.workload["lengths"] != after.workload["lengths"]:
         yield "note: the earlier run had another request; its times are not comparable"
-    old = {row.name: row for row in before.rows if row.measured}
-    new = {row.name: row for row in after.rows if row.measured}
+    old, new = ({row.name: row for row in run.rows if row.measured} for run in (before, after))
     rows = [
         [row.label, _ms(old[name].p50_s), _ms(row.p50_s), f"{old[name].p50_s / row.p50_s:.2f}x", one_line(row.model)]
         for name, row in new.items()
         if name in old
     ]
-    header = ("reranker", "p50 ms before", "p50 ms now", "speed-up", "model")
-    yield from table(header, rows, left=("reranker", "model"), width=_width())
+    yield from _table(("reranker", "p50 ms before", "p50 ms now", "speed-up", "model"), rows)
     for precision in after.limits:
         then, now = before.limit(precision), after.limit(precision)
         if then is not None and now is not None:
@@ -81,27 +88,13 @@ def change_lines(before: Results, after: Results) -> Iterator[str]:
 
 def _cells(results: Results, row: Row) -> list[str]:
     figures = results.figures(row)
+    shown = ["-" if figures[name] is None else form.format(figures[name]) for _, name, form in _COLUMNS]
+    return [row.label, _ms(row.p50_s), _ms(row.p95_s), *shown, "yes" if figures["same_top_3"] else "NO"]
 
-    def shown(name: str, form: str) -> str:
-        return "-" if figures[name] is None else format(figures[name], form)
 
-    return [
-        row.label,
-        _ms(row.p50_s),
-        _ms(row.p95_s),
-        shown("passages_per_s", ".0f"),
-        shown("speed", ".1f") + "x",
-        shown("share_of_limit", ".0%"),
-        shown("cold_start_s", ".2f"),
-        shown("peak_memory_mb", ",.0f"),
-        shown("largest_difference", ".1g"),
-        "yes" if figures["same_top_3"] else "NO",
-    ]
+def _table(header: tuple[str, ...], rows: list[list[str]]) -> list[str]:
+    return table(header, rows, left=("reranker", "model"), width=shutil.get_terminal_size().columns)
 
 
 def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:,.0f}" if seconds >= 0.1 else f"{seconds * 1e3:.1f}"
-
-
-def _width() -> int:
-    return shutil.get_terminal_size().columns
