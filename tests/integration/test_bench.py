@@ -67,7 +67,7 @@ def row_of(results, label):
     return next(row for row in results.rows if row.label == label)
 
 
-def test_everyone_has_a_turn_in_every_round(benched, small_bert):
+def test_turns(benched, small_bert):
     """Contestants take turns: a round is over before the next begins, and its order changes."""
     results, steps = benched
     ran = [row.label for row in results.rows if row.measured]
@@ -84,8 +84,8 @@ def test_everyone_has_a_turn_in_every_round(benched, small_bert):
         assert not row.measured or (len(row.rounds_s) == 2 and all(row.rounds_s) and len(row.cold_start_s) == 1)
 
 
-def test_everyone_answers_the_same_request(benched, small_bert):
-    """Logits and orders in the results are those of the weights, whoever computed them."""
+def test_same_request(benched, small_bert):
+    """Logits and order match those of the weights for every contestant."""
     results, _ = benched
     query, passages = results.workload["query"], results.workload["passages"]
     expected = predict(small_bert, query, passages)
@@ -103,15 +103,15 @@ def test_everyone_answers_the_same_request(benched, small_bert):
     assert results.reference(str(small_bert)).contestant == "sentence-transformers"
 
 
-def test_who_cannot_run_says_why(benched):
-    """A missing file is a reason in its row; what marcorank never does and nobody asked for has none."""
+def test_reasons(benched):
+    """A missing file is the reason of its row; an unsupported combination that nobody requested has no row."""
     results, _ = benched
     assert "no int8 ONNX file" in row_of(results, "marcorank onnx int8").reason
     assert [row for row in results.rows if row.label == "marcorank onnx bf16"] == []
 
 
-def test_a_peer_that_is_missing_is_named_with_its_command(small_bert, monkeypatch):
-    """Who lacks a peer reads how to install it, and the others are measured."""
+def test_missing_peer(small_bert, monkeypatch):
+    """A peer that is not installed is listed, and the others are measured."""
     missing = PEERS["fastembed"]._replace(packages=("not-a-package",))
     monkeypatch.setitem(PEERS, "fastembed", missing)
     results = run_bench(
@@ -121,8 +121,8 @@ def test_a_peer_that_is_missing_is_named_with_its_command(small_bert, monkeypatc
     assert row_of(results, "marcorank onnx fp32").measured
 
 
-def test_what_was_asked_for_by_name_is_in_the_results(small_bert):
-    """A precision that a backend does not have has a row with the reason, if both were named."""
+def test_requested_combination(small_bert):
+    """An unsupported combination has a row with the reason if both backend and precision were requested."""
     (row,) = run_bench(small(small_bert, backends=("onnx",), precisions=("bf16",))).rows
     assert not row.measured
     assert "onnx backend supports" in row.reason
@@ -140,8 +140,8 @@ def test_limit(benched):
     assert results.figures(row_of(results, "marcorank onnx fp32"))["share_of_limit"] > 0
 
 
-def test_scenarios_are_measured(scenarios):
-    """Every scenario has its figures, and each cold start is a process of its own."""
+def test_scenarios(scenarios):
+    """Every scenario has its figures, and each cold start its time."""
     (row,) = scenarios.rows
     found = row.scenarios
     assert len(row.cold_start_s) == 3
@@ -154,22 +154,22 @@ def test_scenarios_are_measured(scenarios):
     assert found["lag"]["ticks"] > 0
 
 
-@pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="only Linux and macOS tell the peak of a process")
-def test_the_peak_memory_is_that_of_the_contestant(scenarios, benched):
-    """A peer with torch holds more than onnxruntime alone, whatever this process holds."""
+@pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="only Linux and macOS report peak memory")
+def test_peak_memory(scenarios, benched):
+    """A peer with torch needs more memory than onnxruntime alone, whatever this process uses."""
     (row,) = scenarios.rows
     assert 20e6 < row.peak_memory_bytes < row_of(benched[0], "sentence-transformers").peak_memory_bytes
 
 
-def test_results_go_through_a_file(benched, tmp_path):
-    """What a run found is read again as it was."""
+def test_results_round_trip(benched, tmp_path):
+    """The file of a run restores its results."""
     results, _ = benched
     results.write_json(tmp_path / "bench.json")
     assert Results.read_json(tmp_path / "bench.json") == results
 
 
-def test_a_model_without_weights_for_peers_says_so():
-    """No peer can load the bundled model, and each says what it lacks."""
+def test_model_without_weights_for_peers():
+    """Peers that cannot load the bundled model say which file they need."""
     results = run_bench(small("bundled", peers=("sentence-transformers",), candidates=2, rounds=1))
     assert row_of(results, "sentence-transformers").reason == "the model has no .safetensors file, which it reads"
     assert row_of(results, "marcorank onnx int8").measured
@@ -177,7 +177,7 @@ def test_a_model_without_weights_for_peers_says_so():
 
 @pytest.mark.parametrize("peer", ["langchain", "llama-index-sbert", "rerankers", "flashrank", "fastembed"])
 def test_peers_rank_the_same_weights(peer, small_bert):
-    """Each peer loads this very model and gives the order of its logits."""
+    """Each peer loads this model and returns the order of its logits."""
     results = run_bench(small(small_bert, peers=(peer,), backends=("onnx",), precisions=("fp32",), rounds=1))
     assert results.not_installed == []
     row = row_of(results, peer)
@@ -185,8 +185,8 @@ def test_peers_rank_the_same_weights(peer, small_bert):
     assert row.order == row_of(results, "marcorank onnx fp32").order
 
 
-def test_a_contestant_that_hangs_is_ended(small_bert):
-    """Who keeps silent for too long is ended, and the reason says so."""
+def test_timeout(small_bert):
+    """A contestant that does not respond in time is ended, and the reason says so."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         child.ask("load", **PAIR, setup=setup(small_bert))
         child.ask("request", query="how long", passages=["not long", "long"])
@@ -198,8 +198,8 @@ def test_a_contestant_that_hangs_is_ended(small_bert):
             child.ask("memory")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
-def test_a_contestant_that_crashes_says_how(small_bert):
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_crash(small_bert):
     """The reason of a process that the system ended names the signal."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         child.ask("load", **PAIR, setup=setup(small_bert))
@@ -210,8 +210,8 @@ def test_a_contestant_that_crashes_says_how(small_bert):
             child.ask("memory")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for as Linux shows them")
-def test_what_a_contestant_started_ends_with_it(tmp_path, monkeypatch):
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children through Linux' /proc")
+def test_descendants_end(tmp_path, monkeypatch):
     """A library's own processes, such as those that report its use, do not outlive the contestant."""
     sleeper = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])"
     (tmp_path / "openvino.py").write_text(sleeper)
@@ -223,8 +223,8 @@ def test_what_a_contestant_started_ends_with_it(tmp_path, monkeypatch):
     assert wait_for(lambda: not any(map(alive, started)))
 
 
-def test_a_command_that_fails_leaves_the_process_as_it_was(small_bert):
-    """A command that fails is an answer like others, and the process goes on."""
+def test_process_survives_a_failed_command(small_bert):
+    """The error of a command is raised here, and the process carries out the next one."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         with pytest.raises(ContestantError, match="no such folder") as caught:
             child.ask("load", **PAIR, setup=setup("./nowhere"))
@@ -251,8 +251,8 @@ def run(capsys, tmp_path, monkeypatch):
     return run_command
 
 
-def test_the_command_writes_table_json_and_chart_and_compares(run, small_bert, tmp_path):
-    """One command gives the table, the file and the picture; a second one says what changed since."""
+def test_command(run, small_bert, tmp_path):
+    """The command prints the table and writes file and chart; a second run compares with the first."""
     options = ("--backend", "onnx", "--precision", "fp32", "int8", "--peers", "none", "--rounds", 1, "--candidates", 2)
     options += ("--cold-starts", 1, "--lengths", 16, 40, "--no-limit")
     status, out, error = run(small_bert, *options, "--json", "old.json", "--chart", "speed.png")
@@ -287,24 +287,24 @@ def test_the_command_writes_table_json_and_chart_and_compares(run, small_bert, t
         (["cross-encoder/ms-marco-TinyBERT-L2-v2"], 1, "ms-marco-TinyBERT-L2-v2"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_measured(run, arguments, status, message):
-    """Wrong names and paths end the command at once, with what is expected."""
+def test_invalid_arguments(run, arguments, status, message):
+    """Wrong names and paths fail before anything is measured, with the expected values."""
     found, out, error = run(*arguments)
     assert (found, out) == (status, "")
     assert message in error
 
 
-def test_nothing_measured_is_a_failure(run, small_bert):
-    """Who asks for what cannot run gets the reason and a status that says so."""
+def test_nothing_measured(run, small_bert):
+    """If nothing can be measured, the command prints the reason and exits with status 1."""
     status, out, _ = run(small_bert, "--backend", "onnx", "--precision", "int8", "--peers", "none", "--no-limit")
     assert status == 1
     assert "not measured: marcorank onnx int8: Model " in out
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for as Linux shows them")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children through Linux' /proc")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_stays_behind(ending, small_bert, tmp_path):
-    """After Ctrl-C, and even when the command itself is killed, no contestant goes on."""
+def test_no_process_remains(ending, small_bert, tmp_path):
+    """After Ctrl-C, and even when the command itself is killed, every contestant ends."""
     # Two contestants: one of them waits whenever the end comes, and waiting must not be for ever.
     command = [sys.executable, "-m", "marcorank", "bench", str(small_bert), "bundled", "--rounds", "100000"]
     command += ["--backend", "onnx", "--precision", "fp32", "int8", "--peers", "none", "--cold-starts", "1"]
@@ -341,12 +341,12 @@ def alive(pid):
 def wait_for(condition):
     deadline = time.monotonic() + PATIENCE_S
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "condition not met in time"
         time.sleep(0.05)
     return found
 
 
-def test_a_file_of_this_folder_is_no_package(run, small_bert, tmp_path):
+def test_file_named_as_a_package(run, small_bert, tmp_path):
     """A file named as a package in the current folder is not imported by the contestants."""
     if sys.version_info < (3, 11):
         pytest.skip("PYTHONSAFEPATH needs Python 3.11")

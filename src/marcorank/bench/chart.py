@@ -44,7 +44,13 @@ def write_chart(results: Results, path: str | os.PathLike[str]) -> None:
     from matplotlib import style
     from matplotlib.figure import Figure
 
-    lines = _lines(results)
+    models = [model for model in dict.fromkeys(results.settings.models) if results.measured(model)]
+    lines: list[tuple[str, Row | None]] = []
+    for model in models:
+        # The name of a model is a line without a bar.
+        lines += [(Path(model).name, None)] if len(models) > 1 else []
+        lines += [(_name(row), row) for row in results.measured(model)]
+    baselines = " or ".join(dict.fromkeys(_name(results.baseline(model)) for model in models))
     speeds = {row.name: results.figures(row)["speed"] for _, row in lines if row is not None}
     longest = max(speeds.values(), default=1.0)
     with style.context(["default", _STYLE]):
@@ -70,28 +76,13 @@ def write_chart(results: Results, path: str | os.PathLike[str]) -> None:
         axes.grid(axis="x", color=_GRID, linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
-        axes.set_xlabel(_caption(results), color=_MUTED)
+        passages = len(results.workload["passages"])
+        caption = f"speed ({baselines} = 1) and median time of a request with {passages} passages"
+        axes.set_xlabel(caption, color=_MUTED)
         axes.set_title(f"Reranking on {results.processor}", loc="left", color=_INK, fontweight="bold", parse_math=False)
         with errors_of_writing(path):
             is_svg = Path(path).suffix.lower() == ".svg"
             figure.savefig(path, dpi=160, metadata={"Date": None} if is_svg else None)
-
-
-def _lines(results: Results) -> list[tuple[str, Row | None]]:
-    """Return label and row of each bar; a line without a row is the name of a model."""
-    lines: list[tuple[str, Row | None]] = []
-    models = [model for model in dict.fromkeys(results.settings.models) if results.measured(model)]
-    for model in models:
-        if len(models) > 1:
-            lines.append((Path(model).name, None))
-        lines += [(_name(row), row) for row in results.measured(model)]
-    return lines
-
-
-def _caption(results: Results) -> str:
-    baselines = [results.baseline(row.model) for row in results.rows if row.measured]
-    names = " or ".join(dict.fromkeys(map(_name, baselines)))
-    return f"speed ({names} = 1) and median time of a request with {len(results.workload['passages'])} passages"
 
 
 def _name(row: Row) -> str:

@@ -162,19 +162,16 @@ class Results:
         The faster of LangChain's and LlamaIndex' own rerankers, else sentence-transformers, else one of these with
         another model of the run, else the slowest.
         """
-        own = self.measured(model)
-        others = [row for row in self.rows if row.measured and row.model != model]
-        for rows in (own, others):
-            for contestants in (_FRAMEWORKS, (_REFERENCE,)):
-                found = [row for row in rows if row.contestant in contestants]
-                if found:
-                    return min(found, key=lambda row: row.p50_s)
-        return own[-1]
+        return min(
+            (row for row in self.rows if row.measured and row.contestant in {*_FRAMEWORKS, _REFERENCE}),
+            key=lambda row: (row.model != model, row.contestant == _REFERENCE, row.p50_s),
+            default=self.measured(model)[-1],
+        )
 
     def reference(self, model: str) -> Row:
         """Return the row that a measured model's results are compared with.
 
-        That of sentence-transformers, else one of marcorank in fp32, else any with logits.
+        Of those with logits, that of sentence-transformers, else one in fp32, preferably of marcorank.
         """
 
         def distance(row: Row) -> tuple[bool, ...]:

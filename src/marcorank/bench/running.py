@@ -53,10 +53,8 @@ def run_bench(settings: Settings, report: Report = lambda _: None) -> Results:
         UnknownModelError: No model has one of the names.
         ModelLoadError: The first model has no tokenizer, or it cannot be read.
     """
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     report("Making the passages")
     workload = Workload(settings.models[0], settings.cache_folder)
-    passages = workload.passages(pair_lengths(settings.candidates, *settings.lengths))
     packages = {"marcorank", "tokenizers", *_LIBRARIES}.union(*(peer.packages for peer in PEERS.values()))
     results = Results(
         settings,
@@ -67,11 +65,11 @@ def run_bench(settings: Settings, report: Report = lambda _: None) -> Results:
             "python": platform.python_version(),
             "packages": {name: version for name in sorted(packages) if (version := version_of(name))},
         },
-        workload=workload.described(passages),
+        workload=workload.request(pair_lengths(settings.candidates, *settings.lengths)),
         rows=list(_rows(settings)),
         limits={},
         not_installed=[name for name in settings.peers if not PEERS[name].installed],
-        date=date,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
     with ExitStack() as processes:
         _Run(results, workload, processes, report).measure()

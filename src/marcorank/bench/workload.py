@@ -57,10 +57,11 @@ class Workload:
             passages[self._passage(int(length), passages)] = None
         return list(passages)
 
-    def described(self, passages: Sequence[str]) -> dict[str, Any]:
-        """Return a request as plain values, with the lengths as this tokenizer counts them."""
+    def request(self, lengths: Sequence[int]) -> dict[str, Any]:
+        """Return a request as plain values, with its lengths as this tokenizer counts them."""
+        passages = self.passages(lengths)
         lengths = [pair_length(self._tokenizer, QUERY, passage) for passage in passages]
-        return {"query": QUERY, "passages": list(passages), "lengths": lengths, "tokens": sum(lengths)}
+        return {"query": QUERY, "passages": passages, "lengths": lengths, "tokens": sum(lengths)}
 
     def _passage(self, length: int, used: Collection[str]) -> str:
         tokens = max(1, length - pair_length(self._tokenizer, QUERY, ""))
