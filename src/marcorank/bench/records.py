@@ -31,7 +31,7 @@ _REFERENCE = "sentence-transformers"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is measured; each field is an option of `marcorank bench`, and an empty tuple stands for all."""
+    """What is measured; each field is an option of `marcorank bench`. Without backends or precisions, all are measured."""
 
     models: tuple[str, ...]
     backends: tuple[str, ...] = ()
