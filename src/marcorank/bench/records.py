@@ -31,7 +31,7 @@ _REFERENCE = "sentence-transformers"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What is measured; each field is an option of `marcorank bench`. Without backends or precisions, all are measured."""
+    """What is measured; each field is an option of `marcorank bench`. No backends or precisions stand for all."""
 
     models: tuple[str, ...]
     backends: tuple[str, ...] = ()
