@@ -21,8 +21,7 @@ import ray
 from ray import serve
 
 from marcorank import Reranker
-from marcorank.bench.records import Settings
-from marcorank.bench.workload import Workload, pair_lengths
+from marcorank.bench.workload import QUERY, Workload, pair_lengths
 from marcorank.ray import build_app
 
 CANDIDATES = 20
@@ -62,7 +61,7 @@ def start(settings: dict[str, object]) -> str:
 
 async def measure(url: str, settings: dict[str, object], count: int, rounds: int) -> None:
     """Measure both sides in turn."""
-    workload = Workload(Settings(models=(str(settings["model"]),)), str(settings["model"]))
+    workload = Workload(str(settings["model"]))
     requests = [workload.passages(pair_lengths(CANDIDATES, 95, 414)) for _ in range(count)]
     limits = httpx.Limits(max_connections=AT_ONCE)
     with Reranker(**settings).warm_up() as reranker:  # type: ignore[arg-type]
@@ -71,11 +70,11 @@ async def measure(url: str, settings: dict[str, object], count: int, rounds: int
 
             async def here(passages: list[str]) -> dict[int, float]:
                 async with turn:
-                    ranking = await reranker.arank(workload.query, passages)
+                    ranking = await reranker.arank(QUERY, passages)
                 return {one.index: one.logit for one in ranking}
 
             async def there(passages: list[str]) -> dict[int, float]:
-                body = {"query": workload.query, "texts": passages, "raw_scores": True, "truncate": True}
+                body = {"query": QUERY, "texts": passages, "raw_scores": True, "truncate": True}
                 async with turn:
                     response = await client.post("/rerank", json=body)
                 return {one["index"]: one["score"] for one in response.raise_for_status().json()}

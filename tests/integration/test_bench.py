@@ -16,36 +16,36 @@ import numpy as np
 import pytest
 
 from marcorank import Reranker, cli
-from marcorank.bench.engines import PEERS
+from marcorank.bench.contestants import PEERS
 from marcorank.bench.process import Child, ContestantError
 from marcorank.bench.records import Results, Settings
 from marcorank.bench.running import run_bench
 from random_models import predict
 
 PATIENCE_S = 240
-PAIR = {"engine": "marcorank", "query": "how long", "passages": ["not long", "long"]}
+PAIR = {"contestant": "marcorank", "query": "how long", "passages": ["not long", "long"]}
 
 
 def small(*models, **more):
-    """Settings of a benchmark that is soon done."""
-    given = {"candidates": 4, "lengths": (16, 40), "rounds": 2, "cold_starts": 1, "product_sizes": (64,), **more}
+    """Settings of a short benchmark."""
+    given = {"candidates": 4, "lengths": (16, 40), "rounds": 2, "cold_starts": 1, "limit_sizes": (64,), **more}
     return Settings(models=tuple(map(str, models)), **given)
 
 
 def setup(model):
-    return [str(model), str(model), "onnx", "fp32", None, None, None, ""]
+    return [str(model), "onnx", "fp32", str(model), "", "cpu", None, None]
 
 
 @pytest.fixture(scope="module")
 def benched(small_bert):
-    """Results of two of marcorank's engines and two peers on one small model, and what was told on the way."""
-    told = []
+    """Results of two backends and three peers with one small model, and the reported steps."""
+    steps = []
     settings = small(
         small_bert,
         backends=("openvino", "onnx"),
         peers=("sentence-transformers", "llama-index", "fastembed"),
     )
-    return run_bench(settings, told.append), told
+    return run_bench(settings, steps.append), steps
 
 
 @pytest.fixture(scope="module")
@@ -56,37 +56,36 @@ def scenarios(small_bert):
         backends=("onnx",),
         precisions=("fp32",),
         cold_starts=3,
-        scenarios=("concurrent", "scale", "memory", "lag"),
+        scenarios=("concurrent", "lag"),
         concurrency=3,
         lag_requests=3,
-        passages=200,
     )
     return run_bench(settings)
 
 
 def row_of(results, label):
-    return next(row for row in results.rows if row.contestant.label == label)
+    return next(row for row in results.rows if row.label == label)
 
 
-def test_everyone_has_a_turn_in_every_round(benched, small_bert):
+def test_turns(benched, small_bert):
     """Contestants take turns: a round is over before the next begins, and its order changes."""
-    results, told = benched
-    ran = [row.contestant.label for row in results.rows if row.measured]
+    results, steps = benched
+    ran = [row.label for row in results.rows if row.measured]
     assert set(ran) >= {"sentence-transformers", "llama-index", "marcorank onnx fp32", "marcorank openvino fp32"}
     turns = [
-        [text.removeprefix(start).split(" with ")[0] for text in told if text.startswith(start) and " with " in text]
+        [text.removeprefix(start).split(" with ")[0] for text in steps if text.startswith(start) and " with " in text]
         for start in ("Round 1 of 2: ", "Round 2 of 2: ")
     ]
     assert turns[0] == ran
     assert turns[1] == [*ran[1:], ran[0]]
-    order = [text[:7] for text in told if text.startswith("Round")]
+    order = [text[:7] for text in steps if text.startswith("Round")]
     assert order == sorted(order)
     for row in results.rows:
         assert not row.measured or (len(row.rounds_s) == 2 and all(row.rounds_s) and len(row.cold_start_s) == 1)
 
 
-def test_everyone_answers_the_same_request(benched, small_bert):
-    """Logits and orders in the results are those of the weights, whoever computed them."""
+def test_same_request(benched, small_bert):
+    """Logits and order match those of the weights for every contestant."""
     results, _ = benched
     query, passages = results.workload["query"], results.workload["passages"]
     expected = predict(small_bert, query, passages)
@@ -100,79 +99,77 @@ def test_everyone_answers_the_same_request(benched, small_bert):
         list(Reranker(small_bert, backend="onnx", precision="fp32").score(query, passages))
         == row_of(results, "marcorank onnx fp32").logits
     )
-    assert results.baseline(str(small_bert)).contestant.engine == "llama-index"
-    assert results.reference(str(small_bert)).contestant.engine == "sentence-transformers"
+    assert results.baseline(str(small_bert)).contestant == "llama-index"
+    assert results.reference(str(small_bert)).contestant == "sentence-transformers"
 
 
-def test_who_cannot_run_says_why(benched):
-    """A missing file is a reason in its row; what marcorank never does and nobody asked for has none."""
+def test_reasons(benched):
+    """A missing file is the reason of its row; an unsupported combination that nobody requested has no row."""
     results, _ = benched
     assert "no int8 ONNX file" in row_of(results, "marcorank onnx int8").reason
-    assert [row for row in results.rows if row.contestant.label == "marcorank onnx bf16"] == []
+    assert [row for row in results.rows if row.label == "marcorank onnx bf16"] == []
 
 
-def test_a_peer_that_is_missing_is_named_with_its_command(small_bert, monkeypatch):
-    """Who lacks a peer reads how to install it, and the others are measured."""
-    missing = PEERS["fastembed"]._replace(modules=("not_a_package",))
+def test_missing_peer(small_bert, monkeypatch):
+    """A peer that is not installed is listed, and the others are measured."""
+    missing = PEERS["fastembed"]._replace(packages=("not-a-package",))
     monkeypatch.setitem(PEERS, "fastembed", missing)
     results = run_bench(
         small(small_bert, peers=("fastembed",), backends=("onnx",), precisions=("fp32",), candidates=2, rounds=1)
     )
-    assert results.not_installed == {"fastembed": "pip install fastembed"}
+    assert results.not_installed == ["fastembed"]
     assert row_of(results, "marcorank onnx fp32").measured
 
 
-def test_what_was_asked_for_by_name_is_in_the_results(small_bert):
-    """A precision that a backend does not have has a row with the reason, if both were named."""
+def test_requested_combination(small_bert):
+    """An unsupported combination has a row with the reason if both backend and precision were requested."""
     (row,) = run_bench(small(small_bert, backends=("onnx",), precisions=("bf16",))).rows
     assert not row.measured
     assert "onnx backend supports" in row.reason
 
 
-def test_the_limit_is_measured_in_the_same_rounds(benched):
-    """Each engine has a speed for each precision from the search of its size and from every round."""
-    results, told = benched
-    known = {(limit.engine, limit.precision) for limit in results.limits if limit.reason is None}
-    assert {("onnxruntime", "fp32"), ("torch", "fp32"), ("torch", "bf16")} <= known
-    for limit in results.limits:
-        assert limit.reason is not None or (limit.size == 64 and len(limit.gflops) == 3 and min(limit.gflops) > 0)
-    assert "Round 2 of 2: onnxruntime's fp32 product" in told
+def test_limit(benched):
+    """Each library has a speed in each round for each precision that a contestant computes in."""
+    results, steps = benched
+    assert {"torch", "onnxruntime"} <= set(results.limits["fp32"])
+    assert "torch" in results.limits["bf16"]
+    for speeds in (speeds for libraries in results.limits.values() for speeds in libraries.values()):
+        assert len(speeds) == 2
+        assert min(speeds) > 0
+    assert "Round 2 of 2: matrix product of onnxruntime in fp32" in steps
     assert results.figures(row_of(results, "marcorank onnx fp32"))["share_of_limit"] > 0
 
 
-def test_scenarios_are_measured(scenarios):
-    """Every scenario has its figures, and each cold start is a process of its own."""
+def test_scenarios(scenarios):
+    """Every scenario has its figures, and each cold start its time."""
     (row,) = scenarios.rows
     found = row.scenarios
     assert len(row.cold_start_s) == 3
-    assert set(found) == {"concurrent", "scale", "memory", "lag"}
+    assert set(found) == {"concurrent", "lag"}
     assert {way: len(times) for way, times in found["concurrent"]["seconds"].items()} == {
         "one_call": 2,
         "threads": 2,
         "tasks": 2,
     }
-    assert found["scale"]["many"] == 200
-    assert len(found["scale"]["few_s"]) == 10
     assert found["lag"]["ticks"] > 0
 
 
-@pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="only Linux and macOS tell the peak of a process")
-def test_the_peak_memory_is_that_of_the_contestant(scenarios, benched):
-    """A peer with torch holds more than onnxruntime alone, whatever this process holds."""
+@pytest.mark.skipif(sys.platform not in {"linux", "darwin"}, reason="only Linux and macOS report peak memory")
+def test_peak_memory(scenarios, benched):
+    """A peer with torch needs more memory than onnxruntime alone, whatever this process uses."""
     (row,) = scenarios.rows
-    assert row.scenarios["memory"]["peak_memory_ratio"] > 0
     assert 20e6 < row.peak_memory_bytes < row_of(benched[0], "sentence-transformers").peak_memory_bytes
 
 
-def test_results_go_through_a_file(benched, tmp_path):
-    """What a run found is read again as it was."""
+def test_results_round_trip(benched, tmp_path):
+    """The file of a run restores its results."""
     results, _ = benched
     results.write_json(tmp_path / "bench.json")
     assert Results.read_json(tmp_path / "bench.json") == results
 
 
-def test_a_model_without_weights_for_peers_says_so():
-    """No peer can load the bundled model, and each says what it lacks."""
+def test_model_without_weights_for_peers():
+    """Peers that cannot load the bundled model say which file they need."""
     results = run_bench(small("bundled", peers=("sentence-transformers",), candidates=2, rounds=1))
     assert row_of(results, "sentence-transformers").reason == "the model has no .safetensors file, which it reads"
     assert row_of(results, "marcorank onnx int8").measured
@@ -180,53 +177,54 @@ def test_a_model_without_weights_for_peers_says_so():
 
 @pytest.mark.parametrize("peer", ["langchain", "llama-index-sbert", "rerankers", "flashrank", "fastembed"])
 def test_peers_rank_the_same_weights(peer, small_bert):
-    """Each peer loads this very model and gives the order of its logits."""
+    """Each peer loads this model and returns the order of its logits."""
     results = run_bench(small(small_bert, peers=(peer,), backends=("onnx",), precisions=("fp32",), rounds=1))
-    assert results.not_installed == {}
+    assert results.not_installed == []
     row = row_of(results, peer)
     assert row.reason is None
     assert row.order == row_of(results, "marcorank onnx fp32").order
 
 
-def test_a_contestant_that_hangs_is_ended(small_bert):
-    """Who keeps silent for too long is ended, and the reason says so."""
+def test_timeout(small_bert):
+    """A contestant that does not respond in time is ended, and the reason says so."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         child.ask("load", **PAIR, setup=setup(small_bert))
         child.ask("request", query="how long", passages=["not long", "long"])
         child._timeout_s = 1
-        with pytest.raises(ContestantError, match="no answer within 1 s, and its process was ended"):
+        with pytest.raises(ContestantError, match="no response within 1 s; its process was ended"):
             child.ask("time", repeat=10**9)
         assert child._process.poll() is not None
-        with pytest.raises(ContestantError, match="no answer within 1 s"):
+        with pytest.raises(ContestantError, match="no response within 1 s"):
             child.ask("memory")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="signals are of POSIX")
-def test_a_contestant_that_crashes_says_how(small_bert):
-    """A process that the system ended is told from one that failed."""
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+def test_crash(small_bert):
+    """The reason of a process that the system ended names the signal."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         child.ask("load", **PAIR, setup=setup(small_bert))
         os.kill(child._process.pid, signal.SIGKILL)
-        with pytest.raises(ContestantError, match="ended by SIGKILL, perhaps for want of memory"):
+        with pytest.raises(ContestantError, match="ended by SIGKILL, perhaps because memory ran out"):
             child.ask("time", repeat=1)
         with pytest.raises(ContestantError, match="ended by SIGKILL"):
             child.ask("memory")
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for as Linux shows them")
-def test_what_a_contestant_started_ends_with_it(tmp_path, monkeypatch):
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children through Linux' /proc")
+def test_descendants_end(tmp_path, monkeypatch):
     """A library's own processes, such as those that report its use, do not outlive the contestant."""
     sleeper = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000)'])"
     (tmp_path / "openvino.py").write_text(sleeper)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
-        child.ask("import_products", engine="openvino", device=None, threads=None)
+        with pytest.raises(ContestantError):
+            child.ask("product", product=["openvino", "fp32", [64], "cpu", None])
         started = wait_for(lambda: children_of(child._process.pid))
     assert wait_for(lambda: not any(map(alive, started)))
 
 
-def test_a_command_that_fails_leaves_the_process_as_it_was(small_bert):
-    """A command that fails is an answer like others, and the process goes on."""
+def test_process_survives_a_failed_command(small_bert):
+    """The error of a command is raised here, and the process carries out the next one."""
     with Child(threads=None, timeout_s=PATIENCE_S) as child:
         with pytest.raises(ContestantError, match="no such folder") as caught:
             child.ask("load", **PAIR, setup=setup("./nowhere"))
@@ -253,26 +251,26 @@ def run(capsys, tmp_path, monkeypatch):
     return run_command
 
 
-def test_the_command_writes_table_json_and_chart_and_compares(run, small_bert, tmp_path):
-    """One command gives the table, the file and the picture; a second one says what changed since."""
+def test_command(run, small_bert, tmp_path):
+    """The command prints the table and writes file and chart; a second run compares with the first."""
     options = ("--backend", "onnx", "--precision", "fp32", "int8", "--peers", "none", "--rounds", 1, "--candidates", 2)
     options += ("--cold-starts", 1, "--lengths", 16, 40, "--no-limit")
     status, out, error = run(small_bert, *options, "--json", "old.json", "--chart", "speed.png")
     assert (status, error) == (0, "")
     lines = out.splitlines()
-    assert "2 passages of 16 to 40 tokens, 56 in all; 1 rounds" in lines[0]
-    assert lines[3].split()[:2] == ["who", "p50"]
+    assert "2 passages of 16 to 40 tokens, 56 in all; rounds: 1" in lines[0]
+    assert lines[3].split()[:2] == ["reranker", "p50"]
     assert lines[4].startswith("marcorank onnx fp32 ")
     assert lines[4].endswith(" yes")
     assert any(line.startswith("not measured: marcorank onnx int8: Model ") for line in lines)
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
     settings = Results.read_json(tmp_path / "old.json").settings
     assert (settings.candidates, settings.lengths, settings.peers) == (2, (16, 40), ())
-    assert settings.product_sizes == ()
+    assert settings.limit_sizes == ()
     status, out, _ = run(small_bert, *options, "--compare", "old.json")
     assert status == 0
     text = out.partition("\nsince ")[2]
-    assert "p50 ms then  p50 ms now" in text
+    assert "p50 ms before  p50 ms now" in text
     assert "marcorank onnx fp32" in text
 
 
@@ -283,30 +281,30 @@ def test_the_command_writes_table_json_and_chart_and_compares(run, small_bert, t
         (["bundled", "--chart", "speed.pdf"], 1, "expected a name that ends in .png or .svg"),
         (["bundled", "--json", "no/bench.json"], 1, "'no/bench.json' cannot be written: its folder does not exist"),
         (["bundled", "--compare", "old.json"], 1, "'old.json' cannot be read"),
-        (["bundled", "--lengths", "40", "20"], 2, "--lengths takes the smaller number of tokens first"),
-        (["bundled", "--peers", "none", "flashrank"], 2, "--peers none stands alone"),
+        (["bundled", "--lengths", "40", "20"], 2, "--lengths expects the minimum first"),
+        (["bundled", "--peers", "none", "flashrank"], 2, "--peers none excludes other names"),
         (["bundled", "--rounds", "0"], 2, "found '0'; expected a whole number of at least 1"),
         (["cross-encoder/ms-marco-TinyBERT-L2-v2"], 1, "ms-marco-TinyBERT-L2-v2"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_measured(run, arguments, status, message):
-    """Wrong names and paths end the command at once, with what is expected."""
+def test_invalid_arguments(run, arguments, status, message):
+    """Wrong names and paths fail before anything is measured, with the expected values."""
     found, out, error = run(*arguments)
     assert (found, out) == (status, "")
     assert message in error
 
 
-def test_nothing_measured_is_a_failure(run, small_bert):
-    """Who asks for what cannot run gets the reason and a status that says so."""
+def test_nothing_measured(run, small_bert):
+    """If nothing can be measured, the command prints the reason and exits with status 1."""
     status, out, _ = run(small_bert, "--backend", "onnx", "--precision", "int8", "--peers", "none", "--no-limit")
     assert status == 1
     assert "not measured: marcorank onnx int8: Model " in out
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are looked for as Linux shows them")
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds children through Linux' /proc")
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_no_process_stays_behind(ending, small_bert, tmp_path):
-    """After Ctrl-C, and even when the command itself is killed, no contestant goes on."""
+def test_no_process_remains(ending, small_bert, tmp_path):
+    """After Ctrl-C, and even when the command itself is killed, every contestant ends."""
     # Two contestants: one of them waits whenever the end comes, and waiting must not be for ever.
     command = [sys.executable, "-m", "marcorank", "bench", str(small_bert), "bundled", "--rounds", "100000"]
     command += ["--backend", "onnx", "--precision", "fp32", "int8", "--peers", "none", "--cold-starts", "1"]
@@ -343,15 +341,15 @@ def alive(pid):
 def wait_for(condition):
     deadline = time.monotonic() + PATIENCE_S
     while not (found := condition()):
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "condition not met in time"
         time.sleep(0.05)
     return found
 
 
-def test_a_file_of_this_folder_is_no_package(run, small_bert, tmp_path):
+def test_file_named_as_a_package(run, small_bert, tmp_path):
     """A file named as a package in the current folder is not imported by the contestants."""
     if sys.version_info < (3, 11):
-        pytest.skip("Python cannot be told so before 3.11")
+        pytest.skip("PYTHONSAFEPATH needs Python 3.11")
     (tmp_path / "onnxruntime.py").write_text("raise SystemExit('the wrong file')")
     shutil.copytree(small_bert, tmp_path / "model")
     options = ("--backend", "onnx", "--precision", "fp32", "--peers", "none", "--rounds", 1, "--no-limit")

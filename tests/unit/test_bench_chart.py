@@ -10,31 +10,30 @@ import pytest
 
 from marcorank import InvalidInputError
 from marcorank.bench.chart import write_chart
-from marcorank.bench.records import Contestant, Results, Row, Settings
+from marcorank.bench.records import Results, Row, Settings
 
 
 @pytest.fixture
 def results():
-    """Two models, whose names hold what matplotlib could take for a formula."""
+    """Two models, with names that matplotlib could read as formulas."""
     speeds = {("a$x$", "langchain", ""): 3.0, ("a$x$", "marcorank", "onnx"): 1.0, ("b_{1}", "marcorank", "torch"): 0.5}
     rows = [
-        Row(Contestant(*key, "fp32"), rounds_s=[[seconds]], cold_start_s=[1.0], order=[0], logits=[0.0])
-        for key, seconds in speeds.items()
+        Row(*key, rounds_s=[[seconds]], cold_start_s=[1.0], order=[0], logits=[0.0]) for key, seconds in speeds.items()
     ]
-    rows.append(Row(Contestant("b_{1}", "marcorank", "openvino", "int8"), reason="not there"))
+    rows.append(Row("b_{1}", "marcorank", "openvino", "int8", reason="not installed"))
     return Results(
         Settings(models=("a$x$", "b_{1}")),
         machine={"processor": "Chip $1$", "usable_cores": 1},
         workload={"passages": ["text"], "lengths": [8]},
         rows=rows,
-        limits=[],
-        not_installed={},
+        limits={},
+        not_installed=[],
         date="2026-01-01",
     )
 
 
-def test_a_png_is_one(results, tmp_path):
-    """The file is a PNG of a size that a page can show."""
+def test_png(results, tmp_path):
+    """The file is a PNG of a size that fits a page."""
     write_chart(results, tmp_path / "speed.png")
     content = (tmp_path / "speed.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
@@ -43,20 +42,20 @@ def test_a_png_is_one(results, tmp_path):
     assert 200 < height < 3000
 
 
-def test_an_svg_says_everything_as_text(results, tmp_path):
-    """Contestants, models and speeds stand in the file as they are; who was not measured does not."""
+def test_svg_contains_text(results, tmp_path):
+    """Measured contestants, models and speeds are text in the file; a contestant that was not measured is left out."""
     write_chart(results, tmp_path / "speed.SVG")
     root = ET.parse(tmp_path / "speed.SVG").getroot()  # noqa: S314 -- written here
     text = "\n".join("".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text"))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     for expected in ("LangChain", "marcorank onnx fp32", "marcorank torch fp32", "a$x$", "b_{1}", "Chip $1$, 1 core"):
         assert expected in text
-    assert re.findall(r"([\d.]+)x   ([\d,]+) ms", text) == [("3.0", "1,000"), ("1.0", "3,000"), ("6.0", "500")]
+    assert re.findall(r"([\d.]+)x, ([\d,]+) ms", text) == [("3.0", "1,000"), ("1.0", "3,000"), ("6.0", "500")]
     assert "openvino" not in text
 
 
-def test_nothing_measured_is_an_empty_chart(results, tmp_path):
-    """A run in which all failed still gives the file that was asked for."""
+def test_empty_chart(results, tmp_path):
+    """A run in which every contestant failed still writes the file."""
     results.rows = results.rows[-1:]
     write_chart(results, tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
@@ -66,8 +65,8 @@ def test_nothing_measured_is_an_empty_chart(results, tmp_path):
     ("name", "message"),
     [("speed.pdf", r"'speed.pdf'; expected a name that ends in .png or .svg"), ("no/speed.png", "cannot be written")],
 )
-def test_a_path_that_cannot_be_drawn_to_is_refused(results, name, message, tmp_path, monkeypatch):
-    """The message names the path, and what is expected."""
+def test_invalid_chart_path(results, name, message, tmp_path, monkeypatch):
+    """The message names the path and what is expected."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInputError, match=message):
         write_chart(results, name)

@@ -1,6 +1,6 @@
-"""How fast this machine reranks: every backend, precision and peer that is installed, measured in turn.
+"""Measures how fast this machine reranks with every installed backend, precision and peer.
 
 `running.run_bench` starts a process for each contestant (`process`, `child`), gives all of them the same request
-(`workload`), lets them take turns, and returns `records.Results`. What they do in their processes is in `engines`
-(marcorank and its peers), `products` (the machine's own limit) and `scenarios`.
+(`workload`) in turn, and returns `records.Results`. What runs in those processes is in `contestants` (marcorank and its
+peers), `limit` (large matrix products) and `scenarios` (concurrent requests, many passages).
 """

@@ -1,6 +1,6 @@
-"""The process of one contestant: reads a command a line, carries it out, and answers with a line.
+"""The process of one contestant: reads a command per line, carries it out and writes its result as a line of JSON.
 
-Nothing heavy is imported before a command asks for it, so that the first ranking measures what a user waits for.
+Nothing heavy is imported before a command needs it, so that the first ranking includes all that a user waits for.
 """
 
 from __future__ import annotations
@@ -12,110 +12,107 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from marcorank.bench.engines import Engine
-    from marcorank.bench.products import Products
+    from marcorank.bench.contestants import Loaded
 
 
 class Commands:
-    """What a parent can ask for. Arguments and answers are plain values of JSON."""
+    """The commands of the parent process. Arguments and results are plain JSON values."""
 
     def __init__(self) -> None:
-        self._engine: Engine = None  # type: ignore[assignment]  # `load` is always the first command
-        self._products: Products = None  # type: ignore[assignment]
+        self._loaded: Loaded = None  # type: ignore[assignment]  # `load` comes first
         self._query, self._passages = "", [""]
 
-    def load(self, engine: str, setup: list[Any], query: str, passages: list[str]) -> None:
-        """Load an engine and rank for the first time."""
-        from marcorank.bench.engines import Setup, load
+    def load(self, contestant: str, setup: list[Any], query: str, passages: list[str]) -> None:
+        """Load a contestant and rank for the first time."""
+        from marcorank.bench.contestants import Setup, load
 
-        self._engine = load(engine, Setup(*setup))
-        self._engine.rank(query, self._engine.prepare(passages))
+        self._loaded = load(contestant, Setup(*setup))
+        self._loaded.rank(query, self._loaded.prepare(passages))
 
     def request(self, query: str, passages: list[str]) -> dict[str, Any]:
-        """Take the request that is timed from now on, and answer it once."""
+        """Set the request that is timed from now on, and rank it once."""
         self._query, self._passages = query, passages
-        prepared = self._engine.prepare(passages)
-        started = time.perf_counter()
-        result = self._engine.rank(query, prepared)
-        seconds = time.perf_counter() - started
-        return {"seconds": seconds, **self._engine.read(result)._asdict()}
+        seconds, result = self._rank()
+        ranked = self._loaded.read(result)
+        logits = [logit for _, logit in sorted(ranked)]
+        return {
+            "seconds": seconds,
+            "order": [index for index, _ in ranked],
+            "logits": None if None in logits else logits,
+        }
 
     def time(self, repeat: int) -> list[float]:
-        """Answer the request a few times; return the seconds of each."""
-        seconds = []
-        for _ in range(repeat):
-            prepared = self._engine.prepare(self._passages)
-            started = time.perf_counter()
-            self._engine.rank(self._query, prepared)
-            seconds.append(time.perf_counter() - started)
-        return seconds
+        """Rank the request several times and return the seconds of each."""
+        return [self._rank()[0] for _ in range(repeat)]
+
+    def scenario(self, name: str, **arguments: Any) -> Any:
+        """Run a function of `scenarios` on marcorank's reranker."""
+        from marcorank.bench import scenarios
+
+        return getattr(scenarios, name)(self._loaded.reranker, **arguments)
+
+    def product(self, product: list[Any]) -> float:
+        """Return the speed of a matrix product, in 10^9 operations per second."""
+        from marcorank.bench.limit import product_gflops
+
+        return product_gflops(*product)
 
     def memory(self) -> int | None:
-        """Return the peak memory of this process in bytes."""
-        from marcorank.bench.trials import peak_memory_bytes
+        """Return the peak memory of this process in bytes; None if the system does not report it."""
+        if sys.platform == "darwin":
+            import resource
 
-        return peak_memory_bytes()
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        status = Path("/proc/self/status")
+        # Not `ru_maxrss`: on Linux it starts with the memory of the parent process.
+        lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
 
-    def trial(self, name: str, **arguments: Any) -> Any:
-        """Run one of `trials` on the reranker that is loaded."""
-        from marcorank.bench import trials
-
-        reranker = self._engine.reranker  # type: ignore[attr-defined]  # only marcorank is asked
-        return getattr(trials, name)(reranker, **arguments)
-
-    def import_products(self, engine: str, device: str | None, threads: int | None) -> list[str]:
-        """Import an engine for matrix products; return the precisions that it has."""
-        from marcorank.bench.products import Products
-
-        self._products = Products(engine, device, threads)
-        return list(self._products.precisions)
-
-    def best_size(self, precision: str, sizes: list[int]) -> tuple[int, float]:
-        """Return the size of matrices that is fastest, and how fast."""
-        return self._products.best_size(precision, sizes)
-
-    def product(self, precision: str, size: int) -> float:
-        """Return 10^9 operations a second."""
-        return self._products.measure(precision, size)
+    def _rank(self) -> tuple[float, Any]:
+        prepared = self._loaded.prepare(self._passages)
+        started = time.perf_counter()
+        result = self._loaded.rank(self._query, prepared)
+        return time.perf_counter() - started, result
 
 
-def serve(commands: Callable[[], bytes], answers: IO[str]) -> None:
-    """Carry out commands until there are none."""
-    known = Commands()
-    while line := commands():
-        command = json.loads(line)
-        answer: dict[str, Any]
+def serve(next_line: Callable[[], bytes], results: IO[str]) -> None:
+    """Carry out commands for ever; `main` ends the process with its parent."""
+    commands = Commands()
+    while True:
+        command = json.loads(next_line())
+        result: dict[str, Any]
         try:
-            answer = {"value": getattr(known, command.pop("do"))(**command)}
-        except Exception as error:  # noqa: BLE001 -- every engine raises its own, and all become a row's reason
-            answer = {"error": type(error).__name__, "message": f"{error}" or repr(error)}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+            result = {"value": getattr(commands, command.pop("do"))(**command)}
+        except Exception as error:  # noqa: BLE001 -- each library raises its own; all become the reason of a row
+            result = {"error": type(error).__name__, "message": f"{error}" or repr(error)}
+        results.write(json.dumps(result) + "\n")
+        results.flush()
 
 
 def main() -> None:
-    """Talk over standard input and output."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # What engines print must not get between the answers.
+    """Serve commands from standard input."""
+    results = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # What libraries print must not mix with the results.
     os.dup2(2, 1)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin.buffer:
             lines.put(line)
-        # The parent is gone, perhaps in the middle of a long ranking; nobody wants the answer any more.
+        # The parent has ended, perhaps during a long ranking.
         if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-            # Some libraries start processes, which are of this group.
+            # Processes that libraries start belong to this group.
             os.killpg(0, signal.SIGKILL)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
-    serve(lines.get, answers)
+    serve(lines.get, results)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""A contestant's process, seen from the parent: one command at a time, with a limit to its silence."""
+"""A contestant's process, seen from the parent: one command at a time, each with a time limit."""
 
 from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
 import sys
@@ -20,29 +19,19 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS")
-_LONGEST_REASON = 300
+_MAX_REASON_CHARS = 300
 
 
 class ContestantError(Exception):
-    """A contestant cannot do what it was asked.
-
-    Attributes:
-        kind: Name of the error's class in its process; empty where the process ended or kept silent.
-    """
+    """A contestant failed; `kind` is the name of the error's class, and empty if its process ended or timed out."""
 
     def __init__(self, message: str, kind: str = "") -> None:
-        super().__init__(message)
+        super().__init__(shorten(" ".join(message.split()), _MAX_REASON_CHARS))
         self.kind = kind
 
 
 class Child:
-    """A process that runs `marcorank.bench.child`.
-
-    It ends with this object's `close`, and with the parent. Ctrl-C reaches only the parent, which closes it.
-
-    Attributes:
-        started: When it was started, in the time of `time.perf_counter`.
-    """
+    """A process that runs `marcorank.bench.child`; it ends with `close` or with the parent."""
 
     def __init__(self, *, threads: int | None, timeout_s: float) -> None:
         self._timeout_s = timeout_s
@@ -55,59 +44,49 @@ class Child:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             env=_environment(threads),
+            # Ctrl-C reaches only the parent, which closes this process.
             start_new_session=True,
         )
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        assert self._process.stdin is not None and self._process.stdout is not None  # noqa: S101, PT018 -- for mypy
+        self._commands, self._results = self._process.stdin, self._process.stdout
 
     def ask(self, do: str, *, more_time_s: float = 0, **arguments: Any) -> Any:
-        """Have a command carried out.
-
-        Args:
-            do: A method of `child.Commands`.
-            more_time_s: How much longer than usual it may take.
-            arguments: Of the method.
+        """Call a method of `child.Commands` in the process and return its result.
 
         Raises:
-            ContestantError: It failed, the process ended, or it kept silent for too long.
+            ContestantError: The command failed or timed out, or the process ended.
         """
-        stdin = self._process.stdin
-        assert stdin is not None  # noqa: S101 -- for the type checker
         if self._end:
             raise ContestantError(self._end)
+        timeout_s = self._timeout_s + more_time_s
+        timer = threading.Timer(timeout_s, self._time_out, [timeout_s])
+        timer.start()
         try:
-            stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
-            stdin.flush()
-            line = self._answers.get(timeout=self._timeout_s + more_time_s)
-        except queue.Empty:
-            self._end = f"no answer within {self._timeout_s + more_time_s:.0f} s, and its process was ended"
-            self.close()
-            raise ContestantError(self._end) from None
+            self._commands.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+            self._commands.flush()
+            line = self._results.readline()
         except OSError:
             line = b""
+        finally:
+            timer.cancel()
         if not line:
-            self._end = self._how_it_ended()
+            self._end = self._end or self._how_it_ended()
+            self.close()
             raise ContestantError(self._end)
-        answer = json.loads(line)
-        if "error" in answer:
-            raise ContestantError(_brief(answer["message"]), answer["error"])
-        return answer["value"]
+        result = json.loads(line)
+        if "error" in result:
+            raise ContestantError(result["message"], result["error"])
+        return result["value"]
 
     def close(self) -> None:
-        """End the process, and what it may have started."""
-        if hasattr(os, "killpg"):
-            # It leads a group of its own, of which some may go on when it has ended.
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.kill()
+        """End the process and those that it started."""
+        self._end = self._end or "its process was ended"
+        self._kill()
         self._process.wait()
-        self._reader.join()
-        for stream in (self._process.stdin, self._process.stdout, self._errors):
-            # Closing writes what the process did not read any more.
+        for stream in (self._commands, self._results, self._errors):
+            # Closing writes what the process has not read.
             with suppress(OSError):
-                if stream is not None:
-                    stream.close()
+                stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -115,42 +94,38 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _read(self) -> None:
-        stdout = self._process.stdout
-        assert stdout is not None  # noqa: S101 -- for the type checker
-        for line in stdout:
-            self._answers.put(line)
-        self._answers.put(b"")
+    def _time_out(self, timeout_s: float) -> None:
+        self._end = f"no response within {timeout_s:.0f} s; its process was ended"
+        self._kill()
+
+    def _kill(self) -> None:
+        if hasattr(os, "killpg"):
+            # It leads a group, of which other processes may remain when it has ended.
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.kill()
 
     def _how_it_ended(self) -> str:
-        try:
-            status = self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            return "its process closed its output"
+        status = self._process.wait()
         how = f"its process ended with status {status}"
         if status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
             how = f"its process was ended by {name}"
-            how += ", perhaps for want of memory" if name == "SIGKILL" else ""
+            how += ", perhaps because memory ran out" if name == "SIGKILL" else ""
         self._errors.seek(0)
-        said = [line for line in self._errors.read().decode(errors="replace").splitlines() if line.strip()]
-        return _brief(f"{how}: {said[-1].strip()}" if said else how)
+        printed = self._errors.read().decode(errors="replace").split("\n")
+        last_line = next((line.strip() for line in reversed(printed) if line.strip()), "")
+        return f"{how}: {last_line}" if last_line else how
 
 
 def _environment(threads: int | None) -> dict[str, str]:
-    environment = {
+    return {
         **os.environ,
-        # Nothing is downloaded while the clock runs.
+        # Nothing is downloaded during a measurement.
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
-        # A file of the current folder must not be imported instead of a package.
+        # A file in the current folder must not be imported instead of a package.
         "PYTHONSAFEPATH": "1",
         "PYTHONWARNINGS": "ignore",
+        **({} if threads is None else dict.fromkeys(_THREAD_VARIABLES, f"{threads}")),
     }
-    if threads is not None:
-        environment |= dict.fromkeys(_THREAD_VARIABLES, f"{threads}")
-    return environment
-
-
-def _brief(message: str) -> str:
-    return shorten(" ".join(message.split()), _LONGEST_REASON)

@@ -1,277 +1,221 @@
-"""The benchmark itself: who takes part, in which order, and what becomes of those that fail."""
+"""The benchmark itself: the processes of the contestants and their turns."""
 
 from __future__ import annotations
 
-import itertools
+import platform
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-from marcorank._models.loading import locate
-from marcorank.bench.contestants import contestants, worth_reporting
-from marcorank.bench.engines import PEERS, Setup
-from marcorank.bench.flops import request_flops
-from marcorank.bench.machine import machine_facts
+from marcorank._inference.cpu import processor_name, usable_cores
+from marcorank.bench.contestants import PEERS, Setup, version_of
 from marcorank.bench.process import Child, ContestantError
-from marcorank.bench.records import MARCORANK, Limit, Results, Row
-from marcorank.bench.scenarios import run_scenario
-from marcorank.bench.workload import Workload, pair_lengths
-from marcorank.errors import MarcoRankError
-from marcorank.settings import PRECISIONS, RerankerSettings
+from marcorank.bench.records import MARCORANK, Results, Row
+from marcorank.bench.workload import QUERY, Workload, model_file, pair_lengths, request_flops
+from marcorank.settings import BACKENDS, PRECISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from marcorank.bench.records import Contestant, Settings
+    from marcorank.bench.records import Settings
 
     Report = Callable[[str], None]
 
-_ENGINES = ("torch", "onnxruntime", "openvino")
-# One slow request fills a contestant's turn, or several fast ones.
+_LIBRARIES = {
+    "torch": ("fp32", "bf16", "fp16", "int8"),
+    "onnxruntime": ("fp32", "int8"),
+    "openvino": ("fp32", "bf16", "int8"),
+}
+# A turn is one slow request or several fast ones.
 _TURN_S = 0.4
 _MAX_REQUESTS_PER_TURN = 20
-# Threads of engines go on looking for work for a while after it is done, in the time of who comes next.
+# After a request, idle threads keep spinning for a while, which would slow the next contestant.
 _PAUSE_S = 0.05
+# How much longer than in a request a passage may take in a scenario before it times out.
+_SLACK = 20
+
+
+def run_bench(settings: Settings, report: Report = lambda _: None) -> Results:
+    """Measure all contestants in turn.
+
+    Each has its own process, because the thread pools of several libraries in one process interfere, and because peak
+    memory and cold start belong to a process. The processes wait while another one works.
+
+    Args:
+        settings: What to measure.
+        report: Called with a line about the current step whenever it changes.
+
+    Raises:
+        UnknownModelError: No model has one of the names.
+        ModelLoadError: The first model has no tokenizer, or it cannot be read.
+    """
+    report("Making the passages")
+    workload = Workload(settings.models[0], settings.cache_folder)
+    packages = {"marcorank", "tokenizers", *_LIBRARIES}.union(*(peer.packages for peer in PEERS.values()))
+    results = Results(
+        settings,
+        machine={
+            "processor": processor_name(),
+            "usable_cores": usable_cores(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "packages": {name: version for name in sorted(packages) if (version := version_of(name))},
+        },
+        workload=workload.request(pair_lengths(settings.candidates, *settings.lengths)),
+        rows=list(_rows(settings)),
+        limits={},
+        not_installed=[name for name in settings.peers if not PEERS[name].installed],
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    with ExitStack() as processes:
+        _Run(results, workload, processes, report).measure()
+    results.rows = _worth_reporting(results.rows, settings)
+    return results
+
+
+def _rows(settings: Settings) -> Iterator[Row]:
+    backends = settings.backends or tuple(name for name in BACKENDS if name != "auto")
+    # CPUs compute fp16 slowly or in fp32.
+    unasked = {"auto", "fp16"} if settings.device == "cpu" else {"auto"}
+    precisions = settings.precisions or tuple(name for name in PRECISIONS if name not in unasked)
+    for model in dict.fromkeys(settings.models):
+        for peer in settings.peers:
+            if PEERS[peer].installed:
+                yield Row(model, peer)
+        for backend in backends:
+            for precision in precisions:
+                yield Row(model, MARCORANK, backend, precision)
+
+
+def _worth_reporting(rows: list[Row], settings: Settings) -> list[Row]:
+    """Leave out combinations that marcorank does not support, such as bf16 with onnx, unless the user named them."""
+    if settings.backends and settings.precisions:
+        return rows
+    supported = {row.model for row in rows if row.contestant == MARCORANK and row.reason_kind != "InvalidInputError"}
+    return [row for row in rows if row.reason_kind != "InvalidInputError" or row.model not in supported]
 
 
 @dataclass(slots=True)
-class _Running:
-    """A contestant whose process runs."""
+class _Contestant:
+    """A row and its process, which ranks the request `repeat` times per turn."""
 
     row: Row
     child: Child
     repeat: int = 1
 
 
-def run_bench(settings: Settings, report: Report = lambda _: None) -> Results:
-    """Measure all contestants in turn.
+class _Run:
+    """One run: fills the rows and limits of the results."""
 
-    Each has a process of its own, because thread pools of several engines in one process get in each other's way, and
-    because only so its peak memory and its cold start are its own. The processes wait while another one works.
-
-    Args:
-        settings: What is measured.
-        report: Called with what is going on, whenever that changes.
-
-    Raises:
-        UnknownModelError: A name is not a model.
-        ModelLoadError: The first model has no tokenizer that can be read.
-    """
-    date = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    report("Making the passages")
-    workload = Workload(settings, settings.models[0])
-    passages = workload.passages(pair_lengths(settings.candidates, *settings.lengths))
-    rows = [Row(contestant) for contestant in contestants(settings)]
-    results = Results(
-        settings,
-        machine=machine_facts(),
-        workload=workload.described(passages),
-        rows=rows,
-        limits=[],
-        not_installed={name: PEERS[name].install for name in settings.peers if not PEERS[name].installed},
-        date=date,
-    )
-    with tempfile.TemporaryDirectory(prefix="marcorank-bench-") as scratch, ExitStack() as stack:
-        race = _Race(settings, workload, scratch=Path(scratch), stack=stack, report=report)
-        race.run(passages, rows, results.limits)
-    results.rows = worth_reporting(rows, settings)
-    return results
-
-
-class _Race:
-    """One run: the processes and their turns."""
-
-    def __init__(
-        self, settings: Settings, workload: Workload, *, scratch: Path, stack: ExitStack, report: Report
-    ) -> None:
-        self._settings = settings
+    def __init__(self, results: Results, workload: Workload, processes: ExitStack, report: Report) -> None:
+        self._results = results
+        self._settings = results.settings
         self._workload = workload
-        self._passages: list[str] = []
-        self._scratch = scratch
-        self._stack = stack
+        self._passages = results.workload["passages"]
+        self._processes = processes
         self._report = report
-        self._setups = itertools.count()
+        # Removed after the processes have ended.
+        self._scratch = processes.enter_context(tempfile.TemporaryDirectory(prefix="marcorank-bench-"))
+        models, cache_folder = self._settings.models, self._settings.cache_folder
+        self._configs = {model: model_file(model, "config.json", cache_folder) for model in models}
 
-    def run(self, passages: list[str], rows: list[Row], limits: list[Limit]) -> None:
-        """Fill the rows and the limits."""
-        self._passages = passages
-        running: list[_Running] = []
-        for number, row in enumerate(rows, 1):
-            self._report(f"Loading {number} of {len(rows)}: {_shown(row)}")
-            running.extend(self._started(row))
-        self._count_flops(running)
-        self._cold_starts(running)
-        products = self._products(limits, {one.row.contestant.precision for one in running})
-        for number in range(self._settings.rounds):
-            turn = f"Round {number + 1} of {self._settings.rounds}"
-            # Who comes after whom changes, so that nobody always follows the same one.
-            first = number % max(1, len(running))
-            for contestant in [*running[first:], *running[:first]]:
-                self._report(f"{turn}: {_shown(contestant.row)}")
-                self._turn(contestant)
-            for child, limit in products:
-                self._report(f"{turn}: {limit.engine}'s {limit.precision} product")
-                self._product(child, limit)
-        for contestant in running:
-            self._memory(contestant)
-        for scenario in self._settings.scenarios:
-            for contestant in running:
-                if contestant.row.contestant.engine == MARCORANK and contestant.row.measured:
-                    self._report(f"Scenario {scenario}: {_shown(contestant.row)}")
-                    self._scenario(scenario, contestant)
+    def measure(self) -> None:
+        settings = self._settings
+        contestants = [contestant for row in self._results.rows if (contestant := self._started(row))]
+        for number in range(2, settings.cold_starts + 1):
+            for contestant in contestants:
+                self._report(f"Cold start {number} of {settings.cold_starts}: {contestant.row.name}")
+                with _failures(contestant), self._new_child() as child:
+                    self._load(contestant.row, child)
+        products = list(self._products({contestant.row.precision for contestant in contestants}))
+        for number in range(settings.rounds):
+            turn = f"Round {number + 1} of {settings.rounds}"
+            # The order changes, so that no contestant always follows the same one.
+            first = number % max(1, len(contestants))
+            for contestant in contestants[first:] + contestants[:first]:
+                self._report(f"{turn}: {contestant.row.name}")
+                time.sleep(_PAUSE_S)
+                with _failures(contestant):
+                    contestant.row.rounds_s.append(contestant.child.ask("time", repeat=contestant.repeat))
+            for child, library, precision in products:
+                self._report(f"{turn}: matrix product of {library} in {precision}")
+                time.sleep(_PAUSE_S)
+                self._multiply(child, library, precision)
+        for contestant in contestants:
+            with _failures(contestant):
+                contestant.row.peak_memory_bytes = contestant.child.ask("memory")
+        for name in settings.scenarios:
+            for contestant in contestants:
+                if contestant.row.contestant == MARCORANK and contestant.row.measured:
+                    self._report(f"Scenario {name}: {contestant.row.name}")
+                    self._measure_scenario(name, contestant)
 
-    def _started(self, row: Row) -> Iterator[_Running]:
-        """Start a contestant's process and have it rank; yield nothing if it cannot."""
-
-        def start() -> _Running:
-            with ExitStack() as unless_all_goes_well:
-                child = unless_all_goes_well.enter_context(self._child())
-                self._first_ranking(child, row)
-                answer = child.ask("request", query=self._workload.query, passages=self._passages)
-                self._stack.push(unless_all_goes_well.pop_all())
-            row.order, row.logits = answer["order"], answer["logits"]
-            repeat = max(1, min(_MAX_REQUESTS_PER_TURN, round(_TURN_S / answer["seconds"])))
-            return _Running(row, child, repeat)
-
-        started = self._guard(row, start)
-        if started is not None:
-            yield started
-
-    def _child(self) -> Child:
+    def _new_child(self) -> Child:
         return Child(threads=self._settings.threads, timeout_s=self._settings.timeout_s)
 
-    def _first_ranking(self, child: Child, row: Row) -> None:
-        self._load(child, row.contestant)
+    def _started(self, row: Row) -> _Contestant | None:
+        """Start a contestant and let it rank the request; None if it fails."""
+        self._report(f"Loading {row.name}")
+        contestant = _Contestant(row, self._processes.enter_context(self._new_child()))
+        with _failures(contestant):
+            self._load(row, contestant.child)
+            result = contestant.child.ask("request", query=QUERY, passages=self._passages)
+            row.order, row.logits = result["order"], result["logits"]
+            row.flops = request_flops(row.model, self._passages, self._settings.cache_folder)
+            contestant.repeat = max(1, min(_MAX_REQUESTS_PER_TURN, round(_TURN_S / result["seconds"])))
+        return contestant if row.reason is None else None
+
+    def _load(self, row: Row, child: Child) -> None:
+        """Load a contestant and record its cold start, which ends with a ranking of two short passages."""
+        settings, config = self._settings, self._configs[row.model]
+        scratch = tempfile.mkdtemp(dir=self._scratch)
+        folder = scratch if config is None else str(config.parent.absolute())
+        everyone = (settings.device, settings.threads, settings.cache_folder)
+        setup = Setup(row.model, row.backend, row.precision, folder, scratch, *everyone)
+        child.ask("load", contestant=row.contestant, setup=setup, query="how long", passages=["not long", "long"])
         row.cold_start_s.append(time.perf_counter() - child.started)
 
-    def _load(self, child: Child, contestant: Contestant) -> None:
-        # Two short passages: what counts is how long it takes until there is a model.
-        child.ask(
-            "load",
-            engine=contestant.engine,
-            setup=self._setup(contestant),
-            query="how long",
-            passages=["not long", "long"],
-        )
+    def _products(self, precisions: set[str]) -> Iterator[tuple[Child, str, str]]:
+        """Start a process for each library that multiplies in one of the precisions."""
+        for library, supported in _LIBRARIES.items() if self._settings.limit_sizes else ():
+            if find_spec(library) is not None and (library == "torch" or self._settings.device == "cpu"):
+                child = self._processes.enter_context(self._new_child())
+                yield from ((child, library, precision) for precision in supported if precision in precisions)
 
-    def _setup(self, contestant: Contestant) -> Setup:
+    def _multiply(self, child: Child, library: str, precision: str) -> None:
         settings = self._settings
-        scratch = self._scratch / f"{next(self._setups)}"
-        scratch.mkdir()
-        files = locate(RerankerSettings(contestant.model, cache_folder=settings.cache_folder, local_files_only=True))
-        config = files.fetch("config.json")
-        return Setup(
-            contestant.model,
-            str(config.parent.absolute()) if config else "",
-            contestant.backend,
-            contestant.precision,
-            settings.device,
-            settings.threads,
-            settings.cache_folder,
-            str(scratch),
-        )
+        # If a library has no such product, others set the limit.
+        with suppress(ContestantError):
+            product = [library, precision, settings.limit_sizes, settings.device, settings.threads]
+            speed = child.ask("product", product=product)
+            self._results.limits.setdefault(precision, {}).setdefault(library, []).append(speed)
 
-    def _count_flops(self, running: list[_Running]) -> None:
-        for model, group in itertools.groupby(running, key=lambda one: one.row.contestant.model):
-            counted = request_flops(model, self._workload.query, self._passages, self._settings.cache_folder)
-            for contestant in group:
-                if counted is not None:
-                    contestant.row.flops, contestant.row.least_flops = counted.whole, counted.least
-
-    def _cold_starts(self, running: list[_Running]) -> None:
-        for number in range(1, self._settings.cold_starts):
-            for contestant in running:
-                row = contestant.row
-                self._report(f"Cold start {number + 1} of {self._settings.cold_starts}: {_shown(row)}")
-                with self._child() as child:
-                    self._guard(row, partial(self._first_ranking, child, row))
-
-    def _products(self, limits: list[Limit], wanted: set[str]) -> list[tuple[Child, Limit]]:
-        """Find the best size of matrices for each engine and precision."""
-        found = []
-        for engine in _ENGINES if self._settings.product_sizes else ():
-            if self._settings.device not in {None, "cpu"} and engine != "torch":
-                continue
-            child = self._stack.enter_context(self._child())
-            self._report(f"The machine's limit: {engine}")
-            try:
-                precisions = child.ask(
-                    "import_products", engine=engine, device=self._settings.device, threads=self._settings.threads
-                )
-            except ContestantError as error:
-                limits.append(Limit(engine, "all", reason=f"{error}"))
-                continue
-            for precision in sorted(wanted.intersection(precisions), key=PRECISIONS.index):
-                limit = Limit(engine, precision)
-                limits.append(limit)
-                try:
-                    self._report(f"The machine's limit: {engine}'s {precision} product")
-                    limit.size, speed = child.ask("best_size", precision=precision, sizes=self._settings.product_sizes)
-                    limit.gflops.append(speed)
-                    found.append((child, limit))
-                except ContestantError as error:
-                    limit.reason = f"{error}"
-        return found
-
-    def _product(self, child: Child, limit: Limit) -> None:
-        time.sleep(_PAUSE_S)
-        if limit.reason is None:
-            try:
-                limit.gflops.append(child.ask("product", precision=limit.precision, size=limit.size))
-            except ContestantError as error:
-                limit.reason = f"{error}"
-
-    def _turn(self, contestant: _Running) -> None:
-        row = contestant.row
-        if row.reason is None:
-            time.sleep(_PAUSE_S)
-            times = self._guard(row, lambda: contestant.child.ask("time", repeat=contestant.repeat))
-            if times is not None:
-                row.rounds_s.append(times)
-
-    def _memory(self, contestant: _Running) -> None:
-        row = contestant.row
-        if row.reason is None:
-            row.peak_memory_bytes = self._guard(row, lambda: contestant.child.ask("memory"))
-
-    def _scenario(self, name: str, contestant: _Running) -> None:
-        row = contestant.row
-
-        def fresh_child() -> Child:
-            with ExitStack() as unless_all_goes_well:
-                child = unless_all_goes_well.enter_context(self._child())
-                self._load(child, row.contestant)
-                unless_all_goes_well.pop_all()
-            return child
-
+    def _measure_scenario(self, name: str, contestant: _Contestant) -> None:
+        row, settings = contestant.row, self._settings
+        lengths = pair_lengths(settings.candidates, *settings.lengths)
+        count, options, runs = settings.lag_requests, {}, 1
+        if name == "concurrent":
+            count, options, runs = settings.concurrency, {"rounds": settings.rounds}, 3 * settings.rounds
+        requests = [(QUERY, self._workload.passages(lengths)) for _ in range(count)]
+        more_time_s = _SLACK * runs * count * row.p50_s
         try:
-            row.scenarios[name] = run_scenario(
-                name,
-                self._settings,
-                self._workload,
-                child=contestant.child,
-                fresh_child=fresh_child,
-                passage_s=row.p50_s / len(self._passages),
-            )
+            figures = contestant.child.ask("scenario", name=name, requests=requests, more_time_s=more_time_s, **options)
         except ContestantError as error:
-            # What was measured before stays.
-            row.scenarios[name] = {"reason": f"{error}"}
-
-    def _guard(self, row: Row, work: Callable[[], Any]) -> Any:
-        """Do something for a row; what goes wrong becomes its reason, and the others go on."""
-        try:
-            return work()
-        except ContestantError as error:
-            row.reason, row.reason_kind = f"{error}", error.kind
-        except MarcoRankError as error:
-            row.reason, row.reason_kind = f"{error}", type(error).__name__
-        return None
+            # The other figures of the row stay.
+            figures = {"reason": f"{error}"}
+        row.scenarios[name] = figures
 
 
-def _shown(row: Row) -> str:
-    return f"{row.contestant.label} with {row.contestant.model}"
+@contextmanager
+def _failures(contestant: _Contestant) -> Iterator[None]:
+    """Record an error as the reason of the row and end its process; the other contestants go on."""
+    try:
+        yield
+    except ContestantError as error:
+        if contestant.row.reason is None:
+            contestant.row.reason, contestant.row.reason_kind = f"{error}", error.kind
+        contestant.child.close()

@@ -1,113 +1,85 @@
-"""Scenarios beyond one request at a time, seen from the parent: what is asked of a contestant, and what it means."""
+"""Scenarios beyond one request at a time. They run in marcorank's process and use `Reranker` alone."""
 
 from __future__ import annotations
 
-import statistics
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from marcorank.bench.workload import pair_lengths
+import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from marcorank.bench.process import Child
-    from marcorank.bench.records import Settings
-    from marcorank.bench.workload import Workload
+    from marcorank import Reranker
 
     Request = tuple[str, list[str]]
 
-_FEW_PASSAGES = 100
-_FEW_LONG_PASSAGES = 200
-_LONG_TOKENS = 512
-_REPEATS = 5
-# How much slower than in a request a passage may be before it counts as hanging; 512 tokens take a few times as long.
-_SLACK = 20
+_TICK_S = 0.002
 
 
-def run_scenario(
-    name: str,
-    settings: Settings,
-    workload: Workload,
-    *,
-    child: Child,
-    fresh_child: Callable[[], Child],
-    passage_s: float,
-) -> dict[str, Any]:
-    """Run a scenario on one contestant.
+def concurrent(reranker: Reranker, requests: Sequence[Request], rounds: int) -> dict[str, Any]:
+    """Time all requests in one call, from a thread each and from a task each, in turn."""
 
-    Args:
-        name: One of `records.SCENARIOS`.
-        settings: Sizes.
-        workload: Makes passages.
-        child: The contestant's process, with its model loaded.
-        fresh_child: Starts another one, which has ranked two short passages.
-        passage_s: Time of a passage in a request.
+    def one_call() -> None:
+        reranker.rank_many([(query, passages) for query, passages in requests])
 
-    Raises:
-        ContestantError: It failed.
-    """
-    if name == "memory":
-        return _memory(settings, workload, fresh_child, passage_s)
-    if name == "scale":
-        return _scale(settings, workload, child, passage_s)
-    count = settings.concurrency if name == "concurrent" else settings.lag_requests
-    requests = [
-        (workload.query, workload.passages(pair_lengths(settings.candidates, *settings.lengths))) for _ in range(count)
-    ]
-    patience_s = _SLACK * passage_s * count * settings.candidates
-    if name == "lag":
-        return {"requests": count, **child.ask("trial", name="lag", requests=requests, more_time_s=patience_s)}
-    rounds = settings.rounds
-    found = child.ask("trial", name="concurrent", requests=requests, rounds=rounds, more_time_s=3 * rounds * patience_s)
-    medians = {way: statistics.median(seconds) for way, seconds in found.items()}
+    def threads() -> None:
+        with ThreadPoolExecutor(len(requests)) as pool:
+            for future in [pool.submit(reranker.rank, *request) for request in requests]:
+                future.result()
+
+    def tasks() -> None:
+        asyncio.run(_rank_all(reranker, requests))
+
+    seconds: dict[str, list[float]] = {"one_call": [], "threads": [], "tasks": []}
+    for _ in range(rounds):
+        for times, run in zip(seconds.values(), (one_call, threads, tasks), strict=True):
+            times.append(_seconds(run))
+    one_call_s = median(seconds["one_call"])
     return {
-        "requests": count,
-        "seconds": found,
-        "threads_of_one_call": medians["one_call"] / medians["threads"],
-        "tasks_of_one_call": medians["one_call"] / medians["tasks"],
+        "requests": len(requests),
+        "seconds": seconds,
+        "threads_of_one_call": one_call_s / median(seconds["threads"]),
+        "tasks_of_one_call": one_call_s / median(seconds["tasks"]),
     }
 
 
-def _scale(settings: Settings, workload: Workload, child: Child, passage_s: float) -> dict[str, Any]:
-    """Time few passages before and after many with the same mix of lengths."""
-    few, many = _FEW_PASSAGES, max(_FEW_PASSAGES, settings.passages)
-    small, large = (workload.passages(pair_lengths(count, *settings.lengths)) for count in (few, many))
-    before = _times(child, workload, small)
-    patience_s = _SLACK * passage_s * many
-    many_s = child.ask("request", query=workload.query, passages=large, more_time_s=patience_s)["seconds"]
-    few_s = before + _times(child, workload, small)
+def lag(reranker: Reranker, requests: Sequence[Request]) -> dict[str, Any]:
+    """Measure how late an event loop is while tasks rank all requests concurrently."""
+    late_ms: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            started = time.perf_counter()
+            await asyncio.sleep(_TICK_S)
+            late_ms.append((time.perf_counter() - started - _TICK_S) * 1e3)
+
+    async def measure() -> None:
+        ticking = asyncio.create_task(tick())
+        await asyncio.sleep(0)
+        await _rank_all(reranker, requests)
+        ticking.cancel()
+
+    seconds = _seconds(lambda: asyncio.run(measure()))
+    p50, p99, largest = (float(value) for value in np.percentile(late_ms, [50, 99, 100]))
     return {
-        "few": few,
-        "many": many,
-        "few_s": few_s,
-        "many_s": many_s,
-        "time_per_passage_ratio": (many_s / many) / (statistics.median(few_s) / few),
+        "requests": len(requests),
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "largest_ms": largest,
+        "ticks": len(late_ms),
+        "seconds": seconds,
     }
 
 
-def _times(child: Child, workload: Workload, passages: list[str]) -> list[float]:
-    child.ask("request", query=workload.query, passages=passages)
-    seconds: list[float] = child.ask("time", repeat=_REPEATS)
-    return seconds
+async def _rank_all(reranker: Reranker, requests: Sequence[Request]) -> None:
+    await asyncio.gather(*(reranker.arank(*request) for request in requests))
 
 
-def _memory(
-    settings: Settings, workload: Workload, fresh_child: Callable[[], Child], passage_s: float
-) -> dict[str, Any]:
-    """Compare the peak memory of two processes: one ranks few long passages, one many."""
-    few, many = _FEW_LONG_PASSAGES, max(_FEW_LONG_PASSAGES, settings.passages)
-    peaks: list[int | None] = []
-    for count in (few, many):
-        passages = workload.passages([_LONG_TOKENS] * count)
-        with fresh_child() as child:
-            patience_s = _SLACK * passage_s * count
-            child.ask("request", query=workload.query, passages=passages, more_time_s=patience_s)
-            peaks.append(child.ask("memory"))
-    few_bytes, many_bytes = peaks
-    return {
-        "few": few,
-        "many": many,
-        "few_bytes": few_bytes,
-        "many_bytes": many_bytes,
-        "peak_memory_ratio": many_bytes / few_bytes if few_bytes and many_bytes else None,
-    }
+def _seconds(run: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started

@@ -1,116 +1,103 @@
-"""Requests made of Python's own documentation, cut to given numbers of tokens."""
+"""Requests made of Python's own documentation, with given numbers of tokens, and the operations that they need."""
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from marcorank._models.loading import locate
-from marcorank.errors import ModelLoadError
+from marcorank.errors import MarcoRankError, ModelLoadError
 from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from marcorank.bench.records import Settings
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
 
 QUERY = "How are default parameter values of a function evaluated?"
-# Twenty pairs of 95 to 414 tokens hold about 4,540 tokens then, and 8,280 when all are padded to the longest.
+# Twenty pairs of 95 to 414 tokens then have about 4,540 tokens, and 8,280 if all are padded to the longest.
 _SKEW = 1.44
 _TRIES = 50
+_MAX_TOKENS = 512
+# Encoders with the layers of BERT: four square products, and two with the intermediate size.
+_KNOWN_SHAPES = ["bert", "roberta", "xlm-roberta", "electra", "camembert", "mpnet", "distilbert", "interaction-bert"]
 
 
 def pair_lengths(count: int, low: int, high: int) -> list[int]:
-    """Return lengths in tokens of query and passage together, from `low` to `high`, with more short ones than long."""
+    """Return the tokens of each pair of query and passage, from `low` to `high`, more short ones than long ones."""
     steps = np.linspace(0, 1, count) if count > 1 else np.ones(1)
     return [int(length) for length in np.rint(low + (high - low) * steps**_SKEW)]
 
 
 class Workload:
-    """Makes passages of given lengths with the tokenizer of a model; the same ones each time.
+    """Makes passages of given lengths with the tokenizer of a model; the same ones in each run."""
 
-    Attributes:
-        query: The query.
-    """
+    def __init__(self, model: str, cache_folder: str | None = None) -> None:
+        # The chapters of Python's reference.
+        from pydoc_data.topics import topics
 
-    query = QUERY
-
-    def __init__(self, settings: Settings, model: str) -> None:
-        """Read the tokenizer and the text.
-
-        Raises:
-            UnknownModelError: The name is not a model.
-            ModelLoadError: The model has no tokenizer that can be read.
-        """
-        self._tokenizer = read_tokenizer(model, settings.cache_folder)
-        self._text = _text()
-        self._offsets = [
-            pair for pair in self._tokenizer.encode(self._text, add_special_tokens=False).offsets if pair[1] > pair[0]
-        ]
-        # Where a word begins: a text that is cut inside one has other tokens than it had there.
+        self._tokenizer = read_tokenizer(model, cache_folder)
+        self._text = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
+        encoding = self._tokenizer.encode(self._text, add_special_tokens=False)
+        self._offsets = [(start, end) for start, end in encoding.offsets if end > start]
+        # Passages begin with a word: the end of a word would be tokenised differently.
         self._starts = [
             index
             for index, (start, _) in enumerate(self._offsets)
             if start == 0 or self._text[start - 1].isspace() or self._text[start].isspace()
         ]
-        self._random = np.random.default_rng(settings.seed)
+        self._random = np.random.default_rng(0)
 
     def passages(self, lengths: Sequence[int]) -> list[str]:
         """Return a different passage for each length, in random order."""
-        # A dict keeps its order; the same seed has to give the same request.
-        found: dict[str, None] = {}
+        # A dict keeps the order.
+        passages: dict[str, None] = {}
         for length in self._random.permutation(lengths):
-            found[self._passage(int(length), found)] = None
-        return list(found)
+            passages[self._passage(int(length), passages)] = None
+        return list(passages)
 
-    def described(self, passages: Sequence[str]) -> dict[str, object]:
+    def request(self, lengths: Sequence[int]) -> dict[str, Any]:
         """Return a request as plain values, with its lengths as this tokenizer counts them."""
-        lengths = [pair_length(self._tokenizer, self.query, passage) for passage in passages]
-        return {
-            "query": self.query,
-            "passages": list(passages),
-            "lengths": lengths,
-            "tokens": sum(lengths),
-            "padded_tokens": max(lengths, default=0) * len(lengths),
-        }
+        passages = self.passages(lengths)
+        lengths = [pair_length(self._tokenizer, QUERY, passage) for passage in passages]
+        return {"query": QUERY, "passages": passages, "lengths": lengths, "tokens": sum(lengths)}
 
-    def _passage(self, length: int, seen: Mapping[str, None]) -> str:
-        wanted = max(1, length - pair_length(self._tokenizer, self.query, ""))
-        best, miss = "", length
+    def _passage(self, length: int, used: Collection[str]) -> str:
+        tokens = max(1, length - pair_length(self._tokenizer, QUERY, ""))
+        best, best_error = "", length
         for _ in range(_TRIES):
             start = self._starts[self._random.integers(len(self._starts))]
-            last = min(start + wanted, len(self._offsets)) - 1
+            last = min(start + tokens, len(self._offsets)) - 1
             text = self._text[self._offsets[start][0] : self._offsets[last][1]].strip()
-            off = abs(pair_length(self._tokenizer, self.query, text) - length)
-            if off < miss and text not in seen:
-                best, miss = text, off
-            if miss == 0:
+            error = abs(pair_length(self._tokenizer, QUERY, text) - length)
+            if error < best_error and text not in used:
+                best, best_error = text, error
+            if best_error == 0:
                 break
-        # Short ones run out when thousands are asked for.
-        return best or f"{len(seen)}"
+        # With thousands of passages, the short ones run out.
+        return best or f"{len(used)}"
 
 
 def pair_length(tokenizer: Any, query: str, passage: str) -> int:
-    """Return how many tokens query and passage have together, special ones counted."""
+    """Return the number of tokens of query and passage together, special tokens included."""
     return len(tokenizer.encode(query, passage).ids)
 
 
 def read_tokenizer(model: str, cache_folder: str | None) -> Any:
-    """Return the tokenizer of a model, without the limits that its file may set.
+    """Return the tokenizer of a model without truncation and padding.
 
     Raises:
-        UnknownModelError: The name is not a model.
-        ModelLoadError: The model has no tokenizer that can be read.
+        UnknownModelError: No model has this name.
+        ModelLoadError: The model has no tokenizer, or it cannot be read.
     """
     from tokenizers import Tokenizer
 
-    files = locate(RerankerSettings(model, cache_folder=cache_folder, local_files_only=True))
-    file = files.fetch("tokenizer.json")
+    file = model_file(model, "tokenizer.json", cache_folder)
     if file is None:
         raise ModelLoadError(
-            f"Model `{model}` has no tokenizer.json in {files.location}. The benchmark never downloads; a model of the "
-            f"hub is fetched with `marcorank models download {model}`."
+            f"Model {model!r} has no tokenizer.json on this machine. The benchmark downloads nothing; download a model "
+            f"from the hub with `marcorank models download {model}`."
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -121,8 +108,32 @@ def read_tokenizer(model: str, cache_folder: str | None) -> Any:
     return tokenizer
 
 
-def _text() -> str:
-    """Return the chapters of Python's reference as running text."""
-    from pydoc_data.topics import topics
+def model_file(model: str, name: str, cache_folder: str | None) -> Path | None:
+    """Return a file of a model on this machine; None if it is not there."""
+    return locate(RerankerSettings(model, cache_folder=cache_folder, local_files_only=True)).fetch(name)
 
-    return " ".join(" ".join(topics[name].split()) for name in sorted(topics))
+
+def request_flops(model: str, passages: Sequence[str], cache_folder: str | None) -> float | None:
+    """Return the operations of a request: products of weights and attention, in all layers for all tokens.
+
+    A multiplication and an addition are two. None stands for an unknown architecture.
+    """
+    try:
+        file = model_file(model, "config.json", cache_folder)
+        config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+        tokenizer = read_tokenizer(model, cache_folder)
+    except (MarcoRankError, OSError, ValueError):
+        return None
+    if config.get("model_type") not in _KNOWN_SHAPES:
+        return None
+    # DistilBERT has other names.
+    hidden = config.get("hidden_size") or config["dim"]
+    intermediate = config.get("intermediate_size") or config["hidden_dim"]
+    layers = config.get("num_hidden_layers") or config["n_layers"]
+    max_tokens = min(_MAX_TOKENS, config.get("max_position_embeddings", _MAX_TOKENS))
+    flops = 0.0
+    for passage in passages:
+        tokens = min(max_tokens, pair_length(tokenizer, QUERY, passage))
+        weights = 4 * hidden**2 + 2 * hidden * intermediate
+        flops += layers * (2 * weights * tokens + 4 * tokens**2 * hidden)
+    return flops
