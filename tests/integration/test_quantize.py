@@ -196,7 +196,7 @@ def test_a_collection_shows_what_it_costs(small_bert, tmp_path, write, run):
         "int8 at load time",
         "int8 of the file",
     ]
-    assert re.search(r"The file against int8 at load time: nDCG@10 [+-]0\.\d{4}, p (< )?\d", out)
+    assert re.search(r"int8 of the file against int8 at load time: [+-]0\.\d{4}, p (< )?\d", out)
     assert max(map(len, lines[:-1])) <= 80
 
 

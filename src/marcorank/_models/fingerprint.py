@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._files import errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
-from marcorank._models.hub import HubModel
+from marcorank._models.hub import TORCH_FILES, HubModel
 from marcorank._models.loading import TEXT_FILES, LocalFolder, locate, resolve
 from marcorank._models.selection import ModelSettings
 from marcorank._text import brief
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from marcorank._models.loading import ModelFiles
     from marcorank.scorer import Scorer
 
-_TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 # What `auto` may resolve differently on another machine.
 _RESOLVED = ("backend", "precision", "device")
 
@@ -119,7 +118,7 @@ def _torch_files(folder: Path) -> dict[str, Path]:
 
 
 def _matching(folder: Path) -> Iterable[Path]:
-    found = [path for pattern in _TORCH_FILES for path in folder.glob(pattern)]
+    found = [path for pattern in TORCH_FILES for path in folder.glob(pattern)]
     # Pickled weights are not read where there are others, and may have been downloaded by another program.
     return found if any(path.suffix == ".safetensors" for path in found) else [*found, *folder.glob(PICKLED_WEIGHTS)]
 

@@ -184,6 +184,5 @@ def _comparison(evaluation: Evaluation) -> list[str]:
         *table(["model", _MEASURE, "difference", "p", "ms/query"], rows, left=["model"]),
         "difference: from fp32. ms/query: median.",
         "",
-        f"The file against int8 at load time: {_MEASURE} {wording.signed(gain.difference)}, "
-        f"p {wording.p_value(gain.p_value)}.",
+        f"{_STATIC} against {_DYNAMIC}: {wording.signed(gain.difference)}, p {wording.p_value(gain.p_value)}",
     ]
