@@ -7,7 +7,7 @@ import json
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from marcorank._inference.backends.onnx import OnnxBackend, mentions
@@ -43,32 +43,6 @@ _LOCAL_SETTINGS = {
 _FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
 
 
-class ModelFiles(Protocol):
-    """The files of a model, wherever they are stored."""
-
-    @property
-    def name(self) -> str:
-        """Name for messages and results."""
-        ...
-
-    @property
-    def location(self) -> str:
-        """Where files are looked up, for messages."""
-        ...
-
-    def fetch(self, *candidates: str) -> Path | None:
-        """Return the first of the candidate files that exists; None if there is none."""
-        ...
-
-    def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return a folder with all files that the torch backend needs."""
-        ...
-
-    def export_folder(self) -> Path:
-        """Return the folder for an exported ONNX file."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class LocalFolder:
     """A model in a local folder."""
@@ -100,6 +74,10 @@ class LocalFolder:
         return self.path
 
 
+# The files of a model, wherever they are stored.
+ModelFiles = LocalFolder | HubModel
+
+
 def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
     """Check the name of a model and return the kind of its scores, without downloading or sending anything.
 
@@ -124,14 +102,6 @@ def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
                 f"`{name}` is {value!r}, which has no effect on the server {settings.model!r}; leave it out."
             )
     return server.score_kind
-
-
-def _remote(settings: ModelSettings) -> RemoteScorer:
-    """Return the scorer for a server; scorers with the same URL and key share their connections."""
-    scorer: RemoteScorer = _loaded.shared(
-        ("remote", settings.model, settings.token), lambda: RemoteScorer(settings.model, api_key=settings.token)
-    )
-    return scorer
 
 
 def locate(settings: ModelSettings) -> ModelFiles:
@@ -176,7 +146,10 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
         ModelLoadError: A file is missing, damaged or cannot be downloaded, or the model is not a reranker.
     """
     if is_remote(settings.model):
-        return _remote(settings)
+        # Scorers with the same URL and key share their connections.
+        key = ("remote", settings.model, settings.token)
+        server: RemoteScorer = _loaded.shared(key, lambda: RemoteScorer(settings.model, api_key=settings.token))
+        return server
     files = locate(settings)
     try:
         choice, graph = resolve(files, settings)
@@ -245,29 +218,25 @@ def _find_exported(files: ModelFiles, *names: str) -> Path | None:
 
 
 def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
+    int8_onnx = catalogue.int8_onnx_files(cpu_features())
     if choice.backend == "onnx" and choice.precision == "int8":
         return ModelLoadError(
-            f"Model `{files.name}` has no int8 ONNX file for this processor: tried "
-            f"{', '.join(catalogue.int8_onnx_files(cpu_features()))} in {files.location}. Use `precision='fp32'`, or "
-            "`backend='openvino'`, which quantises any model while loading: pip install 'marcorank[openvino]'"
+            f"Model `{files.name}` has no int8 ONNX file for this processor: tried {', '.join(int8_onnx)} in "
+            f"{files.location}. Use `precision='fp32'`, or `backend='openvino'`, which quantises any model at load "
+            "time: pip install 'marcorank[openvino]'"
         )
-    if isinstance(files, LocalFolder):
-        files.snapshot(allow_pickle=True)
     tried = [*catalogue.FP32_ONNX_FILES, *(catalogue.FP32_IR_FILES if choice.backend == "openvino" else ())]
-    torch = ""
     if choice.precision == "int8":
         tried += [*catalogue.INT8_IR_FILES, catalogue.QUANTIZED_IR_FILE]
+    if isinstance(files, LocalFolder):
+        files.snapshot(allow_pickle=True)  # raises an error where there are no weights to export
+        advice = ""
     else:
-        torch = ", or use `backend='torch'`; both need"
-    download = (
-        ""
-        if isinstance(files, LocalFolder)
-        else f" To work offline, first run `marcorank models download {files.name}`."
-    )
+        advice = f" To work offline, first run `marcorank models download {files.name}`."
+    torch = ", or use `backend='torch'`" if choice.precision != "int8" else ""
     return ModelLoadError(
-        f"Model `{files.name}` has no ONNX file in {files.location} (tried "
-        f"{', '.join(tried)}).{download} Export one with "
-        f"`marcorank models export {files.name}`{torch or ', which needs'} pip install 'marcorank[torch]'"
+        f"Model `{files.name}` has no ONNX file in {files.location} (tried {', '.join(tried)}).{advice} Export one "
+        f"with `marcorank models export {files.name}`{torch}: pip install 'marcorank[torch]'"
     )
 
 
@@ -313,11 +282,7 @@ def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, 
 
 
 def _with_supported_precision(choice: Choice, settings: ModelSettings) -> Choice:
-    """Fall back to fp32 if openvino does not support the precision that was chosen automatically.
-
-    Some virtual machines report CPU features that openvino does not find. A precision that you set is not changed;
-    the backend raises an error.
-    """
+    """Replace a precision that was chosen automatically and that openvino, on some virtual machines, does not find."""
     if choice.backend != "openvino" or settings.precision != "auto" or choice.precision == "fp32":
         return choice
     from marcorank._inference.backends.openvino import computes

@@ -14,9 +14,9 @@ from marcorank._inference.cpu import Workers
 from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.loading import TEXT_FILES, LocalFolder, graph_file, load_scorer, locate
+from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve
 from marcorank._models.quantization import import_packages, quantize
-from marcorank._models.selection import ModelSettings, choose
+from marcorank._models.selection import ModelSettings
 from marcorank._text import table
 from marcorank.cli.options import add_file_options, file_settings, new_parser
 from marcorank.cli.progress import Progress
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         progress.text = f"Loading {args.name}"
         scorer = cast("CrossEncoderScorer", load_scorer(settings))
         files = locate(settings)
-        graph = cast("Path", graph_file(files, choose(settings)))
+        graph = cast("Path", resolve(files, settings)[1])
         target = Path(args.output).expanduser() if args.output else files.export_folder()
         progress.text = f"Quantising {files.name}"
         file = quantize(
