@@ -439,7 +439,6 @@ def test_the_list_of_models_fits_the_terminal(columns):
     """Nothing is broken over two lines."""
     _, shown = on_terminal("models", columns=columns)
     assert max(map(len, shown.splitlines())) <= columns
-    assert ("Apache-2.0" in shown) == (columns == 120)
 
 
 @pytest.mark.parametrize("arguments", [["models", "--json"], ["models", "list", "--json"]])
@@ -464,7 +463,7 @@ def test_a_download_is_all_that_offline_use_needs(run, hub, tmp_path, write):
         )
     )
     assert (status, error) == (0, "")
-    assert out == f"{MINILM_L6.name} runs, and is on this machine as: fp32 onnx\n"
+    assert out == f"{MINILM_L6.name} runs; on this machine: fp32 onnx\n"
     assert not any("safetensors" in request for request in hub.requests)
     hub.stop()
     status, out, _ = run("rerank", QUERY, write(PASSAGES), "--model", "ms-marco-MiniLM-L-6-v2", "--offline", *folder)
@@ -552,7 +551,7 @@ def test_doctor_reads_well_on_a_terminal():
     lines = shown.splitlines()
     assert status == 0
     assert lines[0].startswith(f"marcorank   {__version__} on Python 3.")
-    assert lines[-1] == "result      all is well"
+    assert lines[-1] == "result      no problems found"
     assert max(map(len, lines)) <= 80
 
 
@@ -580,7 +579,7 @@ def test_doctor_fails_where_the_bundled_model_does_not_run(run, tmp_path, monkey
     assert status == 1
     told = " ".join(out.split())
     assert re.search(r"PROBLEM bundled does not run: .*model_int8.onnx.* pip install --force-reinstall marcorank", told)
-    assert out.endswith("result      something is broken, see above\n")
+    assert out.endswith("result      there are problems, see above\n")
 
 
 def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):
