@@ -536,13 +536,13 @@ def test_doctor_says_what_would_run_and_why(run):
     assert (status, error, found["problems"]) == (0, "", [])
     assert found["marcorank"] == __version__
     assert found["cache"]["offline"] is True
-    assert found["backends"]["onnx"]["packages"]["onnxruntime"]
+    assert found["backends"]["onnx"]["onnxruntime"]
     bundled, default = found["models"]
     assert (bundled["backend"], bundled["precision"], bundled["present"]) == ("onnx", "int8", ["int8 onnx"])
     assert default["reason"]
-    (trial,) = found["trials"]
-    assert trial["logits"][0] > trial["logits"][1]
-    assert trial["rank_ms"] > 0
+    assert bundled["trial"]["logits"][0] > bundled["trial"]["logits"][1]
+    assert bundled["trial"]["rank_ms"] > 0
+    assert default["trial"] is None
 
 
 def test_doctor_reads_well_on_a_terminal():
@@ -561,9 +561,9 @@ def test_doctor_tries_the_model_that_is_asked_for(run, small_bert, tmp_path):
     shutil.copytree(small_bert, folder, ignore=shutil.ignore_patterns("onnx"))
     _, out, _ = run("doctor", "--model", folder, "--json")
     found = json.loads(out)
-    assert [entry["present"] for entry in found["models"]] == [["torch"]]
+    assert [entry["present"] for entry in found["models"]] == [["int8 onnx"], ["torch"]]
     torch = choose(ModelSettings(str(folder), backend="torch"))
-    assert [trial["engine"] for trial in found["trials"]] == [
+    assert [entry["trial"]["engine"] for entry in found["models"]] == [
         "onnx on cpu in int8",
         f"torch on cpu in {torch.precision}",
     ]

@@ -109,11 +109,7 @@ _PORTABLE_INT8_ONNX_FILES: tuple[str, ...] = ("onnx/model_int8.onnx", "onnx/mode
 
 
 def int8_onnx_files(features: frozenset[str]) -> tuple[str, ...]:
-    """Return the names of the int8 ONNX files that suit a processor, best first.
-
-    Args:
-        features: Instruction sets, named as by `marcorank._inference.cpu.cpu_features`.
-    """
+    """Return the names of the int8 ONNX files that suit a processor with these `cpu_features`, best first."""
     optimised = tuple(file for feature, file in _INT8_ONNX_FILES if feature in features)
     return optimised + _PORTABLE_INT8_ONNX_FILES
 
@@ -128,16 +124,7 @@ def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
 
 
 def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
-    """Check that a model folder has weights that torch can load.
-
-    Args:
-        names: Names of the files in the folder.
-        where: Description of the folder, for the message.
-        allow_pickle: Whether pickled weights may be loaded.
-
-    Raises:
-        ModelLoadError: There are no weights, or only pickled ones and `allow_pickle` is off.
-    """
+    """Raise `ModelLoadError` if a folder with these files has no weights that torch may load."""
     if has_weights(names, allow_pickle=allow_pickle):
         return
     pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))

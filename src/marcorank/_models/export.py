@@ -9,7 +9,6 @@ import shutil
 import warnings
 from contextlib import contextmanager
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
@@ -18,6 +17,7 @@ from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["export_onnx"]
 
@@ -34,30 +34,20 @@ _CHECK_TOLERANCE = 1e-3
 def export_onnx(source: Path, target: Path) -> Path:
     """Write `target/onnx/model.onnx` and the tokenizer and config files that go with it.
 
-    The graph computes in fp32. Its inputs are `input_ids`, `attention_mask` and, where the model distinguishes two
-    segments, `token_type_ids`; its output is `logits`.
+    The graph computes in fp32. `token_type_ids` is an input only where the model distinguishes two segments.
 
     Shape:
         input_ids, attention_mask, token_type_ids: (batch, sequence) int64, both axes dynamic.
         logits: (batch, 1) float32.
 
-    The files move into `target` when all are complete, so an interrupted export changes nothing. Files of the same
-    names in an existing `target` are replaced, others are kept.
-
-    Args:
-        source: Folder with `config.json`, tokenizer files and safetensors weights of a one-label
-            sequence classification model.
-        target: Folder to write. It may be `source`.
-
-    Returns:
-        The path of the ONNX file.
+    An interrupted export changes nothing. Files of the same names in an existing `target`, which may be `source`, are
+    replaced, others are kept.
 
     Raises:
         InvalidInputError: `target` cannot be written.
         MissingExtraError: torch, transformers or onnx is not installed.
         ModelLoadError: `source` holds no such model, or the model cannot be exported.
     """
-    source, target = Path(source), Path(target)
     if not (source / "config.json").is_file():
         raise ModelLoadError(
             f"No `config.json` in {str(source)!r}: expected a local folder with a cross-encoder's config, "

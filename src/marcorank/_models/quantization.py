@@ -63,17 +63,13 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
     attention, the second product of each feed-forward layer and the head stay in fp32: with those quantised too, the
     logits of a MiniLM-L6 were off by nine times as much. Loading in int8 rounds them as in any other model.
 
-    The files move into `target` when all are complete, so an interrupted call changes nothing. Files of the same names
-    in an existing `target` are replaced, others are kept.
+    An interrupted call changes nothing. Files of the same names in an existing `target` are replaced, others are kept.
 
     Args:
         graph: ONNX file or OpenVINO IR that computes in fp32.
         pairs: A few hundred encoded pairs, like those that will be scored.
         target: Folder to write. It may be the model's own.
         texts: `config.json` and the tokenizer files, to be copied.
-
-    Returns:
-        The path of the .xml file.
 
     Raises:
         MissingExtraError: nncf or openvino is not installed.

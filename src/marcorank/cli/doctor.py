@@ -19,11 +19,12 @@ from marcorank._models.loading import load_scorer
 from marcorank._models.selection import ModelSettings, choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_cache_option, new_parser
-from marcorank.errors import MarcoRankError
+from marcorank.errors import MarcoRankError, UnknownModelError
 from marcorank.reranker import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
 # By backend: the packages that it needs, and how to install them.
 _BACKENDS = {
@@ -58,76 +59,61 @@ def run(args: argparse.Namespace) -> int:
     """Inspect the machine, run the models that are on it, and print the findings."""
     from huggingface_hub import constants
 
-    names = [args.model] if args.model else [BUNDLED, DEFAULT_MODEL]
-    models = [_inspect(name, args.cache_folder) for name in names]
-    to_try = [BUNDLED] + [entry["name"] for entry in models if args.model not in {None, BUNDLED} and entry["present"]]
-    trials = [_try(name, args.cache_folder) for name in to_try]
+    models = [_check(name, args.cache_folder) for name in dict.fromkeys((BUNDLED, args.model or DEFAULT_MODEL))]
     gpu, gpu_problem = _gpu()
-    versions = {name: {package: _version(package) for package in packages} for name, (packages, _) in _BACKENDS.items()}
     found: dict[str, Any] = {
         "marcorank": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": {"name": processor_name(), "features": sorted(cpu_features()), "usable_cores": usable_cores()},
         "gpu": gpu,
-        "backends": {
-            name: {"packages": found, "install": None if all(found.values()) else _BACKENDS[name][1]}
-            for name, found in versions.items()
-        },
-        "frameworks": {package: _version(package) for package in _FRAMEWORKS},
+        "backends": {name: _versions(packages) for name, (packages, _) in _BACKENDS.items()},
+        "frameworks": _versions(_FRAMEWORKS),
         "cache": {
             "folder": str(Path(args.cache_folder or constants.HF_HUB_CACHE).expanduser()),
             "offline": constants.HF_HUB_OFFLINE,
         },
         "models": models,
-        "trials": trials,
-        "problems": [problem for problem in (gpu_problem, *(entry["problem"] for entry in models + trials)) if problem],
+        "problems": [problem for problem in (gpu_problem, *(entry["problem"] for entry in models)) if problem],
     }
     print(json.dumps(found, indent=2) if args.json else _report(found))
     return 1 if found["problems"] else 0
 
 
-def _settings(name: str, cache_folder: str | None) -> ModelSettings:
-    return ModelSettings(name, cache_folder=cache_folder, local_files_only=True)
-
-
-def _inspect(name: str, cache_folder: str | None) -> dict[str, Any]:
-    """Return which backend a model would use, and which of its files are here."""
-    settings = _settings(name, cache_folder)
-    entry: dict[str, Any] = {"name": name, "present": [], "problem": None}
+def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
+    """Return which backend a model would use and which of its files are here; if there are any, run the model."""
+    settings = ModelSettings(name, cache_folder=cache_folder, local_files_only=True)
+    entry: dict[str, Any] = {"name": name, "present": [], "trial": None, "problem": None}
     try:
         choice = choose(settings)
         entry |= {"backend": choice.backend, "device": choice.device, "precision": choice.precision}
-        return entry | {"reason": choice.reason, "present": present_files(settings)}
-    except MarcoRankError as error:
-        return entry | {"problem": str(error)}
-
-
-def _try(name: str, cache_folder: str | None) -> dict[str, Any]:
-    """Load a model and rank two passages with it."""
-    entry: dict[str, Any] = {"model": name, "engine": None, "load_ms": None, "rank_ms": None, "logits": None}
-    try:
+        entry |= {"reason": choice.reason, "present": present_files(settings)}
+        if not entry["present"]:
+            return entry
         started = time.perf_counter()
-        scorer = load_scorer(_settings(name, cache_folder))
+        scorer = load_scorer(settings)
         loaded = time.perf_counter()
         relevant, other = scorer.score_requests([(_QUERY, _PASSAGES)])[0].logits.tolist()
         done = time.perf_counter()
+    except UnknownModelError as error:
+        return entry | {"problem": str(error)}
     except (MarcoRankError, ImportError, OSError) as error:
         advice = " Reinstall marcorank: pip install --force-reinstall marcorank" if name == BUNDLED else ""
         return entry | {"problem": f"{name} does not run: {error}{advice}"}
     # A model without an ONNX file runs on another backend than the one chosen without looking at its files.
     backend = scorer.scheduler.backend if isinstance(scorer, CrossEncoderScorer) else None
-    problem = (
-        f"{name} scores {_PASSAGES[1]!r} above the passage that answers {_QUERY!r}; its files may be mixed up, or it "
-        "is not a model for English questions."
-    )
-    return entry | {
+    entry["trial"] = {
         "engine": f"{backend.name} on {backend.device} in {backend.precision}" if backend else "torch",
         "load_ms": round((loaded - started) * 1e3, 1),
         "rank_ms": round((done - loaded) * 1e3, 1),
         "logits": [round(relevant, 4), round(other, 4)],
-        "problem": None if relevant > other else problem,
     }
+    if relevant <= other:
+        entry["problem"] = (
+            f"{name} scores {_PASSAGES[1]!r} above the passage that answers {_QUERY!r}; its files may be mixed up, "
+            "or it is not a model for English questions."
+        )
+    return entry
 
 
 def _gpu() -> tuple[str | None, str | None]:
@@ -142,6 +128,10 @@ def _gpu() -> tuple[str | None, str | None]:
     return ", ".join(names) or None, None
 
 
+def _versions(packages: Iterable[str]) -> dict[str, str | None]:
+    return {package: _version(package) for package in packages}
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -152,19 +142,19 @@ def _version(package: str) -> str | None:
 def _report(found: dict[str, Any]) -> str:
     processor, cache, problems = found["processor"], found["cache"], found["problems"]
     cores = f"{processor['usable_cores']} usable core{'s' if processor['usable_cores'] > 1 else ''}"
-    no_gpu = "torch sees none" if found["backends"]["torch"]["packages"]["torch"] else "unknown: torch is not installed"
+    no_gpu = "torch sees none" if found["backends"]["torch"]["torch"] else "unknown: torch is not installed"
     lines = [
         ("marcorank", f"{found['marcorank']} on Python {found['python']}, {found['platform']}"),
         ("processor", ", ".join([processor["name"], cores, *processor["features"]])),
         ("gpu", found["gpu"] or no_gpu),
         *(
-            (name, _packages(entry["packages"]) + (f": {entry['install']}" if entry["install"] else ""))
-            for name, entry in found["backends"].items()
+            (name, _packages(versions) + ("" if all(versions.values()) else f": {_BACKENDS[name][1]}"))
+            for name, versions in found["backends"].items()
         ),
         ("frameworks", _packages(found["frameworks"])),
         ("cache", f"{cache['folder']} ({'offline: HF_HUB_OFFLINE is set' if cache['offline'] else 'online'})"),
         *(("model", _model_line(entry)) for entry in found["models"]),
-        *(("trial", _trial_line(entry)) for entry in found["trials"] if entry["logits"]),
+        *(("trial", _trial_line(entry["name"], entry["trial"])) for entry in found["models"] if entry["trial"]),
         *(("PROBLEM", problem) for problem in problems),
         ("result", "there are problems, see above" if problems else "no problems found"),
     ]
@@ -188,17 +178,16 @@ def _packages(versions: dict[str, str | None]) -> str:
 
 
 def _model_line(entry: dict[str, Any]) -> str:
-    name = entry["name"]
-    if entry["problem"]:
+    name, here = entry["name"], ", ".join(entry["present"])
+    if "reason" not in entry:
         return f"{name}: see below"
-    here = ", ".join(entry["present"])
     state = f"on this machine: {here}" if here else f"not on this machine: marcorank models download {name}"
     return f"{name}: {entry['backend']} on {entry['device']} in {entry['precision']} ({entry['reason']}); {state}"
 
 
-def _trial_line(entry: dict[str, Any]) -> str:
-    relevant, other = entry["logits"]
+def _trial_line(name: str, trial: dict[str, Any]) -> str:
+    relevant, other = trial["logits"]
     return (
-        f"{entry['model']}: {entry['engine']}, loaded in {entry['load_ms']:.0f} ms, 2 passages ranked in "
-        f"{entry['rank_ms']:.1f} ms, logits {relevant:.2f} (relevant) and {other:.2f} (irrelevant)"
+        f"{name}: {trial['engine']}, loaded in {trial['load_ms']:.0f} ms, 2 passages ranked in "
+        f"{trial['rank_ms']:.1f} ms, logits {relevant:.2f} (relevant) and {other:.2f} (irrelevant)"
     )

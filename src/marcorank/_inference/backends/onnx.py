@@ -25,15 +25,7 @@ _SEVERITY_FATAL = 4
 
 
 class OnnxBackend:
-    """A cross-encoder in an onnxruntime session.
-
-    Attributes:
-        name: `"onnx"`.
-        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
-        precision: `"fp32"` or `"int8"`.
-        max_padded_tokens: Best batch size in tokens, including padding.
-        parallel_batches: Number of batches that run in parallel.
-    """
+    """A cross-encoder in an onnxruntime session on `"cpu"`, `"cuda"` or `"cuda:N"`, in `"fp32"` or `"int8"`."""
 
     name = "onnx"
 

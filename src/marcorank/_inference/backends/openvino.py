@@ -30,13 +30,6 @@ class OpenvinoBackend:
     The last layer is computed only for the first token if nothing else is read, which does not change the logits.
     In `int8` the weights are rounded to 8 bits with one scale per output, and the activations with one scale per few
     hundred values of a token, so a logit does not depend on the batch; no calibration is needed.
-
-    Attributes:
-        name: `"openvino"`.
-        device: `"cpu"`.
-        precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`.
-        max_padded_tokens: 1: each pair runs alone, without padding.
-        parallel_batches: Number of pairs that run in parallel.
     """
 
     name = "openvino"
@@ -49,7 +42,7 @@ class OpenvinoBackend:
         Args:
             file: An ONNX file, or an IR with its .bin file next to it.
             device: `"cpu"`.
-            precision: Precision of the computation.
+            precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`.
             workers: Number of threads and of parallel pairs.
             longest: Maximum number of tokens of the model; None if unknown.
 
@@ -102,7 +95,7 @@ class OpenvinoBackend:
             raise ModelLoadError(f"OpenVINO cannot compile {str(file)!r}: {_first_line(error)}") from error
         self.device = device
         self.precision = precision
-        self.max_padded_tokens = 1
+        self.max_padded_tokens = 1  # each pair runs alone, without padding
         self.parallel_batches = workers.count
         self._dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}
         # An infer request holds the buffers of one pass, so it is removed while in use.
@@ -144,11 +137,7 @@ def shared_core() -> Any:
 
 
 def computes(precision: str) -> bool:
-    """Whether OpenVINO supports a precision on this processor.
-
-    Raises:
-        MissingExtraError: openvino is not installed.
-    """
+    """Whether OpenVINO supports a precision on this processor."""
     return _PRECISIONS[precision][1] in _capabilities(shared_core())
 
 

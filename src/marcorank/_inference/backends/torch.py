@@ -41,19 +41,15 @@ def cuda_supports_bf16() -> bool:
 
 
 class TorchBackend:
-    """A transformers sequence classifier that is called with token batches.
+    """A transformers sequence classifier, in `"fp32"`, `"bf16"` or `"fp16"`, that is called with token batches.
 
     Attributes:
-        name: `"torch"`.
-        device: Device name, as in torch.
-        precision: `"fp32"`, `"bf16"` or `"fp16"`.
-        max_padded_tokens: Best batch size in tokens, including padding.
-        parallel_batches: 1: torch uses all cores, or the whole GPU, for one batch.
         cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
         predict_lock: Hold it to call `cross_encoder.predict`, which changes the settings of its tokenizer.
     """
 
     name = "torch"
+    # torch uses all cores, or the whole GPU, for one batch.
     parallel_batches = 1
 
     def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
@@ -187,9 +183,6 @@ class PredictScorer:
     """A cross-encoder that inserts each pair into a prompt, such as one based on a language model.
 
     Uses `CrossEncoder.predict`, so truncation is unknown and windows are not supported.
-
-    Attributes:
-        name: Name of the model.
     """
 
     def __init__(self, scheduler: Any, *, name: str) -> None:
