@@ -70,7 +70,7 @@ def _write(source: Path, folder: Path) -> None:
         raise MissingExtraError(
             "Exporting a model needs torch, transformers and onnx: pip install 'marcorank[torch]'"
         ) from error
-    with _quiet(torch, transformers):
+    with _quiet(transformers):
         model = _load_model(transformers, source)
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
         _copy_texts(source, tokenizer, folder)
@@ -200,19 +200,14 @@ def _check(module: Any, example: tuple[Any, ...], names: list[str], path: Path) 
 
 
 @contextmanager
-def _quiet(torch: Any, transformers: Any) -> Iterator[None]:
-    """Keep progress bars, load reports and tracing remarks off the caller's terminal, then restore the settings."""
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep progress bars, load reports and warnings off the caller's terminal, then restore the settings."""
     log = transformers.utils.logging
     level = log.get_verbosity()
     log.set_verbosity_error()
     try:
         with without_transformers_bars, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-            for category in (DeprecationWarning, UserWarning):
-                warnings.filterwarnings("ignore", category=category, module=r"torch\.onnx\.")
-            # torch reports these two at its callers: here and in contextlib.
-            for message in (".*legacy TorchScript-based ONNX export", "The feature will be removed"):
-                warnings.filterwarnings("ignore", category=DeprecationWarning, message=message)
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.set_verbosity(level)

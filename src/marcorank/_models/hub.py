@@ -85,12 +85,7 @@ class HubModel:
             return next((path for file in candidates if (path := self._fetch(file, source))), None)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return a folder with all files that the torch backend needs.
-
-        Raises:
-            UnknownModelError: The Hub has no such repository.
-            ModelLoadError: The model cannot be downloaded, or has no weights that may be loaded.
-        """
+        """Return a folder with all files that the torch backend needs."""
         from huggingface_hub import HfApi
 
         with self._map_errors("the weights"):
@@ -107,12 +102,7 @@ class HubModel:
         return folder
 
     def export_folder(self) -> Path:
-        """Return the folder to which `marcorank models export` writes the ONNX file of this commit; it may not exist.
-
-        Raises:
-            UnknownModelError: The Hub has no such repository.
-            ModelLoadError: The commit cannot be determined.
-        """
+        """Return the folder for files that marcorank makes of this commit; it may not exist."""
         from huggingface_hub import constants
 
         # `cached_assets_path` would create the folder.
@@ -121,12 +111,7 @@ class HubModel:
 
     @property
     def commit(self) -> str:
-        """The commit that all files come from; looked up if no file was fetched yet.
-
-        Raises:
-            UnknownModelError: The Hub has no such repository.
-            ModelLoadError: The commit cannot be looked up.
-        """
+        """The commit that all files come from; looked up if no file was fetched yet."""
         with self._map_errors(_CONFIG):
             return self._resolve(_CONFIG).revision
 

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-# Tokenizers without a limit have a huge number here.
-_NO_LIMIT = 1_000_000
 # Settings that only apply to a local model.
 _LOCAL_SETTINGS = {
     name: value
@@ -60,11 +58,7 @@ class LocalFolder:
         return next((self.path / name for name in candidates if (self.path / name).is_file()), None)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return the folder.
-
-        Raises:
-            ModelLoadError: It has no weights that may be loaded.
-        """
+        """Return the folder, if it has weights that may be loaded."""
         names = [path.name for path in self.path.iterdir()]
         catalogue.check_weights(names, where=repr(str(self.path)), allow_pickle=allow_pickle)
         return self.path
@@ -81,14 +75,7 @@ ModelFiles = LocalFolder | HubModel
 def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
     """Check the name of a model and return the kind of its scores, without downloading or sending anything.
 
-    Args:
-        settings: Settings of the model.
-        has_fallback: Whether settings for local models may be meant for the fallback.
-
-    Raises:
-        UnknownModelError: No model has this name.
-        InvalidInputError: The name is an invalid URL, or the model is a server and a setting applies to local models
-            only.
+    Settings that only apply to local models are errors for a server, unless they may be meant for the fallback.
     """
     if not is_remote(settings.model):
         locate(settings)
@@ -105,11 +92,7 @@ def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
 
 
 def locate(settings: ModelSettings) -> ModelFiles:
-    """Find out where the files of a model are, without downloading anything.
-
-    Raises:
-        UnknownModelError: No model has this name.
-    """
+    """Find out where the files of a model are, without downloading anything."""
     name = settings.model
     if name == catalogue.BUNDLED:
         return LocalFolder(_BUNDLED_FOLDER, name)
@@ -163,20 +146,14 @@ def load_scorer(settings: ModelSettings) -> RequestScorer:
 
 
 def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | None]:
-    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend.
-
-    Raises:
-        InvalidInputError: The settings contradict each other.
-        MissingExtraError: The backend is not installed.
-        ModelLoadError: There is no graph for the backend, or a file cannot be fetched.
-    """
+    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend."""
     choice = choose(settings)
     if choice.backend == "torch":
         return choice, None
     # The large file comes last: an interrupted download must not leave a model without its small settings files.
     for name in TEXT_FILES:
         files.fetch(name)
-    graph = graph_file(files, choice)
+    graph = _graph_file(files, choice)
     if graph is None:
         if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
             return choose(replace(settings, backend="torch")), None
@@ -184,12 +161,8 @@ def resolve(files: ModelFiles, settings: ModelSettings) -> tuple[Choice, Path | 
     return _with_supported_precision(choice, settings), graph
 
 
-def graph_file(files: ModelFiles, choice: Choice) -> Path | None:
-    """Fetch the graph file for the onnx or openvino backend, and the weight files that belong to it.
-
-    Returns:
-        None if the model has no such file.
-    """
+def _graph_file(files: ModelFiles, choice: Choice) -> Path | None:
+    """Fetch the graph file for the onnx or openvino backend, and its weight files; None if the model has none."""
     if choice.backend == "onnx" and choice.precision == "int8":
         return files.fetch(*catalogue.int8_onnx_files(cpu_features()))
     if choice.backend == "openvino" and choice.precision == "int8":
@@ -322,7 +295,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> R
 def _encoder(tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], settings: ModelSettings) -> PairEncoder:
     limits = [settings.max_length]
     tokenizer_limit = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
-    if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
+    if tokenizer_limit is not None:  # a huge number if there is none
         limits.append(int(tokenizer_limit))
     pad_id = config.get("pad_token_id")
     pad_id = pad_id if isinstance(pad_id, int) else 0
@@ -350,9 +323,8 @@ def _check_labels(files: ModelFiles, config: dict[str, Any]) -> None:
 
 
 def _fingerprint(files: Iterable[Path]) -> Hashable:
-    """Fingerprint of files: path, size, mtime and inode, so that a replaced file is noticed; ignores missing files."""
-    existing = [(file.name, file.resolve()) for file in files if file.is_file()]
-    stats = [(name, str(path), path.stat()) for name, path in existing]
+    """Return path, size, mtime and inode of the files that exist, so that a replaced file is noticed."""
+    stats = [(file.name, str(file.resolve()), file.stat()) for file in files if file.is_file()]
     return frozenset((name, path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, path, stat in stats)
 
 

@@ -5,16 +5,16 @@ Only this module needs nncf; it is imported when a model is quantised.
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._models.catalogue import QUANTIZED_IR_FILE
-from marcorank._progress import without_rich_bars
 from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
 
     try:
         model = shared_core().read_model(graph)
-        # Before the scales are chosen: in the last layer they then suit the one token that counts.
+        # Before the scales are chosen, so that those of the last layer suit the one token that is used.
         keep_first_token(model)
         dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}
         feeds = [{name: getattr(pair, name).astype(dtype) for name, dtype in dtypes.items()} for pair in pairs]
@@ -116,20 +116,18 @@ def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
 
 def _kept_in_fp32(model: Any) -> list[str]:
     """Return the names of the products that cost more accuracy in 8 bits than they gain in time."""
-    names = []
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "ScaledDotProductAttention" or (
-            kind == "MatMul"
-            and (
-                not _is_weight(node.input_value(1))
-                # The head runs once a pair.
-                or node.input_value(0).get_partial_shape().rank.get_length() != 3
-                or _comes_from_activation_function(node.input_value(0))
-            )
-        ):
-            names.append(node.get_friendly_name())
-    return names
+    return [node.get_friendly_name() for node in model.get_ordered_ops() if _is_sensitive(node)]
+
+
+def _is_sensitive(node: Any) -> bool:
+    if node.get_type_name() != "MatMul":
+        return bool(node.get_type_name() == "ScaledDotProductAttention")
+    return (
+        not _is_weight(node.input_value(1))
+        # The head runs once a pair.
+        or node.input_value(0).get_partial_shape().rank.get_length() != 3
+        or _comes_from_activation_function(node.input_value(0))
+    )
 
 
 def _is_weight(output: Any) -> bool:
@@ -159,7 +157,8 @@ def _quiet(nncf: Any) -> Iterator[None]:
     level = nncf.nncf_logger.level
     nncf.nncf_logger.setLevel(logging.CRITICAL + 1)
     try:
-        with without_rich_bars, warnings.catch_warnings():
+        # The bars of nncf are drawn on standard output.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -41,7 +41,7 @@ def add_options(parser: Any) -> None:
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
-    """Say whether files are to be ranked; an option that needs them and stands alone is wrong usage."""
+    """Return whether files are to be ranked; other options that need them are wrong usage on their own."""
     if args.input is not None or args.run_file is not None:
         return True
     for name in ("queries", "corpus", "engine", "shard_size", "output_format", "overwrite", "workers", "ray_address"):
@@ -51,16 +51,28 @@ def is_wanted(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Rank the files and write the folder.
-
-    Args:
-        args: Of the command line.
-        settings: Of the reranker, but the model.
-    """
+    """Rank the files and write the folder; `settings` are those of the reranker, without the model."""
     _check_usage(args)
-    engine = _with_ray if args.engine == "ray" else _in_this_process
+    source = args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
+    options = {
+        "top_n": args.top_n,
+        "score_threshold": args.score_threshold,
+        "text_field": args.text_field,
+        "shard_size": args.shard_size or SHARD_SIZE,
+        "output_format": args.output_format,
+        "overwrite": args.overwrite,
+    }
     with Progress("Reading the input") as progress:
-        done = engine(args, settings, lambda so_far: setattr(progress, "text", _so_far(so_far)))
+
+        def show(so_far: ShardRun) -> None:
+            progress.text = _so_far(so_far)
+
+        if args.engine == "ray":
+            done = _with_ray(args, source, {**settings, **options}, show)
+        else:
+            with Reranker(args.model, **settings) as reranker:
+                planned = plan(source, args.output, reranker, **options)
+                done = planned.follow(planned.rank_here(reranker), show)
     print(f"marcorank: {_summary(done)}", file=sys.stderr)
     return 0
 
@@ -78,45 +90,25 @@ def _check_usage(args: argparse.Namespace) -> None:
         args.usage_error("--workers and --ray-address go with --engine ray; --threads is for one process")
 
 
-def _source(args: argparse.Namespace) -> Sequence[str] | RunFiles:
-    return args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "top_n": args.top_n,
-        "score_threshold": args.score_threshold,
-        "text_field": args.text_field,
-        "shard_size": args.shard_size or SHARD_SIZE,
-        "output_format": args.output_format,
-        "overwrite": args.overwrite,
-    }
-
-
-def _in_this_process(
-    args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]
+def _with_ray(
+    args: argparse.Namespace,
+    source: Sequence[str] | RunFiles,
+    options: dict[str, Any],
+    progress: Callable[[ShardRun], None],
 ) -> ShardRun:
-    with Reranker(args.model, **settings) as reranker:
-        planned = plan(_source(args), args.output, reranker, **_options(args))
-        return planned.follow(planned.rank_here(reranker), progress)
-
-
-def _with_ray(args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]) -> ShardRun:
     if not args.debug:
         # Ray's own processes write to this terminal what belongs into a log.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from marcorank.ray.datasets import rerank_dataset
 
     return rerank_dataset(
-        _source(args),
+        source,
         args.output,
         model=args.model,
         num_actors=args.workers,
-        threads=args.threads,
         address=args.ray_address,
         progress=progress,
-        **_options(args),
-        **{name: value for name, value in settings.items() if name != "threads"},
+        **options,
     )
 
 

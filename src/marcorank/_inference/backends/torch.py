@@ -19,25 +19,7 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import TokenBatch
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
-# Ampere; older GPUs only emulate bf16.
-_MIN_BF16_CAPABILITY = (8, 0)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-
-def cuda_available() -> bool:
-    """Whether torch is installed and sees a GPU."""
-    try:
-        import torch
-    except ImportError:
-        return False
-    return bool(torch.cuda.is_available())
-
-
-def cuda_supports_bf16() -> bool:
-    """Whether the GPU has bf16 instructions."""
-    import torch
-
-    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= _MIN_BF16_CAPABILITY)
 
 
 class TorchBackend:
