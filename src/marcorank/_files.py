@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 20
 _TRIES = 5
-# What another process causes that writes or clears the same folder.
+# Raised when another process writes to the same folder, or clears it.
 _RACES = (FileExistsError, FileNotFoundError)
 
 
@@ -104,7 +104,7 @@ def json_line(row: dict[str, Any]) -> str:
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     """Open a text file to write; it appears when it is complete, or not at all. One named .gz is compressed."""
-    # A link keeps pointing where it points.
+    # A symbolic link stays a link.
     target = Path(path).resolve()
     packed = target.suffix == ".gz"
     if target.exists() and not target.is_file():
@@ -220,7 +220,7 @@ def _rename(part: Path, path: Path, *, only_new: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it a crash of the machine may forget the name. Windows opens no folders.
+    # Otherwise a crash of the machine may lose the name. Windows cannot open folders.
     with suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:

@@ -245,7 +245,7 @@ def test_passages_come_through_a_pipe():
     """Without a file the passages are read from standard input, and results are UTF-8 whatever the locale is."""
     given = "\n\n".join(PASSAGES).encode()
     status, out, error = finish(process("rerank", "lake", PYTHONUTF8="0", PYTHONIOENCODING="latin-1"), given)
-    assert (status, error) == (0, "marcorank: note: blank lines left out: 2\n")
+    assert (status, error) == (0, "marcorank: note: blank lines skipped: 2\n")
     assert rows(out)[0]["text"] == PASSAGES[2]
 
 
@@ -257,7 +257,7 @@ def test_a_threshold_may_leave_nothing(run, write):
 def test_an_empty_input_is_told(run, write):
     """Nothing in, nothing out, and a word about it: the pipe before may be broken."""
     status, out, error = run("rerank", QUERY, write([]))
-    assert (status, out, error) == (0, "", "marcorank: note: there are no passages in the input\n")
+    assert (status, out, error) == (0, "", "marcorank: note: the input has no passages\n")
 
 
 def test_a_cut_passage_is_told(run, write):
@@ -321,7 +321,7 @@ def test_a_terminal_as_input_says_what_it_waits_for():
     """Who forgets the file sees that passages are expected, and may type them."""
     status, shown = on_terminal("rerank", QUERY, columns=80, typed=b"museums\n3,520,031 people\n\x04")
     assert status == 0
-    assert f"reading passages for the query '{QUERY}', one a line; end with Ctrl-D" in shown
+    assert f"reading passages for the query '{QUERY}', one per line; end with Ctrl-D" in shown
     assert "2 of 2 passages" in shown
 
 

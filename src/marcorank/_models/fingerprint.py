@@ -87,7 +87,7 @@ def content_differences(what: str, there: Mapping[str, object], here: Mapping[st
     """Name the files whose content differs, each with its kind in front."""
 
     def change(name: str) -> str:
-        return "is new" if name not in there else "is gone" if name not in here else "has another content"
+        return "is new" if name not in there else "is gone" if name not in here else "has changed"
 
     return [f"the {what} {name} {change(name)}" for name in {**there, **here} if there.get(name) != here.get(name)]
 
@@ -105,7 +105,7 @@ def advice(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:
     """Return the files that the onnx and openvino backends read, by name."""
     texts = [path for name in TEXT_FILES if (path := files.fetch(name))]
-    # Weights may lie beside the graph.
+    # Weights may be in a file next to the graph.
     beside = [*graph.parent.glob(f"{graph.name}_data*"), *graph.parent.glob(f"{graph.stem}.bin")]
     return {path.name: path for path in (graph, *beside, *texts)}
 

@@ -80,7 +80,7 @@ def validate_model(settings: ModelSettings, *, has_fallback: bool) -> ScoreKind:
     if not is_remote(settings.model):
         locate(settings)
         return "logit"
-    # First, so that no message shows a URL with a password. Not shared: the lock may be held by a load.
+    # Checks the URL, so that no message below shows a password. Not shared: a load may hold the lock.
     server = RemoteScorer(settings.model, api_key=settings.token)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
@@ -166,8 +166,8 @@ def _graph_file(files: ModelFiles, choice: Choice) -> Path | None:
     if choice.backend == "onnx" and choice.precision == "int8":
         return files.fetch(*catalogue.int8_onnx_files(cpu_features()))
     if choice.backend == "openvino" and choice.precision == "int8":
-        # The result of `marcorank models quantize`. Without it, fp32 is quantised while loading: int8 IRs on the Hub
-        # use one scale for all tokens, which costs accuracy, and are the last resort.
+        # Written by `marcorank models quantize`. Without it, fp32 is quantised at load time. int8 IRs on the Hub are
+        # the last resort: they use one scale for all tokens, which costs accuracy.
         quantized = _find_exported(files, catalogue.QUANTIZED_IR_FILE)
         if quantized is not None:
             return quantized

@@ -1,4 +1,4 @@
-"""`marcorank rerank --input ... --output FOLDER`: any number of files, a shard at a time."""
+"""`marcorank rerank --input ... --output FOLDER`: rank any number of files, in shards."""
 
 from __future__ import annotations
 
@@ -22,22 +22,27 @@ ENGINES = ("local", "ray")
 
 
 def add_options(parser: Any) -> None:
-    """Add the options that go with files."""
-    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder then")
+    """Add the options for files."""
+    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder")
     group.add_argument(
-        "--input", nargs="+", metavar="FILES", help="files, folders or patterns of JSONL or Parquet: {query, passages}"
+        "--input",
+        nargs="+",
+        metavar="FILES",
+        help="JSONL or Parquet files with rows of {query, passages}, folders or patterns",
     )
-    group.add_argument("--run", dest="run_file", metavar="FILE", help="a TREC run, instead of --input")
-    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run, as JSONL or .tsv")
-    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run, as JSONL or .tsv")
-    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of actors")
-    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows of a shard (default: {SHARD_SIZE})")
-    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if all of the input is, else jsonl")
-    group.add_argument("--overwrite", action="store_true", help="start anew: remove what an earlier run wrote")
+    group.add_argument("--run", dest="run_file", metavar="FILE", help="TREC run, instead of --input")
+    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run: JSONL or .tsv")
+    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run: JSONL or .tsv")
+    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of Ray actors")
+    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows per shard (default: {SHARD_SIZE})")
+    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if the whole input is, else jsonl")
+    group.add_argument("--overwrite", action="store_true", help="start again: delete the output of an earlier run")
     group.add_argument(
-        "--workers", type=at_least(1), metavar="N", help="actors of ray (default: those that fill the cores)"
+        "--workers", type=at_least(1), metavar="N", help="Ray actors (default: as many as fill the cores)"
     )
-    group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster; auto for the one on this machine")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="address of a Ray cluster; auto for the one on this machine"
+    )
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
@@ -46,7 +51,7 @@ def is_wanted(args: argparse.Namespace) -> bool:
         return True
     for name in ("queries", "corpus", "engine", "shard_size", "output_format", "overwrite", "workers", "ray_address"):
         if getattr(args, name) not in {None, False}:
-            args.usage_error(f"--{name.replace('_', '-')} goes with --input or --run")
+            args.usage_error(f"--{name.replace('_', '-')} requires --input or --run")
     return False
 
 
@@ -81,13 +86,13 @@ def _check_usage(args: argparse.Namespace) -> None:
     if args.query is not None or args.requests is not None or (args.input is not None and args.run_file is not None):
         args.usage_error("give one of QUERY, --requests, --input and --run")
     if args.output is None:
-        args.usage_error("--input and --run need --output with a folder")
+        args.usage_error("--input and --run require --output with a folder")
     if (args.run_file is None) != (args.queries is None) or (args.run_file is None) != (args.corpus is None):
-        args.usage_error("--run, --queries and --corpus go together")
+        args.usage_error("--run, --queries and --corpus must be used together")
     if args.format is not None or args.input_format != "auto":
-        args.usage_error("--format and --input-format are for one query; files have --output-format")
+        args.usage_error("--format and --input-format are for one query; for files, use --output-format")
     if args.engine != "ray" and (args.workers is not None or args.ray_address is not None):
-        args.usage_error("--workers and --ray-address go with --engine ray; --threads is for one process")
+        args.usage_error("--workers and --ray-address require --engine ray; in this process, use --threads")
 
 
 def _with_ray(
@@ -97,7 +102,7 @@ def _with_ray(
     progress: Callable[[ShardRun], None],
 ) -> ShardRun:
     if not args.debug:
-        # Ray's own processes write to this terminal what belongs into a log.
+        # Ray's processes would write their log to this terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from marcorank.ray.datasets import rerank_dataset
 
