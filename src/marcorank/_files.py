@@ -12,6 +12,7 @@ import uuid
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from marcorank._text import brief
@@ -172,11 +173,12 @@ def staged_folder(target: Path, *, last: str) -> Iterator[Path]:
     """
     if target.exists() and not target.is_dir():
         raise InvalidInputError(f"{str(target)!r} is a file; expected a folder to write.")
-    staging = _hidden_beside(target)
     with errors_of_writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        (staging / last).parent.mkdir(parents=True)
-    try:
+        folder = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    with folder as name:
+        staging = Path(name)
+        (staging / last).parent.mkdir(parents=True, exist_ok=True)
         yield staging
         (target / last).parent.mkdir(parents=True, exist_ok=True)
         # An older one must not be found beside the new files.
@@ -185,8 +187,6 @@ def staged_folder(target: Path, *, last: str) -> Iterator[Path]:
         for file in sorted(files, key=lambda file: file == Path(last)):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             (staging / file).replace(target / file)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

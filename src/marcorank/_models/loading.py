@@ -191,25 +191,23 @@ def _find_exported(files: ModelFiles, *names: str) -> Path | None:
 
 
 def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
-    int8_onnx = catalogue.int8_onnx_files(cpu_features())
     if choice.backend == "onnx" and choice.precision == "int8":
         return ModelLoadError(
-            f"Model `{files.name}` has no int8 ONNX file for this processor: tried {', '.join(int8_onnx)} in "
-            f"{files.location}. Use `precision='fp32'`, or `backend='openvino'`, which quantises any model at load "
-            "time: pip install 'marcorank[openvino]'"
+            f"Model `{files.name}` has no int8 ONNX file for this processor: tried "
+            f"{', '.join(catalogue.int8_onnx_files(cpu_features()))} in {files.location}. Use `precision='fp32'`, or "
+            "`backend='openvino'`, which quantises any model at load time: pip install 'marcorank[openvino]'"
         )
+    if isinstance(files, LocalFolder):
+        files.snapshot(allow_pickle=True)  # raises an error if there are no weights to export
     tried = [*catalogue.FP32_ONNX_FILES, *(catalogue.FP32_IR_FILES if choice.backend == "openvino" else ())]
     if choice.precision == "int8":
         tried += [*catalogue.INT8_IR_FILES, catalogue.QUANTIZED_IR_FILE]
-    if isinstance(files, LocalFolder):
-        files.snapshot(allow_pickle=True)  # raises an error where there are no weights to export
-        advice = ""
-    else:
-        advice = f" To work offline, first run `marcorank models download {files.name}`."
-    torch = ", or use `backend='torch'`" if choice.precision != "int8" else ""
+    download = f" To work offline, first run `marcorank models download {files.name}`."
+    torch = ", or use `backend='torch'`"
     return ModelLoadError(
-        f"Model `{files.name}` has no ONNX file in {files.location} (tried {', '.join(tried)}).{advice} Export one "
-        f"with `marcorank models export {files.name}`{torch}: pip install 'marcorank[torch]'"
+        f"Model `{files.name}` has no ONNX file in {files.location} (tried {', '.join(tried)})."
+        f"{'' if isinstance(files, LocalFolder) else download} Export one with `marcorank models export {files.name}`"
+        f"{'' if choice.precision == 'int8' else torch}: pip install 'marcorank[torch]'"
     )
 
 

@@ -25,12 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["import_packages", "quantize"]
 
-# What a feed-forward layer has between its two products, as OpenVINO names it; GELU also in parts.
-_ACTIVATION_FUNCTIONS = {
-    "Gelu", "Erf", "Tanh", "Relu", "Elu", "PRelu", "Sigmoid", "Swish", "HSwish", "Mish", "SoftPlus",
-}  # fmt: skip
-# What may stand between that function and the second product.
-_BETWEEN = {"Add", "Subtract", "Multiply", "Divide", "Power", "Convert", "Split", "VariadicSplit", "Slice"}
 # Measured: half of what makes activations uneven goes into the weights. More or less costs accuracy.
 _SMOOTHING = 0.5
 
@@ -122,33 +116,23 @@ def _kept_in_fp32(model: Any) -> list[str]:
 def _is_sensitive(node: Any) -> bool:
     if node.get_type_name() != "MatMul":
         return bool(node.get_type_name() == "ScaledDotProductAttention")
-    return (
-        not _is_weight(node.input_value(1))
-        # The head runs once a pair.
-        or node.input_value(0).get_partial_shape().rank.get_length() != 3
-        or _comes_from_activation_function(node.input_value(0))
-    )
+    values, weights = node.input_value(0), node.input_value(1)
+    if not _is_constant(weights):  # attention
+        return True
+    if values.get_partial_shape().rank.get_length() != 3:  # the head, which runs once per pair
+        return True
+    width_in, width_out = list(weights.get_shape())[-2:]
+    if node.get_attributes()["transpose_b"]:
+        width_in, width_out = width_out, width_in
+    # The second product of a feed-forward layer is the one that narrows.
+    return bool(width_in > width_out)
 
 
-def _is_weight(output: Any) -> bool:
+def _is_constant(output: Any) -> bool:
     node = output.get_node()
-    # Weights that were saved in 16 bits.
-    if node.get_type_name() == "Convert":
+    if node.get_type_name() == "Convert":  # weights that were saved in 16 bits
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "Constant")
-
-
-def _comes_from_activation_function(output: Any) -> bool:
-    waiting, seen = [output.get_node()], set()
-    while waiting:
-        node = waiting.pop()
-        kind = node.get_type_name()
-        if kind in _ACTIVATION_FUNCTIONS:
-            return True
-        if kind in _BETWEEN and node.get_name() not in seen:
-            seen.add(node.get_name())
-            waiting.extend(target.get_source_output().get_node() for target in node.inputs())
-    return False
 
 
 @contextmanager
