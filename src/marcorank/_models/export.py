@@ -42,11 +42,6 @@ def export_onnx(source: Path, target: Path) -> Path:
 
     An interrupted export changes nothing. Files of the same names in an existing `target`, which may be `source`, are
     replaced, others are kept.
-
-    Raises:
-        InvalidInputError: `target` cannot be written.
-        MissingExtraError: torch, transformers or onnx is not installed.
-        ModelLoadError: `source` holds no such model, or the model cannot be exported.
     """
     if not (source / "config.json").is_file():
         raise ModelLoadError(

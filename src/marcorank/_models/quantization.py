@@ -30,11 +30,7 @@ _SMOOTHING = 0.5
 
 
 def import_packages() -> tuple[Any, Any]:
-    """Import nncf and openvino with their telemetry off, and return them.
-
-    Raises:
-        MissingExtraError: One of them is not installed.
-    """
+    """Import nncf and openvino with their telemetry off, and return them."""
     # nncf makes its own class the default of all later loggers.
     logger_class = logging.getLoggerClass()
     try:
@@ -64,11 +60,6 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
         pairs: A few hundred encoded pairs, like those that will be scored.
         target: Folder to write. It may be the model's own.
         texts: `config.json` and the tokenizer files, to be copied.
-
-    Raises:
-        MissingExtraError: nncf or openvino is not installed.
-        InvalidInputError: The folder cannot be written.
-        ModelLoadError: The graph cannot be read or quantised.
     """
     nncf, openvino = import_packages()
     with staged_folder(target, last=QUANTIZED_IR_FILE) as staging:

@@ -102,8 +102,9 @@ def run(args: argparse.Namespace) -> int:
         by_name = not args.output and not isinstance(files, LocalFolder)
         model = shlex.quote(files.name if by_name else str(target))
         with progress.hidden():
+            size = sum(part.stat().st_size for part in (file, file.with_suffix(".bin"))) / 1e6
             queries = wording.count(len({query for query, _ in pairs}), "query", "queries")
-            print(f"Wrote {file} ({_megabytes(file):.1f} MB), calibrated on {len(pairs)} pairs of {queries}")
+            print(f"Wrote {file} ({size:.1f} MB), calibrated on {len(pairs)} pairs of {queries}")
             print(f"Use it with: --model {model} --backend openvino --precision int8", flush=True)
         if collection is not None:
             from marcorank.evaluation.evaluating import evaluate
@@ -141,10 +142,6 @@ def _calibration_pairs(source: str) -> list[tuple[str, str]]:
 def _encoded(encoder: PairEncoder, query: str, passage: str) -> TokenBatch:
     encoded = encoder.encode(query, [passage])
     return encoder.batch([(encoded.query_ids, encoded.windows[0])])
-
-
-def _megabytes(file: Path) -> float:
-    return (file.stat().st_size + file.with_suffix(".bin").stat().st_size) / 1e6
 
 
 def _rerankers(scorer: CrossEncoderScorer, graph: Path, file: Path) -> list[Reranker]:

@@ -14,30 +14,21 @@ _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
 
 
 def check_graph(file: Path, inputs: set[str], output_shapes: Sequence[Sequence[object]]) -> None:
-    """Check that a graph accepts token batches and returns one logit per row.
+    """Raise `ModelLoadError` unless a graph accepts token batches and returns one logit per row.
 
-    Args:
-        file: File of the graph, for the message.
-        inputs: Names of the inputs.
-        output_shapes: Shape of each output; a dynamic size is not an int.
-
-    Raises:
-        ModelLoadError: The inputs or outputs are different.
+    A dynamic size in `output_shapes` is not an int.
     """
     if not inputs <= _INPUTS or "input_ids" not in inputs:
         raise ModelLoadError(
             f"{str(file)!r} has the inputs {sorted(inputs)}; expected input_ids and optionally "
             f"{sorted(_INPUTS - {'input_ids'})}, as in sequence-classification exports."
         )
-    one_logit = len(output_shapes) == 1 and (
-        len(output_shapes[0]) == 1 or (len(output_shapes[0]) == 2 and not _fixed_above_one(output_shapes[0][1]))
-    )
-    if not one_logit:
+    if len(output_shapes) != 1 or not _is_one_per_row(output_shapes[0]):
         raise ModelLoadError(
             f"{str(file)!r} has outputs of shapes {[list(shape) for shape in output_shapes]}; a reranker needs "
             "one output with one logit per pair, shape (batch, 1)."
         )
 
 
-def _fixed_above_one(size: object) -> bool:
-    return isinstance(size, int) and size != 1
+def _is_one_per_row(shape: Sequence[object]) -> bool:
+    return len(shape) == 1 or (len(shape) == 2 and (shape[1] == 1 or not isinstance(shape[1], int)))

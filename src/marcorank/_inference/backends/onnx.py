@@ -30,12 +30,7 @@ class OnnxBackend:
     name = "onnx"
 
     def __init__(self, file: Path, *, device: str, precision: str, workers: Workers) -> None:
-        """Load a model.
-
-        Raises:
-            InvalidInputError: The installed onnxruntime cannot use the device.
-            ModelLoadError: The file is damaged, or the model is not a cross-encoder with one logit.
-        """
+        """Load a model."""
         import onnxruntime
 
         kind, _, number = device.partition(":")

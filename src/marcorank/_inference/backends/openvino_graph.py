@@ -28,13 +28,8 @@ def keep_first_token(model: Any) -> bool:
     """Compute the last layer only for the first token, if the rest of the graph reads only that token.
 
     A classification head reads the hidden state of the first token. The keys and values of the last attention need all
-    tokens, but its queries, the feed-forward layers after it and the norms do not.
-
-    Args:
-        model: An `openvino.Model`, changed in place. Its logits stay the same.
-
-    Returns:
-        Whether the graph was recognised and changed.
+    tokens, but its queries, the feed-forward layers after it and the norms do not. The `openvino.Model` is changed in
+    place, and its logits stay the same. Returns whether the graph was recognised and changed.
     """
     # Folds the axes of norms, which may be computed from the rank of the input.
     passes = Manager()
@@ -65,13 +60,9 @@ def keep_first_token(model: Any) -> bool:
 def quantize_weights(model: Any) -> int:
     """Quantise the weights of the layers to 8 bits, with one scale per output.
 
-    The word embeddings are not quantised, because reading them is fast, nor the head, which runs once per pair.
-
-    Args:
-        model: An `openvino.Model`, changed in place.
-
-    Returns:
-        Group size for the scales of activations, which divides the width of every layer.
+    The word embeddings are not quantised, because reading them is fast, nor the head, which runs once per pair. The
+    `openvino.Model` is changed in place. Returns the group size for the scales of activations, which divides the width
+    of every layer.
     """
     group = 0
     for node in model.get_ordered_ops():

@@ -23,14 +23,9 @@ _MAX_EVALUATED_LENGTH = 1024
 def drop_mask(model: Any, compile_model: Any, *, longest: int | None) -> bool:
     """Remove the attention mask from the graph if it adds only zeros for sequences without padding.
 
-    Args:
-        model: An `openvino.Model`, changed in place. Its logits stay the same for a mask of ones; other masks no
-            longer have an effect.
-        compile_model: Compiles a part of the model.
-        longest: Maximum number of tokens of the model; None if unknown.
-
-    Returns:
-        Whether the graph was recognised and changed.
+    The `openvino.Model` is changed in place: its logits stay the same for a mask of ones, and other masks no longer
+    have an effect. `compile_model` compiles a part of it; `longest` is its maximum number of tokens, None if unknown.
+    Returns whether the graph was recognised and changed.
     """
     if longest is None or longest > _MAX_EVALUATED_LENGTH:
         return False

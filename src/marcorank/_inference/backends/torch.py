@@ -35,13 +35,7 @@ class TorchBackend:
     parallel_batches = 1
 
     def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
-        """Load a model folder in a precision.
-
-        Raises:
-            MissingExtraError: sentence-transformers or torch is not installed.
-            InvalidInputError: torch cannot use the device on this machine.
-            ModelLoadError: The files are damaged, or the model does not return one logit per pair.
-        """
+        """Load a model folder in a precision."""
         self.device = device
         self.precision = precision
         self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
