@@ -215,7 +215,12 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: ModelSe
     from tokenizers import Tokenizer
 
     config = _read_json(files, "config.json")
-    _check_labels(files, config)
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and len(labels) > 1:
+        raise ModelLoadError(
+            f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
+            "needs a model with one logit per pair."
+        )
     tokenizer_file = files.fetch("tokenizer.json")
     if tokenizer_file is None:
         raise ModelLoadError(
@@ -309,15 +314,6 @@ def _encoder(tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], se
         long_passages=settings.long_passages,
         pad_id=pad_id,
     )
-
-
-def _check_labels(files: ModelFiles, config: dict[str, Any]) -> None:
-    labels = config.get("id2label")
-    if isinstance(labels, dict) and len(labels) > 1:
-        raise ModelLoadError(
-            f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
-            "needs a model with one logit per pair."
-        )
 
 
 def _fingerprint(files: Iterable[Path]) -> Hashable:

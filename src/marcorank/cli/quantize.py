@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from marcorank._arguments import whole_number
 from marcorank._inference.cpu import Workers
 from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer
@@ -18,7 +17,7 @@ from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, loca
 from marcorank._models.quantization import import_packages, quantize
 from marcorank._models.selection import ModelSettings
 from marcorank._text import table
-from marcorank.cli.options import add_file_options, file_settings, new_parser
+from marcorank.cli.options import add_file_options, at_least, file_settings, new_parser
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import read_requests
 from marcorank.errors import InvalidInputError, MissingExtraError
@@ -65,7 +64,7 @@ def add_command(actions: Any) -> None:
         "--collection", metavar="SOURCE", help="judged queries to measure nDCG@10 on, as for `marcorank eval`"
     )
     parser.add_argument(
-        "--top-k", type=int, default=20, metavar="N", help="candidates of each judged query (default: 20)"
+        "--top-k", type=at_least(1), default=20, metavar="N", help="candidates of each judged query (default: 20)"
     )
     parser.add_argument("--output", metavar="DIR", help="output folder (default: where Reranker(NAME) looks)")
     add_file_options(parser)
@@ -76,7 +75,6 @@ def run(args: argparse.Namespace) -> int:
     if args.name == BUNDLED:
         raise InvalidInputError("The bundled model is int8 already; there is nothing to quantise.")
     import_packages()
-    top_k = whole_number("top_k", args.top_k, 1)
     pairs = _calibration_pairs(args.calibrate)
     with Progress() as progress:
         collection = None
@@ -111,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
             progress.text = f"Measuring on {args.collection}"
             rerankers = _rerankers(scorer, graph, file)
-            evaluation = evaluate(collection, rerankers, top_k=top_k, measures=[_MEASURE])
+            evaluation = evaluate(collection, rerankers, top_k=args.top_k, measures=[_MEASURE])
             with progress.hidden():
                 print("\n".join(["", *_comparison(evaluation), ""]))
     print(f"To return to the int8 that is made at load time, delete {file}")

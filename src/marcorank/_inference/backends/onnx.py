@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank._inference.backends.graphs import check_graph
+from marcorank._inference.backends.base import check_graph
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._inference.backends.graphs import check_graph
+from marcorank._inference.backends.base import check_graph
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
