@@ -563,7 +563,7 @@ def test_doctor_tries_the_model_that_is_asked_for(run, small_bert, tmp_path):
     found = json.loads(out)
     assert [entry["present"] for entry in found["models"]] == [["int8 onnx"], ["torch"]]
     torch = choose(ModelSettings(str(folder), backend="torch"))
-    assert [entry["trial"]["engine"] for entry in found["models"]] == [
+    assert [entry["trial"]["backend"] for entry in found["models"]] == [
         "onnx on cpu in int8",
         f"torch on cpu in {torch.precision}",
     ]
@@ -580,6 +580,17 @@ def test_doctor_fails_where_the_bundled_model_does_not_run(run, tmp_path, monkey
     told = " ".join(out.split())
     assert re.search(r"PROBLEM bundled does not run: .*model_int8.onnx.* pip install --force-reinstall marcorank", told)
     assert out.endswith("result      there are problems, see above\n")
+
+
+def test_doctor_fails_where_files_of_a_folder_are_missing(run, tmp_path, monkeypatch):
+    """A bundled model without its files, or an empty model folder, is a problem and not a model to download."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", tmp_path / "gone")
+    status, out, _ = run("doctor", "--model", tmp_path / "empty", "--json")
+    assert status == 1
+    bundled, empty = json.loads(out)["problems"]
+    assert bundled.startswith("bundled does not run: ")
+    assert empty.startswith(f"{tmp_path / 'empty'} does not run: ")
 
 
 def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import platform
 import shutil
 import textwrap
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from marcorank import __version__
 from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
 from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.loading import load_scorer
+from marcorank._models.loading import LocalFolder, load_scorer, locate
 from marcorank._models.selection import ModelSettings, choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_cache_option, new_parser
@@ -81,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
-    """Return which backend a model would use and which of its files are here; if there are any, run the model."""
+    """Return which backend a model would use and which of its files are here; run the model unless it is not here."""
     settings = ModelSettings(name, cache_folder=cache_folder, local_files_only=True)
     entry: dict[str, Any] = {"name": name, "present": [], "trial": None, "problem": None}
     try:
         choice = choose(settings)
         entry |= {"backend": choice.backend, "device": choice.device, "precision": choice.precision}
         entry |= {"reason": choice.reason, "present": present_files(settings)}
-        if not entry["present"]:
+        if not entry["present"] and not isinstance(locate(settings), LocalFolder):
             return entry
         started = time.perf_counter()
         scorer = load_scorer(settings)
@@ -103,7 +103,7 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
     # A model without an ONNX file runs on another backend than the one chosen without looking at its files.
     backend = scorer.scheduler.backend if isinstance(scorer, CrossEncoderScorer) else None
     entry["trial"] = {
-        "engine": f"{backend.name} on {backend.device} in {backend.precision}" if backend else "torch",
+        "backend": f"{backend.name} on {backend.device} in {backend.precision}" if backend else "torch",
         "load_ms": round((loaded - started) * 1e3, 1),
         "rank_ms": round((done - loaded) * 1e3, 1),
         "logits": [round(relevant, 4), round(other, 4)],
@@ -118,7 +118,7 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
 
 def _gpu() -> tuple[str | None, str | None]:
     """Return the GPUs that torch sees, and what is wrong with torch."""
-    if _version("torch") is None:
+    if _versions(["torch"])["torch"] is None:
         return None, None
     try:
         import torch
@@ -129,14 +129,8 @@ def _gpu() -> tuple[str | None, str | None]:
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str | None]:
-    return {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    """Return the installed version of each package; None if it is not installed."""
+    return {package: next((found.version for found in distributions(name=package)), None) for package in packages}
 
 
 def _report(found: dict[str, Any]) -> str:
@@ -181,13 +175,16 @@ def _model_line(entry: dict[str, Any]) -> str:
     name, here = entry["name"], ", ".join(entry["present"])
     if "reason" not in entry:
         return f"{name}: see below"
-    state = f"on this machine: {here}" if here else f"not on this machine: marcorank models download {name}"
+    if here:
+        state = f"on this machine: {here}"
+    else:
+        state = "see below" if entry["problem"] else f"not on this machine: marcorank models download {name}"
     return f"{name}: {entry['backend']} on {entry['device']} in {entry['precision']} ({entry['reason']}); {state}"
 
 
 def _trial_line(name: str, trial: dict[str, Any]) -> str:
     relevant, other = trial["logits"]
     return (
-        f"{name}: {trial['engine']}, loaded in {trial['load_ms']:.0f} ms, 2 passages ranked in "
+        f"{name}: {trial['backend']}, loaded in {trial['load_ms']:.0f} ms, 2 passages ranked in "
         f"{trial['rank_ms']:.1f} ms, logits {relevant:.2f} (relevant) and {other:.2f} (irrelevant)"
     )
