@@ -48,33 +48,27 @@ def export_onnx(source: Path, target: Path) -> Path:
             f"No `config.json` in {str(source)!r}: expected a local folder with a cross-encoder's config, "
             "tokenizer and safetensors."
         )
-    with staged_folder(target, last=_ONNX_FILE) as staging:
-        _write(source, staging)
-    return target / _ONNX_FILE
-
-
-def _write(source: Path, folder: Path) -> None:
     try:
         # torch imports onnx itself, at the end of an export.
         import onnx  # noqa: F401
         import torch
         import transformers
 
-        import marcorank.interaction  # noqa: F401  # makes the architecture known to transformers
+        import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
     except ImportError as error:
         raise MissingExtraError(
             "Exporting a model needs torch, transformers and onnx: pip install 'marcorank[torch]'"
         ) from error
-    with _quiet(transformers):
+    with staged_folder(target, last=_ONNX_FILE) as staging, _quiet(transformers):
         model = _load_model(transformers, source)
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
-        _copy_texts(source, tokenizer, folder)
-        path = folder / _ONNX_FILE
+        _copy_texts(source, tokenizer, staging)
         try:
-            _trace(torch, model, _input_names(model, tokenizer), path)
+            _trace(torch, model, _input_names(model, tokenizer), staging / _ONNX_FILE)
         except Exception as error:
             # The exporter's own errors, and those of model code that cannot be traced, have no common class.
             raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {error}") from error
+    return target / _ONNX_FILE
 
 
 def _load_model(transformers: Any, source: Path) -> Any:
