@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help=f"hub name, or path of a model folder, to check (default: {BUNDLED} and {DEFAULT_MODEL})",
+        help=f"hub name, or path of a model folder, to check besides {BUNDLED} (default: {DEFAULT_MODEL})",
     )
     add_cache_option(parser)
     parser.add_argument("--json", action="store_true", help="write JSON")

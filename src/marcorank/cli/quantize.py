@@ -38,8 +38,8 @@ FILE is JSONL with a query and passages on each line, like those that you will
 rank: {"query": "...", "passages": ["...", "..."]}. Up to 300 pairs, chosen at
 random, calibrate the scales of the activations. No judgements are needed.
 
-Without such a file, the openvino backend makes int8 at load time. With
---collection, the command compares the file with that and with fp32.
+The openvino backend can also quantise any model to int8 at load time. With
+--collection, the command compares the new file with that and with fp32.
 
 example:
   marcorank models quantize ./my-reranker --calibrate queries.jsonl \\
