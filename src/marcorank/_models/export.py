@@ -25,7 +25,7 @@ __all__ = ["export_onnx"]
 # Every onnxruntime since 1.12 reads both.
 _OPSET = 17
 _ONNX_FILE = "onnx/model.onnx"
-_COPIED = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+_COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Both sides compute in fp32: logits of standard deviation 4 differ by less than 1e-4. A baked-in shape or mask
 # differs by far more.
 _CHECK_TOLERANCE = 1e-3
@@ -107,10 +107,10 @@ def _copy_texts(source: Path, tokenizer: Any, folder: Path) -> None:
     for name in _COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if (source / "tokenizer.json").is_file():
-        shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    # transformers 5 makes a tokenizer of special tokens alone where the vocabulary is missing.
-    elif hasattr(tokenizer, "backend_tokenizer") and len(tokenizer) > len(tokenizer.all_special_tokens):
+    if (folder / "tokenizer.json").is_file():
+        return
+    # Without a vocabulary, transformers 5 makes a tokenizer that has special tokens alone.
+    if hasattr(tokenizer, "backend_tokenizer") and len(tokenizer) > len(tokenizer.all_special_tokens):
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     else:
         raise ModelLoadError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -180,10 +180,8 @@ class HubModel:
         if self._reached:
             return
         url = hf_hub_url(source.spelling, _CONFIG, revision=source.revision)
-        try:
+        with suppress(HfHubHTTPError):  # hf_hub_download will raise it, or retry
             get_hf_file_metadata(url, token=self.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except HfHubHTTPError:
-            _log.debug("%s returned an error; leaving it to hf_hub_download.", _endpoint(), exc_info=True)
         self._reached = True
 
     def _download(self, file: str, source: _Source) -> Path | None:
