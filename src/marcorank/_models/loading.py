@@ -261,9 +261,9 @@ def _with_supported_precision(choice: Choice, settings: ModelSettings) -> Choice
     """Replace a precision that was chosen automatically and that openvino, on some virtual machines, does not find."""
     if choice.backend != "openvino" or settings.precision != "auto" or choice.precision == "fp32":
         return choice
-    from marcorank._inference.backends.openvino import usable_precisions
+    from marcorank._inference.backends.openvino import computes
 
-    return choice if choice.precision in usable_precisions() else replace(choice, precision="fp32")
+    return choice if computes(choice.precision) else replace(choice, precision="fp32")
 
 
 def _load_torch(files: ModelFiles, choice: Choice, settings: ModelSettings) -> RequestScorer:

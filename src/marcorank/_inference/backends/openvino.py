@@ -120,8 +120,12 @@ def shared_core() -> Any:
     return openvino.Core()
 
 
-def usable_precisions() -> list[str]:
-    """Return the precisions that OpenVINO supports on this processor."""
+def computes(precision: str) -> bool:
+    """Whether OpenVINO supports a precision on this processor."""
+    return precision in _usable_precisions()
+
+
+def _usable_precisions() -> list[str]:
     capabilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return [name for name, (_, capability) in _PRECISIONS.items() if capability in capabilities]
 
@@ -130,7 +134,7 @@ def _precision(precision: str) -> Any:
     """Return the OpenVINO type for a precision that this processor supports."""
     from openvino import Type
 
-    usable = usable_precisions()
+    usable = _usable_precisions()
     if precision not in usable:
         raise InvalidInputError(
             f"`precision` is {precision!r}; on this processor the openvino backend supports "
