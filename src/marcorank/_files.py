@@ -12,6 +12,7 @@ import uuid
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 from marcorank._text import brief
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _BLOCK_BYTES = 1 << 20
 _TRIES = 5
-# What another process causes that writes or clears the same folder.
+# Raised when another process writes to the same folder, or clears it.
 _RACES = (FileExistsError, FileNotFoundError)
 
 
@@ -33,9 +34,6 @@ def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int 
         path: File to read.
         offset: Byte at which the first line begins, in the decompressed file.
         first: Number of that line.
-
-    Raises:
-        InvalidInputError: The file cannot be read, is damaged or not UTF-8.
     """
     shown = repr(str(path))
     with errors_named(shown), opened_bytes(path) as file:
@@ -45,11 +43,7 @@ def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int 
 
 
 def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Iterator[tuple[int, str]]:
-    """Yield lines with their numbers from `first`, without line endings.
-
-    Raises:
-        InvalidInputError: A line is not UTF-8.
-    """
+    """Yield lines, which must be UTF-8, with their numbers from `first`, without line endings."""
     for number, line in enumerate(file, first):
         try:
             # Windows programs put a byte order mark in front of the first line.
@@ -78,11 +72,7 @@ def sha256_of(path: str | os.PathLike[str]) -> str:
 
 @contextmanager
 def errors_named(shown: str) -> Iterator[None]:
-    """Turn errors of reading into errors that name what was read.
-
-    Raises:
-        InvalidInputError: It cannot be read.
-    """
+    """Turn errors of reading into an `InvalidInputError` that names what was read."""
     try:
         yield
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -92,16 +82,7 @@ def errors_named(shown: str) -> Iterator[None]:
 
 
 def json_object(line: str, location: str, *, expected: str) -> dict[str, Any]:
-    """Return the object in a line of JSONL.
-
-    Args:
-        line: Text of the line.
-        location: File and line, for messages.
-        expected: What the line should hold, for messages, such as `"an object with a text field"`.
-
-    Raises:
-        InvalidInputError: The line is not JSON, or not an object.
-    """
+    """Return the object in a line of JSONL; messages name its `location` and what was `expected`."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -123,12 +104,8 @@ def json_line(row: dict[str, Any]) -> str:
 
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a text file to write; it appears when it is complete, or not at all. One named .gz is compressed.
-
-    Raises:
-        InvalidInputError: The path cannot be written.
-    """
-    # A link keeps pointing where it points.
+    """Open a text file to write; it appears when it is complete, or not at all. One named .gz is compressed."""
+    # A symbolic link stays a link.
     target = Path(path).resolve()
     packed = target.suffix == ".gz"
     if target.exists() and not target.is_file():
@@ -164,11 +141,7 @@ def write_durably(
         path: File to write.
         fill: Writes the content; called again if another process removes the unfinished file.
         before_naming: Called just before the file gets its name; may raise.
-        only_new: Whether an existing file is kept.
-
-    Raises:
-        InvalidInputError: The file cannot be written.
-        FileExistsError: The file exists, and `only_new` is set.
+        only_new: Whether an existing file is an error, a `FileExistsError`.
     """
     for tries_left in reversed(range(_TRIES)):
         part = _hidden_beside(path)
@@ -195,22 +168,17 @@ def write_durably(
 def staged_folder(target: Path, *, last: str) -> Iterator[Path]:
     """Make a folder beside `target` to write to; its files move into `target` when the block ends without an error.
 
-    Files of the same names in `target` are replaced, others are kept.
-
-    Args:
-        target: Folder to write.
-        last: Relative path of the file that moves last: where it is, the files that it needs are there too.
-
-    Raises:
-        InvalidInputError: The folder cannot be written.
+    Files of the same names in `target` are replaced, others are kept. The file with the relative path `last` moves
+    last: where it is, the files that it needs are there too.
     """
     if target.exists() and not target.is_dir():
         raise InvalidInputError(f"{str(target)!r} is a file; expected a folder to write.")
-    staging = _hidden_beside(target)
     with errors_of_writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        (staging / last).parent.mkdir(parents=True)
-    try:
+        folder = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    with folder as name:
+        staging = Path(name)
+        (staging / last).parent.mkdir(parents=True, exist_ok=True)
         yield staging
         (target / last).parent.mkdir(parents=True, exist_ok=True)
         # An older one must not be found beside the new files.
@@ -219,17 +187,11 @@ def staged_folder(target: Path, *, last: str) -> Iterator[Path]:
         for file in sorted(files, key=lambda file: file == Path(last)):
             (target / file).parent.mkdir(parents=True, exist_ok=True)
             (staging / file).replace(target / file)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager
 def errors_of_writing(path: str | os.PathLike[str], *, but: tuple[type[OSError], ...] = ()) -> Iterator[None]:
-    """Turn errors of writing, except those in `but`, into errors that name the path.
-
-    Raises:
-        InvalidInputError: The path cannot be written.
-    """
+    """Turn errors of writing, except those in `but`, into an `InvalidInputError` that names the path."""
     try:
         yield
     except but:
@@ -258,7 +220,7 @@ def _rename(part: Path, path: Path, *, only_new: bool) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    # Without it a crash of the machine may forget the name. Windows opens no folders.
+    # Otherwise a crash of the machine may lose the name. Windows cannot open folders.
     with suppress(OSError):
         opened = os.open(folder, os.O_RDONLY)
         try:

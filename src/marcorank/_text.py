@@ -1,4 +1,4 @@
-"""Text for people: shortened values, and tables whose columns line up on a terminal whatever the letters are."""
+"""Text for people: shortened values, and tables whose columns line up on a terminal, also with wide letters."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 _GAP = "  "
-# A text clipped to less than this says nothing; the line may then exceed the width.
+# A shorter text is of no use, so on a narrow terminal the line exceeds the width.
 _MIN_CELLS = 16
 
 
@@ -47,18 +47,15 @@ def table(
         width: Width of the terminal in cells, to which the last column is clipped and always aligned left; None
             clips nothing.
     """
-    columns = list(zip(header, *rows, strict=True))
-    aligned = columns if width is None else columns[:-1]
-    widths = [max(map(cells, column)) for column in aligned]
-    lines = [
-        [_pad(text, cells_wide, align_left=name in left) for name, text, cells_wide in zip(header, row, widths)]  # noqa: B905
-        for row in zip(*columns, strict=True)
-    ]
+    columns = [list(column) for column in zip(header, *rows, strict=True)]
     if width is not None:
-        remaining = max(_MIN_CELLS, width - sum(widths) - len(_GAP) * len(widths))
-        for line, text in zip(lines, columns[-1], strict=True):
-            line.append(clip(text, remaining))
-    return [_GAP.join(line).rstrip() for line in lines]
+        others = sum(max(map(cells, column)) + len(_GAP) for column in columns[:-1])
+        columns[-1] = [clip(text, max(_MIN_CELLS, width - others)) for text in columns[-1]]
+        left = [*left, header[-1]]
+    for name, column in zip(header, columns, strict=True):
+        widest = max(map(cells, column))
+        column[:] = [_pad(text, widest, align_left=name in left) for text in column]
+    return [_GAP.join(line).rstrip() for line in zip(*columns, strict=True)]
 
 
 def cells(text: str) -> int:

@@ -217,9 +217,7 @@ def test_a_job_of_a_model_that_changed_is_refused(candidates, tmp_path, model):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(
-        InvalidInputError, match=r"else: the model file model\.safetensors has another content\. Use another"
-    ):
+    with pytest.raises(InvalidInputError, match=r"else: the model file model\.safetensors has changed\. Use another"):
         resume(candidates, out, Reranker(model, backend="torch"))
 
 
@@ -232,7 +230,7 @@ def test_a_job_whose_branch_moved_is_refused(candidates, tmp_path, model, hub):
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (model / "config.json").write_text(json.dumps(config | {"trained": "again"}), encoding="utf-8")
     hub.add(NAME, COMMITS[1], model)
-    refused = rf'commit was "{COMMITS[0]}" and is "{COMMITS[1]}"; the model file config\.json has another content'
+    refused = rf'commit was "{COMMITS[0]}" and is "{COMMITS[1]}"; the model file config\.json has changed'
     with pytest.raises(InvalidInputError, match=rf"{refused}\. To continue, set `revision='{COMMITS[0]}'`"):
         resume(candidates, out, Reranker(NAME, **settings))
     assert len(resume(candidates, out, Reranker(NAME, revision=COMMITS[0], **settings)).shards) == 1
@@ -265,7 +263,7 @@ def test_differences_are_named_in_words():
         'precision was "bf16" and is "fp32"',
         'device was not known and is "cpu"',
         "the model file a is gone",
-        "the model file b has another content",
+        "the model file b has changed",
         "the model file c is new",
     ]
     assert advice(there, here) == "To continue, set `precision='bf16'`."

@@ -195,7 +195,7 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": word} for n, word in enumerate(WORDS)])
     status, told = run(*command)
     assert status == 1
-    assert "the input 'corpus.jsonl' (file 3) has another content" in told
+    assert "the input 'corpus.jsonl' (file 3) has changed" in told
     assert len([*(tmp_path / "out").glob("_candidates-*")]) == 1
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "d1", "text": "x"}])
     status, told = run(*command, "--overwrite")
@@ -240,7 +240,7 @@ def test_another_input_is_refused(candidates, tmp_path, run):
     assert run(*command, "--threads", 1)[0] == 0
     text = (candidates / "in-1.jsonl").read_text()
     (candidates / "in-1.jsonl").write_text(text.replace("berlin", "BERLIN", 1))
-    assert "the input 'in-1.jsonl' (file 2) has another content" in run(*command)[1]
+    assert "the input 'in-1.jsonl' (file 2) has changed" in run(*command)[1]
     (candidates / "in-1.jsonl").write_text(text)
     write_jsonl(candidates / "in-3.jsonl", make_rows(1))
     assert "the input 'in-3.jsonl' (file 4) is new" in run(*command)[1]
@@ -284,15 +284,15 @@ def test_an_input_without_rows_is_no_error(tmp_path, run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--input", "x"], "--input and --run need --output with a folder"),
+        (["--input", "x"], "--input and --run require --output with a folder"),
         (["query", "--input", "x", "--output", "o"], "give one of QUERY, --requests, --input and --run"),
         (["--input", "x", "--run", "r", "--output", "o"], "give one of QUERY, --requests, --input and --run"),
-        (["--run", "r", "--queries", "q", "--output", "o"], "--run, --queries and --corpus go together"),
-        (["--input", "x", "--corpus", "c", "--output", "o"], "--run, --queries and --corpus go together"),
+        (["--run", "r", "--queries", "q", "--output", "o"], "--run, --queries and --corpus must be used together"),
+        (["--input", "x", "--corpus", "c", "--output", "o"], "--run, --queries and --corpus must be used together"),
         (["--input", "x", "--format", "table", "--output", "o"], "--format and --input-format are for one query"),
-        (["--input", "x", "--output", "o", "--workers", "2"], "--workers and --ray-address go with --engine ray"),
-        (["query", "--overwrite"], "--overwrite goes with --input or --run"),
-        (["query", "--shard-size", "5"], "--shard-size goes with --input or --run"),
+        (["--input", "x", "--output", "o", "--workers", "2"], "--workers and --ray-address require --engine ray"),
+        (["query", "--overwrite"], "--overwrite requires --input or --run"),
+        (["query", "--shard-size", "5"], "--shard-size requires --input or --run"),
         (["--input", "x", "--output", "o", "--shard-size", "0"], "found '0'; expected a whole number of at least 1"),
     ],
 )
@@ -412,7 +412,7 @@ def test_a_model_that_changed_in_its_folder_is_another(candidates, tmp_path, sma
     plan(candidates, made, Reranker(model))
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     (model / "config.json").write_text(json.dumps(config | {"trained": "again"}), encoding="utf-8")
-    with pytest.raises(InvalidInputError, match=r"the model file config\.json has another content"):
+    with pytest.raises(InvalidInputError, match=r"the model file config\.json has changed"):
         plan(candidates, made, Reranker(model))
 
 

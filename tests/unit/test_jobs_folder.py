@@ -127,7 +127,7 @@ def test_a_run_ends_when_another_takes_its_folder(begun):
         (MANIFEST_OF_A_RUN | {"marcorank": "2"}, 'marcorank was "1" and is "2"'),
         (
             MANIFEST_OF_A_RUN | {"input": [{"path": "/data/a.jsonl", "bytes": 10, "sha256": "bb"}]},
-            r"the input 'a\.jsonl' \(file 1\) has another content",
+            r"the input 'a\.jsonl' \(file 1\) has changed",
         ),
         (
             MANIFEST_OF_A_RUN | {"input": [*MANIFEST_OF_A_RUN["input"], {"path": "/data/b.jsonl"}]},

@@ -53,41 +53,23 @@ class ModelInfo:
 
 
 def _entry(
-    new: str, old: str, revision: str, shape: tuple[int, int, int], figures: tuple[float, float, int]
+    size: str, layers: int, hidden_size: int, parameters: int, published: tuple[float, float, int], *, revision: str
 ) -> ModelInfo:
+    prefix = f"{ORGANISATION}/ms-marco-{size}-L"
+    aliases = (f"{prefix}-{layers}-v2",)
     return ModelInfo(
-        f"{ORGANISATION}/ms-marco-{new}-v2",
-        (f"{ORGANISATION}/ms-marco-{old}-v2",),
-        revision,
-        "Apache-2.0",
-        *shape,
-        *figures,
+        f"{prefix}{layers}-v2", aliases, revision, "Apache-2.0", layers, hidden_size, parameters, *published
     )
 
 
 # Source of the revisions: public lock files and download scripts that pin them for `onnx/model.onnx`.
 CATALOGUE: tuple[ModelInfo, ...] = (
-    _entry(
-        "TinyBERT-L2", "TinyBERT-L-2", "81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc",
-        (2, 128, 4_386_049), (69.84, 32.56, 9000),
-    ),
-    _entry(
-        "MiniLM-L2", "MiniLM-L-2", "1b5cd67b15209f24824c50370e0397743aa9b787",
-        (2, 384, 15_615_745), (71.01, 34.85, 4100),
-    ),
-    _entry(
-        "MiniLM-L4", "MiniLM-L-4", "777b2f369bc1c2f850df8bd367ed1654bda4497b",
-        (4, 384, 19_164_673), (73.04, 37.70, 2500),
-    ),
-    _entry(
-        "MiniLM-L6", "MiniLM-L-6", "c5ee24cb16019beea0893ab7796b1df96625c6b8",
-        (6, 384, 22_713_601), (74.30, 39.01, 1800),
-    ),
-    _entry(
-        "MiniLM-L12", "MiniLM-L-12", "7b0235231ca2674cb8ca8f022859a6eba2b1c968",
-        (12, 384, 33_360_385), (74.31, 39.02, 960),
-    ),
-)  # fmt: skip
+    _entry("TinyBERT", 2, 128, 4_386_049, (69.84, 32.56, 9000), revision="81d1926f67cb8eee2c2be17ca9f793c7c3bd20cc"),
+    _entry("MiniLM", 2, 384, 15_615_745, (71.01, 34.85, 4100), revision="1b5cd67b15209f24824c50370e0397743aa9b787"),
+    _entry("MiniLM", 4, 384, 19_164_673, (73.04, 37.70, 2500), revision="777b2f369bc1c2f850df8bd367ed1654bda4497b"),
+    _entry("MiniLM", 6, 384, 22_713_601, (74.30, 39.01, 1800), revision="c5ee24cb16019beea0893ab7796b1df96625c6b8"),
+    _entry("MiniLM", 12, 384, 33_360_385, (74.31, 39.02, 960), revision="7b0235231ca2674cb8ca8f022859a6eba2b1c968"),
+)
 
 # Relative to the model folder; the first one that exists is used.
 FP32_ONNX_FILES: tuple[str, ...] = ("onnx/model.onnx", "model.onnx")
@@ -109,11 +91,7 @@ _PORTABLE_INT8_ONNX_FILES: tuple[str, ...] = ("onnx/model_int8.onnx", "onnx/mode
 
 
 def int8_onnx_files(features: frozenset[str]) -> tuple[str, ...]:
-    """Return the names of the int8 ONNX files that suit a processor, best first.
-
-    Args:
-        features: Instruction sets, named as by `marcorank._inference.cpu.cpu_features`.
-    """
+    """Return the names of the int8 ONNX files that suit a processor with these `cpu_features`, best first."""
     optimised = tuple(file for feature, file in _INT8_ONNX_FILES if feature in features)
     return optimised + _PORTABLE_INT8_ONNX_FILES
 
@@ -128,16 +106,7 @@ def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
 
 
 def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
-    """Check that a model folder has weights that torch can load.
-
-    Args:
-        names: Names of the files in the folder.
-        where: Description of the folder, for the message.
-        allow_pickle: Whether pickled weights may be loaded.
-
-    Raises:
-        ModelLoadError: There are no weights, or only pickled ones and `allow_pickle` is off.
-    """
+    """Raise `ModelLoadError` if a folder with these files has no weights that torch may load."""
     if has_weights(names, allow_pickle=allow_pickle):
         return
     pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))

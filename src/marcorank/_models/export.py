@@ -9,7 +9,6 @@ import shutil
 import warnings
 from contextlib import contextmanager
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
@@ -18,6 +17,7 @@ from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 __all__ = ["export_onnx"]
 
@@ -25,7 +25,7 @@ __all__ = ["export_onnx"]
 # Every onnxruntime since 1.12 reads both.
 _OPSET = 17
 _ONNX_FILE = "onnx/model.onnx"
-_COPIED = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+_COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 # Both sides compute in fp32: logits of standard deviation 4 differ by less than 1e-4. A baked-in shape or mask
 # differs by far more.
 _CHECK_TOLERANCE = 1e-3
@@ -34,62 +34,41 @@ _CHECK_TOLERANCE = 1e-3
 def export_onnx(source: Path, target: Path) -> Path:
     """Write `target/onnx/model.onnx` and the tokenizer and config files that go with it.
 
-    The graph computes in fp32. Its inputs are `input_ids`, `attention_mask` and, where the model distinguishes two
-    segments, `token_type_ids`; its output is `logits`.
+    The graph computes in fp32. `token_type_ids` is an input only where the model distinguishes two segments.
 
     Shape:
         input_ids, attention_mask, token_type_ids: (batch, sequence) int64, both axes dynamic.
         logits: (batch, 1) float32.
 
-    The files move into `target` when all are complete, so an interrupted export changes nothing. Files of the same
-    names in an existing `target` are replaced, others are kept.
-
-    Args:
-        source: Folder with `config.json`, tokenizer files and safetensors weights of a one-label
-            sequence classification model.
-        target: Folder to write. It may be `source`.
-
-    Returns:
-        The path of the ONNX file.
-
-    Raises:
-        InvalidInputError: `target` cannot be written.
-        MissingExtraError: torch, transformers or onnx is not installed.
-        ModelLoadError: `source` holds no such model, or the model cannot be exported.
+    An interrupted export changes nothing. Files of the same names in an existing `target`, which may be `source`, are
+    replaced, others are kept.
     """
-    source, target = Path(source), Path(target)
     if not (source / "config.json").is_file():
         raise ModelLoadError(
             f"No `config.json` in {str(source)!r}: expected a local folder with a cross-encoder's config, "
             "tokenizer and safetensors."
         )
-    with staged_folder(target, last=_ONNX_FILE) as staging:
-        _write(source, staging)
-    return target / _ONNX_FILE
-
-
-def _write(source: Path, folder: Path) -> None:
     try:
         # torch imports onnx itself, at the end of an export.
         import onnx  # noqa: F401
         import torch
         import transformers
 
-        import marcorank.interaction  # noqa: F401  # makes the architecture known to transformers
+        import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
     except ImportError as error:
         raise MissingExtraError(
             "Exporting a model needs torch, transformers and onnx: pip install 'marcorank[torch]'"
         ) from error
-    with _quiet(torch, transformers):
+    with staged_folder(target, last=_ONNX_FILE) as staging, _quiet(transformers):
         model = _load_model(transformers, source)
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
-        _copy_texts(source, tokenizer, folder)
-        path = folder / _ONNX_FILE
+        _copy_texts(source, tokenizer, staging)
         try:
-            _trace(torch, model, _input_names(model, tokenizer), path)
+            _trace(torch, model, _input_names(model, tokenizer), staging / _ONNX_FILE)
         except Exception as error:
             # The exporter's own errors, and those of model code that cannot be traced, have no common class.
             raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {error}") from error
+    return target / _ONNX_FILE
 
 
 def _load_model(transformers: Any, source: Path) -> Any:
@@ -128,10 +107,10 @@ def _copy_texts(source: Path, tokenizer: Any, folder: Path) -> None:
     for name in _COPIED:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
-    if (source / "tokenizer.json").is_file():
-        shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")
-    # transformers 5 makes a tokenizer of special tokens alone where the vocabulary is missing.
-    elif hasattr(tokenizer, "backend_tokenizer") and len(tokenizer) > len(tokenizer.all_special_tokens):
+    if (folder / "tokenizer.json").is_file():
+        return
+    # Without a vocabulary, transformers 5 makes a tokenizer that has special tokens alone.
+    if hasattr(tokenizer, "backend_tokenizer") and len(tokenizer) > len(tokenizer.all_special_tokens):
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     else:
         raise ModelLoadError(
@@ -210,19 +189,14 @@ def _check(module: Any, example: tuple[Any, ...], names: list[str], path: Path) 
 
 
 @contextmanager
-def _quiet(torch: Any, transformers: Any) -> Iterator[None]:
-    """Keep progress bars, load reports and tracing remarks off the caller's terminal, then restore the settings."""
+def _quiet(transformers: Any) -> Iterator[None]:
+    """Keep progress bars, load reports and warnings off the caller's terminal, then restore the settings."""
     log = transformers.utils.logging
     level = log.get_verbosity()
     log.set_verbosity_error()
     try:
         with without_transformers_bars, warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=torch.jit.TracerWarning)
-            for category in (DeprecationWarning, UserWarning):
-                warnings.filterwarnings("ignore", category=category, module=r"torch\.onnx\.")
-            # torch reports these two at its callers: here and in contextlib.
-            for message in (".*legacy TorchScript-based ONNX export", "The feature will be removed"):
-                warnings.filterwarnings("ignore", category=DeprecationWarning, message=message)
+            warnings.simplefilter("ignore")
             yield
     finally:
         log.set_verbosity(level)

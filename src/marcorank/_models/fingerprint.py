@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._files import errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
-from marcorank._models.hub import HubModel
+from marcorank._models.hub import TORCH_FILES, HubModel
 from marcorank._models.loading import TEXT_FILES, LocalFolder, locate, resolve
 from marcorank._text import brief
 from marcorank.remote import is_remote
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from marcorank._models.loading import ModelFiles
     from marcorank.scorer import Scorer
 
-_TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 # What `auto` may resolve differently on another machine.
 _RESOLVED = ("backend", "precision", "device")
 
@@ -88,7 +87,7 @@ def content_differences(what: str, there: Mapping[str, object], here: Mapping[st
     """Name the files whose content differs, each with its kind in front."""
 
     def change(name: str) -> str:
-        return "is new" if name not in there else "is gone" if name not in here else "has another content"
+        return "is new" if name not in there else "is gone" if name not in here else "has changed"
 
     return [f"the {what} {name} {change(name)}" for name in {**there, **here} if there.get(name) != here.get(name)]
 
@@ -106,7 +105,7 @@ def advice(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:
     """Return the files that the onnx and openvino backends read, by name."""
     texts = [path for name in TEXT_FILES if (path := files.fetch(name))]
-    # Weights may lie beside the graph.
+    # Weights may be in a file next to the graph.
     beside = [*graph.parent.glob(f"{graph.name}_data*"), *graph.parent.glob(f"{graph.stem}.bin")]
     return {path.name: path for path in (graph, *beside, *texts)}
 
@@ -119,7 +118,7 @@ def _torch_files(folder: Path) -> dict[str, Path]:
 
 
 def _matching(folder: Path) -> Iterable[Path]:
-    found = [path for pattern in _TORCH_FILES for path in folder.glob(pattern)]
+    found = [path for pattern in TORCH_FILES for path in folder.glob(pattern)]
     # Pickled weights are not read where there are others, and may have been downloaded by another program.
     return found if any(path.suffix == ".safetensors" for path in found) else [*found, *folder.glob(PICKLED_WEIGHTS)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,10 +21,10 @@ _log = logging.getLogger("marcorank")
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAIN = "main"
-# Every model has one, so it shows whether the model itself is there.
+# Every model has one: it shows whether the model is there, and at which commit.
 _CONFIG = "config.json"
 # An allow list, so that a repository cannot add pickles, code or the weights of other backends to a download.
-_TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 _OTHER_BACKENDS = ("onnx/*", "openvino/*")
 
 
@@ -34,14 +34,10 @@ class _Source(NamedTuple):
     spelling: str
     revision: str
 
-    @property
-    def is_commit(self) -> bool:
-        return _COMMIT.fullmatch(self.revision) is not None
-
 
 @dataclass(slots=True)
 class HubModel:
-    """A model on the Hub. All its files come from the commit of the first one that was fetched.
+    """A model on the Hub. All its files come from one commit, which is determined when the first one is fetched.
 
     Attributes:
         name: Name on the Hub; for a model in the catalogue, all spellings are looked up.
@@ -56,7 +52,7 @@ class HubModel:
     cache_folder: str | None = None
     local_files_only: bool | None = None
     token: str | None = field(default=None, repr=False)
-    _source: _Source | None = field(default=None, init=False, repr=False, compare=False)
+    _resolved: _Source | None = field(default=None, init=False, repr=False, compare=False)
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -69,7 +65,7 @@ class HubModel:
     @property
     def location(self) -> str:
         """Where files are looked up, for messages."""
-        revision = (self._source or self._sources()[0]).revision
+        revision = (self._resolved or self._sources()[0]).revision
         if self._offline:
             return f"the cache {str(self._cache)!r} at revision {revision!r} ({self._why_offline})"
         return f"{_endpoint()} at revision {revision!r}"
@@ -83,37 +79,30 @@ class HubModel:
             UnknownModelError: The Hub has no such repository.
             ModelLoadError: The model cannot be downloaded, or is not cached and the network is off.
         """
-        with self._map_errors(" or ".join(candidates)):
-            if self._offline:
-                return self._fetch_cached(candidates)
-            return next((path for file in candidates if (path := self._fetch_online(file))), None)
+        what = " or ".join(candidates)
+        with self._map_errors(what):
+            source = self._resolve(what)
+            return next((path for file in candidates if (path := self._fetch(file, source))), None)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return a folder with all files that the torch backend needs.
+        """Return a folder with all files that the torch backend needs."""
+        from huggingface_hub import HfApi
 
-        Raises:
-            UnknownModelError: The Hub has no such repository.
-            ModelLoadError: The model cannot be downloaded, or has no weights that may be loaded.
-        """
-        source = self._resolved_source()
         with self._map_errors("the weights"):
-            folder = self._download_folder(source, _TORCH_FILES)
+            source = self._resolve("the weights")
+            folder = self._download_folder(source, TORCH_FILES)
             if allow_pickle and not any(folder.glob("*.safetensors")):
-                folder = self._download_folder(source, (*_TORCH_FILES, catalogue.PICKLED_WEIGHTS))
+                folder = self._download_folder(source, (*TORCH_FILES, catalogue.PICKLED_WEIGHTS))
             names = [path.name for path in folder.iterdir()]
             if not catalogue.has_weights(names, allow_pickle=allow_pickle):
                 if self._offline:
                     raise self._not_cached("the weights")
-                catalogue.check_weights(self._list(source), where=f"Model `{self.name}`", allow_pickle=allow_pickle)
+                names = HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
+                catalogue.check_weights(names, where=f"Model `{self.name}`", allow_pickle=allow_pickle)
         return folder
 
     def export_folder(self) -> Path:
-        """Return the folder to which `marcorank models export` writes the ONNX file of this commit; it may not exist.
-
-        Raises:
-            UnknownModelError: The Hub has no such repository.
-            ModelLoadError: The commit cannot be determined.
-        """
+        """Return the folder for files that marcorank makes of this commit; it may not exist."""
         from huggingface_hub import constants
 
         # `cached_assets_path` would create the folder.
@@ -122,93 +111,97 @@ class HubModel:
 
     @property
     def commit(self) -> str:
-        """The commit that all files come from; looked up if no file was fetched yet.
+        """The commit that all files come from; looked up if no file was fetched yet."""
+        with self._map_errors(_CONFIG):
+            return self._resolve(_CONFIG).revision
 
-        Raises:
-            UnknownModelError: The hub has no such repository.
-            ModelLoadError: The commit cannot be looked up.
-        """
-        return self._resolved_source().revision
+    def _resolve(self, what: str) -> _Source:
+        """Find out which spelling at which commit has the model, by its config.json."""
+        if self._resolved is None:
+            source, path = self._find_config(what)
+            commit = path.parent.name  # the cache has a folder for each commit
+            if source != self._sources()[0]:
+                _log.info("Model `%s` is loaded from `%s` at commit %s.", self.name, source.spelling, commit)
+            self._resolved = _Source(source.spelling, commit)
+        return self._resolved
 
-    def _resolved_source(self) -> _Source:
-        if self._source is None:
-            self.fetch(_CONFIG)
-        if self._source is None:
+    def _find_config(self, what: str) -> tuple[_Source, Path]:
+        from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+        cached = {
+            source: Path(path)
+            for source in self._cached_sources()
+            if isinstance(path := self._lookup(_CONFIG, source), str)
+        }
+        if self._offline:
+            if not cached:
+                raise self._not_cached(what)
+            return next(iter(cached.items()))
+        # The spelling that the cache has comes first.
+        source, *others = sorted(self._sources(), key=lambda source: source not in cached)
+        # A commit never changes, so what is cached of it needs no network.
+        if source in cached and _COMMIT.fullmatch(source.revision):
+            return source, cached[source]
+        try:
+            self._check_reachable(source)
+        except Exception:
+            if not cached:
+                raise
+            return next(iter(cached.items()))
+        try:
+            path = self._download(_CONFIG, source)
+        except RepositoryNotFoundError as error:
+            if isinstance(error, GatedRepoError) or not others:
+                raise
+            source = others[0]
+            path = self._download(_CONFIG, source)
+        if path is None:
             raise ModelLoadError(
                 f"Model `{self.name}` has no {_CONFIG} in {self.location}; marcorank cannot load it as a model."
             )
-        return self._source
+        return source, path
 
-    def _fetch_cached(self, candidates: Sequence[str]) -> Path | None:
-        sources = self._cached_sources()
-        for source in sources:
-            for file in candidates:
-                if path := self._cached(file, source):
-                    return self._pin(path, file, source)
-        if any(self._cached(_CONFIG, source) for source in sources):
+    def _fetch(self, file: str, source: _Source) -> Path | None:
+        from huggingface_hub import _CACHED_NO_EXIST
+
+        found = self._lookup(file, source)
+        if isinstance(found, str):
+            return Path(found)
+        if self._offline or found is _CACHED_NO_EXIST:
             return None
-        raise self._not_cached(" or ".join(candidates))
+        self._check_reachable(source)
+        return self._download(file, source)
 
-    def _fetch_online(self, file: str) -> Path | None:
-        # A commit never changes, so what is cached of it needs no network.
-        commits = [source for source in self._sources() if source.is_commit]
-        for source in commits:
-            if path := self._cached(file, source):
-                return self._pin(path, file, source)
-        if any(self._known_missing(file, source) for source in commits):
-            return None
-        sources = sorted(self._sources(), key=lambda source: self._cached(file, source) is None)
-        try:
-            self._check_reachable(file, sources[0])
-        except Exception:
-            for source in self._cached_sources():
-                if path := self._cached(file, source):
-                    return self._pin(path, file, source)
-                if self._known_missing(file, source):
-                    return None
-            raise
-        return self._download(file, *sources)
-
-    def _check_reachable(self, file: str, source: _Source) -> None:
+    def _check_reachable(self, source: _Source) -> None:
         """Send one request first: `hf_hub_download` would take minutes to notice that the server is down."""
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
         from huggingface_hub.errors import HfHubHTTPError
 
         if self._reached:
             return
-        url = hf_hub_url(source.spelling, file, revision=source.revision)
-        try:
+        url = hf_hub_url(source.spelling, _CONFIG, revision=source.revision)
+        with suppress(HfHubHTTPError):  # hf_hub_download will raise it, or retry
             get_hf_file_metadata(url, token=self.token, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        except HfHubHTTPError:
-            _log.debug("%s returned an error; leaving it to hf_hub_download.", _endpoint(), exc_info=True)
         self._reached = True
 
-    def _download(self, file: str, source: _Source, *others: _Source) -> Path | None:
+    def _download(self, file: str, source: _Source) -> Path | None:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            GatedRepoError,
-            LocalEntryNotFoundError,
-            RepositoryNotFoundError,
-        )
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
-            path = hf_hub_download(
-                source.spelling,
-                file,
-                revision=source.revision,
-                cache_dir=self.cache_folder,
-                token=self.token,
+            return Path(
+                hf_hub_download(
+                    source.spelling,
+                    file,
+                    revision=source.revision,
+                    cache_dir=self.cache_folder,
+                    token=self.token,
+                )
             )
-        except (LocalEntryNotFoundError, GatedRepoError):
+        except LocalEntryNotFoundError:
             raise
         except EntryNotFoundError:
             return None
-        except RepositoryNotFoundError:
-            if not others:
-                raise
-            return self._download(file, *others)
-        return self._pin(Path(path), file, source)
 
     def _download_folder(self, source: _Source, patterns: Sequence[str]) -> Path:
         from huggingface_hub import snapshot_download
@@ -224,47 +217,16 @@ class HubModel:
         )
         return Path(folder)
 
-    def _list(self, source: _Source) -> list[str]:
-        from huggingface_hub import HfApi
-
-        return HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
-
-    def _pin(self, path: Path, file: str, source: _Source) -> Path:
-        """Use the commit of this file for all others; in the cache, a file is in a folder named after its commit."""
-        if self._source is None:
-            commit = path.parents[file.count("/")].name
-            if source != self._sources()[0]:
-                _log.info("Model `%s` is loaded from `%s` at commit %s.", self.name, source.spelling, commit)
-            self._source = _Source(source.spelling, commit)
-        return path
-
     def _sources(self) -> list[_Source]:
-        if self._source is not None:
-            return [self._source]
         info = catalogue.find(self.name)
         revision = self.revision or (info.revision if info else _MAIN)
-        return [_Source(spelling, revision) for spelling in self._spellings]
+        return [_Source(spelling, revision) for spelling in (info.spellings if info else (self.name,))]
 
     def _cached_sources(self) -> list[_Source]:
         """Sources to look up offline: a cached `main` is used where the pinned commit is not cached."""
         sources = self._sources()
-        if self._source is None and self.revision is None:
-            sources += [_Source(spelling, _MAIN) for spelling in self._spellings]
-        return sources
-
-    @property
-    def _spellings(self) -> tuple[str, ...]:
-        info = catalogue.find(self.name)
-        return info.spellings if info else (self.name,)
-
-    def _cached(self, file: str, source: _Source) -> Path | None:
-        path = self._lookup(file, source)
-        return Path(path) if isinstance(path, str) else None
-
-    def _known_missing(self, file: str, source: _Source) -> bool:
-        from huggingface_hub import _CACHED_NO_EXIST
-
-        return self._lookup(file, source) is _CACHED_NO_EXIST
+        mains = [] if self.revision else [_Source(source.spelling, _MAIN) for source in sources]
+        return list(dict.fromkeys((*sources, *mains)))
 
     def _lookup(self, file: str, source: _Source) -> object:
         from huggingface_hub import try_to_load_from_cache
@@ -288,7 +250,7 @@ class HubModel:
         return "`local_files_only=True`" if self.local_files_only else "HF_HUB_OFFLINE is set"
 
     def _not_cached(self, what: str) -> ModelLoadError:
-        sources = self._cached_sources()
+        sources = [self._resolved] if self._resolved else self._cached_sources()
         spellings, revisions = (" and ".join(dict.fromkeys(part)) for part in zip(*sources, strict=True))
         return ModelLoadError(
             f"Model `{self.name}` is not cached and the network is off ({self._why_offline}): looked for {what} of "
@@ -308,54 +270,44 @@ class HubModel:
             raise self._mapped(error, what) from error
 
     def _mapped(self, error: Exception, what: str) -> MarcoRankError:
-        from huggingface_hub.errors import LocalEntryNotFoundError
-
-        refusal = self._refusal(error)
-        if refusal is not None:
-            return refusal
-        if isinstance(error, LocalEntryNotFoundError):
-            if self._offline:
-                return self._not_cached(what)
-            # The cause is why huggingface_hub could not look online.
-            reason = _reason(error.__cause__ or error)
-        elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
-            return ModelLoadError(
-                f"Model `{self.name}` cannot be saved to {str(self._cache)!r}: {error.strerror}. Check "
-                "free space and permissions, or pass another `cache_folder`."
-            )
-        else:
-            reason = _reason(error)
-        return ModelLoadError(
-            f"Model `{self.name}`: {what} cannot be downloaded from {self.location}: {reason}. Try again. To work "
-            "offline, set HF_HUB_OFFLINE=1 if the model is cached, or pass 'bundled' or the path of a model folder."
-        )
-
-    def _refusal(self, error: Exception) -> MarcoRankError | None:
-        """Return the error for a request that the Hub refused; None if it did not refuse."""
         from huggingface_hub.errors import (
             GatedRepoError,
             HFValidationError,
+            LocalEntryNotFoundError,
             RepositoryNotFoundError,
             RevisionNotFoundError,
         )
 
         if isinstance(error, HFValidationError):
             return catalogue.unknown_model(self.name, "it is not a name of the form 'owner/model'")
+        if isinstance(error, LocalEntryNotFoundError) and self._offline:
+            return self._not_cached(what)
         if isinstance(error, GatedRepoError):
-            return ModelLoadError(
-                f"Model `{self.name}` is gated. Accept its terms on {_endpoint()}/{self.name}, then log in with "
-                "`hf auth login`, set HF_TOKEN or pass `token`."
+            message = (
+                f" is gated. Accept its terms on {_endpoint()}/{self.name}, then log in with `hf auth login`, set "
+                "HF_TOKEN or pass `token`."
             )
-        if isinstance(error, RepositoryNotFoundError):
+        elif isinstance(error, RepositoryNotFoundError):
             return catalogue.unknown_model(
                 self.name, f"{_endpoint()} has no such repository, or it is private and your `token` has no access"
             )
-        if isinstance(error, RevisionNotFoundError):
-            return ModelLoadError(
-                f"Model `{self.name}` has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass an "
-                "existing branch, tag or commit, such as `revision='main'`."
+        elif isinstance(error, RevisionNotFoundError):
+            message = (
+                f" has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass an existing branch, tag or "
+                "commit, such as `revision='main'`."
             )
-        return None
+        elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
+            message = (
+                f" cannot be saved to {str(self._cache)!r}: {error.strerror}. Check free space and permissions, or "
+                "pass another `cache_folder`."
+            )
+        else:
+            message = (
+                f": {what} cannot be downloaded from {self.location}: {_reason(error)}. Try again. To "
+                "work offline, set HF_HUB_OFFLINE=1 if the model is cached, or pass 'bundled' or the path of a model "
+                "folder."
+            )
+        return ModelLoadError(f"Model `{self.name}`{message}")
 
 
 def _endpoint() -> str:
@@ -382,4 +334,4 @@ def _reason(error: BaseException) -> str:
     for link in reversed(chain):
         if isinstance(link, OSError) and link.strerror:
             return link.strerror
-    return f"the download was interrupted ({type(error).__name__})"
+    return f"the download was interrupted ({type(chain[-1]).__name__})"

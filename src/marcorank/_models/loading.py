@@ -8,7 +8,7 @@ import os
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
 from marcorank._inference.backends.onnx import OnnxBackend, mentions
@@ -34,37 +34,9 @@ if TYPE_CHECKING:
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-# Tokenizers without a limit have a huge number here.
-_NO_LIMIT = 1_000_000
 # Settings that only apply to a local model.
 _LOCAL_SETTINGS = {name: value for name, value in defaults(ModelSettings).items() if name != "cache_size"}
 _FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
-
-
-class ModelFiles(Protocol):
-    """The files of a model, wherever they are stored."""
-
-    @property
-    def name(self) -> str:
-        """Name for messages and results."""
-        ...
-
-    @property
-    def location(self) -> str:
-        """Where files are looked up, for messages."""
-        ...
-
-    def fetch(self, *candidates: str) -> Path | None:
-        """Return the first of the candidate files that exists; None if there is none."""
-        ...
-
-    def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return a folder with all files that the torch backend needs."""
-        ...
-
-    def export_folder(self) -> Path:
-        """Return the folder for an exported ONNX file."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +56,7 @@ class LocalFolder:
         return next((self.path / name for name in candidates if (self.path / name).is_file()), None)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
-        """Return the folder.
-
-        Raises:
-            ModelLoadError: It has no weights that may be loaded.
-        """
+        """Return the folder, if it has weights that may be loaded."""
         names = [path.name for path in self.path.iterdir()]
         catalogue.check_weights(names, where=repr(str(self.path)), allow_pickle=allow_pickle)
         return self.path
@@ -98,22 +66,19 @@ class LocalFolder:
         return self.path
 
 
+# The files of a model, wherever they are stored.
+ModelFiles = LocalFolder | HubModel
+
+
 def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKind:
     """Check the name of a model and return the kind of its scores, without downloading or sending anything.
 
-    Args:
-        settings: Settings of the model.
-        has_fallback: Whether settings for local models may be meant for the fallback.
-
-    Raises:
-        UnknownModelError: No model has this name.
-        InvalidInputError: The name is an invalid URL, or the model is a server and a setting applies to local models
-            only.
+    Settings that only apply to local models are errors for a server, unless they may be meant for the fallback.
     """
     if not is_remote(settings.name):
         locate(settings)
         return "logit"
-    # First, so that no message shows a URL with a password. Not shared: the lock may be held by a load.
+    # Checks the URL, so that no message below shows a password. Not shared: a load may hold the lock.
     server = RemoteScorer(settings.name, api_key=settings.token)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
@@ -124,20 +89,8 @@ def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKi
     return server.score_kind
 
 
-def _remote(settings: RerankerSettings) -> RemoteScorer:
-    """Return the scorer for a server; scorers with the same URL and key share their connections."""
-    scorer: RemoteScorer = _loaded.shared(
-        ("remote", settings.name, settings.token), lambda: RemoteScorer(settings.name, api_key=settings.token)
-    )
-    return scorer
-
-
 def locate(settings: RerankerSettings) -> ModelFiles:
-    """Find out where the files of a model are, without downloading anything.
-
-    Raises:
-        UnknownModelError: No model has this name.
-    """
+    """Find out where the files of a model are, without downloading anything."""
     name = settings.name
     if name == catalogue.BUNDLED:
         return LocalFolder(_BUNDLED_FOLDER, name)
@@ -174,7 +127,10 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
         ModelLoadError: A file is missing, damaged or cannot be downloaded, or the model is not a reranker.
     """
     if is_remote(settings.name):
-        return _remote(settings)
+        # Scorers with the same URL and key share their connections.
+        key = ("remote", settings.name, settings.token)
+        server: RemoteScorer = _loaded.shared(key, lambda: RemoteScorer(settings.name, api_key=settings.token))
+        return server
     files = locate(settings)
     try:
         choice, graph = resolve(files, settings)
@@ -188,20 +144,14 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
 
 
 def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path | None]:
-    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend.
-
-    Raises:
-        InvalidInputError: The settings contradict each other.
-        MissingExtraError: The backend is not installed.
-        ModelLoadError: There is no graph for the backend, or a file cannot be fetched.
-    """
+    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend."""
     choice = choose(settings)
     if choice.backend == "torch":
         return choice, None
     # The large file comes last: an interrupted download must not leave a model without its small settings files.
     for name in TEXT_FILES:
         files.fetch(name)
-    graph = graph_file(files, choice)
+    graph = _graph_file(files, choice)
     if graph is None:
         if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
             return choose(replace(settings, backend="torch")), None
@@ -209,17 +159,13 @@ def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path
     return _with_supported_precision(choice, settings), graph
 
 
-def graph_file(files: ModelFiles, choice: Choice) -> Path | None:
-    """Fetch the graph file for the onnx or openvino backend, and the weight files that belong to it.
-
-    Returns:
-        None if the model has no such file.
-    """
+def _graph_file(files: ModelFiles, choice: Choice) -> Path | None:
+    """Fetch the graph file for the onnx or openvino backend, and its weight files; None if the model has none."""
     if choice.backend == "onnx" and choice.precision == "int8":
         return files.fetch(*catalogue.int8_onnx_files(cpu_features()))
     if choice.backend == "openvino" and choice.precision == "int8":
-        # The result of `marcorank models quantize`. Without it, fp32 is quantised while loading: int8 IRs on the Hub
-        # use one scale for all tokens, which costs accuracy, and are the last resort.
+        # Written by `marcorank models quantize`. Without it, fp32 is quantised at load time. int8 IRs on the Hub are
+        # the last resort: they use one scale for all tokens, which costs accuracy.
         quantized = _find_exported(files, catalogue.QUANTIZED_IR_FILE)
         if quantized is not None:
             return quantized
@@ -247,25 +193,19 @@ def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
         return ModelLoadError(
             f"Model `{files.name}` has no int8 ONNX file for this processor: tried "
             f"{', '.join(catalogue.int8_onnx_files(cpu_features()))} in {files.location}. Use `precision='fp32'`, or "
-            "`backend='openvino'`, which quantises any model while loading: pip install 'marcorank[openvino]'"
+            "`backend='openvino'`, which quantises any model at load time: pip install 'marcorank[openvino]'"
         )
     if isinstance(files, LocalFolder):
-        files.snapshot(allow_pickle=True)
+        files.snapshot(allow_pickle=True)  # raises an error if there are no weights to export
     tried = [*catalogue.FP32_ONNX_FILES, *(catalogue.FP32_IR_FILES if choice.backend == "openvino" else ())]
-    torch = ""
     if choice.precision == "int8":
         tried += [*catalogue.INT8_IR_FILES, catalogue.QUANTIZED_IR_FILE]
-    else:
-        torch = ", or use `backend='torch'`; both need"
-    download = (
-        ""
-        if isinstance(files, LocalFolder)
-        else f" To work offline, first run `marcorank models download {files.name}`."
-    )
+    download = f" To work offline, first run `marcorank models download {files.name}`."
+    torch = ", or use `backend='torch'`"
     return ModelLoadError(
-        f"Model `{files.name}` has no ONNX file in {files.location} (tried "
-        f"{', '.join(tried)}).{download} Export one with "
-        f"`marcorank models export {files.name}`{torch or ', which needs'} pip install 'marcorank[torch]'"
+        f"Model `{files.name}` has no ONNX file in {files.location} (tried {', '.join(tried)})."
+        f"{'' if isinstance(files, LocalFolder) else download} Export one with `marcorank models export {files.name}`"
+        f"{'' if choice.precision == 'int8' else torch}: pip install 'marcorank[torch]'"
     )
 
 
@@ -273,7 +213,12 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: Reranke
     from tokenizers import Tokenizer
 
     config = _read_json(files, "config.json")
-    _check_labels(files, config)
+    labels = config.get("id2label")
+    if isinstance(labels, dict) and len(labels) > 1:
+        raise ModelLoadError(
+            f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
+            "needs a model with one logit per pair."
+        )
     tokenizer_file = files.fetch("tokenizer.json")
     if tokenizer_file is None:
         raise ModelLoadError(
@@ -311,11 +256,7 @@ def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, 
 
 
 def _with_supported_precision(choice: Choice, settings: RerankerSettings) -> Choice:
-    """Fall back to fp32 if openvino does not support the precision that was chosen automatically.
-
-    Some virtual machines report CPU features that openvino does not find. A precision that you set is not changed;
-    the backend raises an error.
-    """
+    """Replace a precision that was chosen automatically and that openvino, on some virtual machines, does not find."""
     if choice.backend != "openvino" or settings.precision != "auto" or choice.precision == "fp32":
         return choice
     from marcorank._inference.backends.openvino import computes
@@ -357,7 +298,7 @@ def _encoder(
 ) -> PairEncoder:
     limits = [settings.max_length]
     tokenizer_limit = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
-    if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
+    if tokenizer_limit is not None:  # a huge number if there is none
         limits.append(int(tokenizer_limit))
     pad_id = config.get("pad_token_id")
     pad_id = pad_id if isinstance(pad_id, int) else 0
@@ -375,19 +316,9 @@ def _encoder(
     )
 
 
-def _check_labels(files: ModelFiles, config: dict[str, Any]) -> None:
-    labels = config.get("id2label")
-    if isinstance(labels, dict) and len(labels) > 1:
-        raise ModelLoadError(
-            f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
-            "needs a model with one logit per pair."
-        )
-
-
 def _fingerprint(files: Iterable[Path]) -> Hashable:
-    """Fingerprint of files: path, size, mtime and inode, so that a replaced file is noticed; ignores missing files."""
-    existing = [(file.name, file.resolve()) for file in files if file.is_file()]
-    stats = [(name, str(path), path.stat()) for name, path in existing]
+    """Return path, size, mtime and inode of the files that exist, so that a replaced file is noticed."""
+    stats = [(file.name, str(file.resolve()), file.stat()) for file in files if file.is_file()]
     return frozenset((name, path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, path, stat in stats)
 
 

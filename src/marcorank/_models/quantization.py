@@ -5,16 +5,16 @@ Only this module needs nncf; it is imported when a model is quantised.
 
 from __future__ import annotations
 
+import io
 import logging
 import shutil
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._models.catalogue import QUANTIZED_IR_FILE
-from marcorank._progress import without_rich_bars
 from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -25,22 +25,12 @@ if TYPE_CHECKING:
 
 __all__ = ["import_packages", "quantize"]
 
-# What a feed-forward layer has between its two products, as OpenVINO names it; GELU also in parts.
-_ACTIVATION_FUNCTIONS = {
-    "Gelu", "Erf", "Tanh", "Relu", "Elu", "PRelu", "Sigmoid", "Swish", "HSwish", "Mish", "SoftPlus",
-}  # fmt: skip
-# What may stand between that function and the second product.
-_BETWEEN = {"Add", "Subtract", "Multiply", "Divide", "Power", "Convert", "Split", "VariadicSplit", "Slice"}
 # Measured: half of what makes activations uneven goes into the weights. More or less costs accuracy.
 _SMOOTHING = 0.5
 
 
 def import_packages() -> tuple[Any, Any]:
-    """Import nncf and openvino with their telemetry off, and return them.
-
-    Raises:
-        MissingExtraError: One of them is not installed.
-    """
+    """Import nncf and openvino with their telemetry off, and return them."""
     # nncf makes its own class the default of all later loggers.
     logger_class = logging.getLoggerClass()
     try:
@@ -63,22 +53,13 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
     attention, the second product of each feed-forward layer and the head stay in fp32: with those quantised too, the
     logits of a MiniLM-L6 were off by nine times as much. Loading in int8 rounds them as in any other model.
 
-    The files move into `target` when all are complete, so an interrupted call changes nothing. Files of the same names
-    in an existing `target` are replaced, others are kept.
+    An interrupted call changes nothing. Files of the same names in an existing `target` are replaced, others are kept.
 
     Args:
         graph: ONNX file or OpenVINO IR that computes in fp32.
         pairs: A few hundred encoded pairs, like those that will be scored.
         target: Folder to write. It may be the model's own.
         texts: `config.json` and the tokenizer files, to be copied.
-
-    Returns:
-        The path of the .xml file.
-
-    Raises:
-        MissingExtraError: nncf or openvino is not installed.
-        InvalidInputError: The folder cannot be written.
-        ModelLoadError: The graph cannot be read or quantised.
     """
     nncf, openvino = import_packages()
     with staged_folder(target, last=QUANTIZED_IR_FILE) as staging:
@@ -98,7 +79,7 @@ def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
 
     try:
         model = shared_core().read_model(graph)
-        # Before the scales are chosen: in the last layer they then suit the one token that counts.
+        # Before the scales are chosen, so that those of the last layer suit the one token that is used.
         keep_first_token(model)
         dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}
         feeds = [{name: getattr(pair, name).astype(dtype) for name, dtype in dtypes.items()} for pair in pairs]
@@ -120,41 +101,29 @@ def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
 
 def _kept_in_fp32(model: Any) -> list[str]:
     """Return the names of the products that cost more accuracy in 8 bits than they gain in time."""
-    names = []
-    for node in model.get_ordered_ops():
-        kind = node.get_type_name()
-        if kind == "ScaledDotProductAttention" or (
-            kind == "MatMul"
-            and (
-                not _is_weight(node.input_value(1))
-                # The head runs once a pair.
-                or node.input_value(0).get_partial_shape().rank.get_length() != 3
-                or _comes_from_activation_function(node.input_value(0))
-            )
-        ):
-            names.append(node.get_friendly_name())
-    return names
+    return [node.get_friendly_name() for node in model.get_ordered_ops() if _is_sensitive(node)]
 
 
-def _is_weight(output: Any) -> bool:
+def _is_sensitive(node: Any) -> bool:
+    if node.get_type_name() != "MatMul":
+        return bool(node.get_type_name() == "ScaledDotProductAttention")
+    values, weights = node.input_value(0), node.input_value(1)
+    if not _is_constant(weights):  # attention
+        return True
+    if values.get_partial_shape().rank.get_length() != 3:  # the head, which runs once per pair
+        return True
+    width_in, width_out = list(weights.get_shape())[-2:]
+    if node.get_attributes()["transpose_b"]:
+        width_in, width_out = width_out, width_in
+    # The second product of a feed-forward layer is the one that narrows.
+    return bool(width_in > width_out)
+
+
+def _is_constant(output: Any) -> bool:
     node = output.get_node()
-    # Weights that were saved in 16 bits.
-    if node.get_type_name() == "Convert":
+    if node.get_type_name() == "Convert":  # weights that were saved in 16 bits
         node = node.input_value(0).get_node()
     return bool(node.get_type_name() == "Constant")
-
-
-def _comes_from_activation_function(output: Any) -> bool:
-    waiting, seen = [output.get_node()], set()
-    while waiting:
-        node = waiting.pop()
-        kind = node.get_type_name()
-        if kind in _ACTIVATION_FUNCTIONS:
-            return True
-        if kind in _BETWEEN and node.get_name() not in seen:
-            seen.add(node.get_name())
-            waiting.extend(target.get_source_output().get_node() for target in node.inputs())
-    return False
 
 
 @contextmanager
@@ -163,7 +132,8 @@ def _quiet(nncf: Any) -> Iterator[None]:
     level = nncf.nncf_logger.level
     nncf.nncf_logger.setLevel(logging.CRITICAL + 1)
     try:
-        with without_rich_bars, warnings.catch_warnings():
+        # The bars of nncf are drawn on standard output.
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -128,14 +128,17 @@ def _gpu_usable() -> bool:
     signs = os.name == "nt" or any(Path(sign).exists() for sign in _GPU_SIGNS)
     if not signs or not installed("torch"):
         return False
-    from marcorank._inference.backends.torch import cuda_available
-
-    return cuda_available()
+    try:
+        import torch
+    except ImportError:
+        return False
+    return bool(torch.cuda.is_available())
 
 
 def _gpu_supports_bf16(device: str) -> bool:
     if not device.startswith("cuda") or not installed("torch"):
         return False
-    from marcorank._inference.backends.torch import cuda_supports_bf16
+    import torch
 
-    return cuda_supports_bf16()
+    # Ampere; older GPUs only emulate bf16.
+    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0))

@@ -1,4 +1,4 @@
-"""The command line: `marcorank rerank | eval | bench | models | doctor`, over the public API."""
+"""The command line: `marcorank rerank | eval | bench | models | doctor`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; None for those of this process.
 
     Returns:
-        Exit status: 0 if all went well, 1 after an error, 130 after Ctrl-C, 141 if the reader of the output left.
+        Exit status: 0 for success, 1 after an error, 130 after Ctrl-C, 141 if the reader of the output is gone.
 
     Raises:
         SystemExit: 2 for wrong usage; 0 after `--help` and `--version`.
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _USAGE
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # A console of another encoding shows `?` for what it lacks; that is no reason to lose the rest.
+            # A console with another encoding shows `?` for characters that it lacks; the output goes on.
             stream.reconfigure(errors="replace")
     with _notes_on_stderr():
         try:
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @contextmanager
 def _notes_on_stderr() -> Iterator[None]:
-    """Show what the library logs as a warning, such as truncated passages, as a note."""
+    """Show the library's warnings, such as of truncated passages, as notes."""
     log = logging.getLogger("marcorank")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("marcorank: note: %(message)s"))

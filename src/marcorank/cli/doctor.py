@@ -1,4 +1,4 @@
-"""`marcorank doctor`: what would run on this machine, and why."""
+"""`marcorank doctor`: which backend would run on this machine, and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 import shutil
 import textwrap
 import time
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +15,18 @@ from marcorank import __version__
 from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
 from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.loading import load_scorer
+from marcorank._models.loading import LocalFolder, load_scorer, locate
 from marcorank._models.selection import choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_settings, new_parser
-from marcorank.errors import MarcoRankError
+from marcorank.errors import MarcoRankError, UnknownModelError
 from marcorank.settings import DEFAULT_MODEL, RerankerSettings
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable
 
-# By backend: the packages that it needs, and what brings them.
+# By backend: the packages that it needs, and how to install them.
 _BACKENDS = {
     "onnx": (("onnxruntime", "tokenizers"), "pip install marcorank"),
     "openvino": (("openvino",), "pip install 'marcorank[openvino]'"),
@@ -38,143 +39,127 @@ _PASSAGES = (
     "Berlin had a population of 3,520,031 registered inhabitants in an area of 891.82 square kilometers.",
     "Berlin is well known for its museums.",
 )
-_LABEL_CELLS = 12
+_LABEL_WIDTH = 12
 
 
 def add_command(commands: Any) -> None:
     """Add this command to the command line."""
-    parser = new_parser(commands, "doctor", summary="show what would run on this machine, and why", run=run)
+    summary = "show which backend would run on this machine, and why"
+    parser = new_parser(commands, "doctor", summary=summary, run=run)
     parser.add_argument(
-        "--model", metavar="NAME", help=f"hub name or folder to look at (default: {BUNDLED} and {DEFAULT_MODEL})"
+        "--model",
+        metavar="NAME",
+        help=f"hub name, or path of a model folder, to check besides {BUNDLED} (default: {DEFAULT_MODEL})",
     )
     add_settings(parser, ["cache_folder"])
     parser.add_argument("--json", action="store_true", help="write JSON")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Inspect the machine, try the bundled model and print the findings."""
-    names = [args.model] if args.model else [BUNDLED, DEFAULT_MODEL]
-    models = [_look_at(name, args.cache_folder) for name in names]
-    tried = [BUNDLED, *(entry["name"] for entry in models if entry["present"] and args.model not in {None, BUNDLED})]
-    trials = [_try(name, args.cache_folder) for name in tried]
-    torch = _torch()
-    found = {
+    """Inspect the machine, run the models that are on it, and print the findings."""
+    from huggingface_hub import constants
+
+    models = [_check(name, args.cache_folder) for name in dict.fromkeys((BUNDLED, args.model or DEFAULT_MODEL))]
+    gpu, gpu_problem = _gpu()
+    found: dict[str, Any] = {
         "marcorank": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "processor": {"name": processor_name(), "features": sorted(cpu_features()), "usable_cores": usable_cores()},
-        "gpu": torch["gpu"],
-        "backends": {name: _backend(*needs) for name, needs in _BACKENDS.items()},
-        "frameworks": {package: _version(package) for package in _FRAMEWORKS},
-        "cache": _cache(args.cache_folder),
+        "gpu": gpu,
+        "backends": {name: _versions(packages) for name, (packages, _) in _BACKENDS.items()},
+        "frameworks": _versions(_FRAMEWORKS),
+        "cache": {
+            "folder": str(Path(args.cache_folder or constants.HF_HUB_CACHE).expanduser()),
+            "offline": constants.HF_HUB_OFFLINE,
+        },
         "models": models,
-        "trials": trials,
+        "problems": [problem for problem in (gpu_problem, *(entry["problem"] for entry in models)) if problem],
     }
-    found["problems"] = [
-        problem for problem in (torch["problem"], *(entry["problem"] for entry in [*models, *trials])) if problem
-    ]
     print(json.dumps(found, indent=2) if args.json else _report(found))
     return 1 if found["problems"] else 0
 
 
-def _look_at(name: str, cache_folder: str | None) -> dict[str, Any]:
+def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
+    """Return which backend a model would use and which of its files are here; run the model unless it is not here."""
     settings = RerankerSettings(name, cache_folder=cache_folder, local_files_only=True)
-    entry: dict[str, Any] = {"name": name, "present": [], "problem": None}
+    entry: dict[str, Any] = {"name": name, "present": [], "trial": None, "problem": None}
     try:
         choice = choose(settings)
         entry |= {"backend": choice.backend, "device": choice.device, "precision": choice.precision}
-        return entry | {"reason": choice.reason, "present": present_files(settings)}
-    except MarcoRankError as error:
-        return entry | {"problem": str(error)}
-
-
-def _try(name: str, cache_folder: str | None) -> dict[str, Any]:
-    entry: dict[str, Any] = {"model": name, "engine": None, "load_ms": None, "rank_ms": None, "logits": None}
-    settings = RerankerSettings(name, cache_folder=cache_folder, local_files_only=True)
-    try:
+        entry |= {"reason": choice.reason, "present": present_files(settings)}
+        if not entry["present"] and not isinstance(locate(settings), LocalFolder):
+            return entry
         started = time.perf_counter()
         scorer = load_scorer(settings)
         loaded = time.perf_counter()
-        logits = scorer.score_requests([(_QUERY, _PASSAGES)])[0].logits.tolist()
+        relevant, other = scorer.score_requests([(_QUERY, _PASSAGES)])[0].logits.tolist()
         done = time.perf_counter()
+    except UnknownModelError as error:
+        return entry | {"problem": str(error)}
     except (MarcoRankError, ImportError, OSError) as error:
-        cure = " Install marcorank anew: pip install --force-reinstall marcorank" if name == BUNDLED else ""
-        return entry | {"problem": f"{name} does not run: {error}{cure}"}
+        advice = " Reinstall marcorank: pip install --force-reinstall marcorank" if name == BUNDLED else ""
+        return entry | {"problem": f"{name} does not run: {error}{advice}"}
+    # A model without an ONNX file runs on another backend than the one chosen without looking at its files.
     backend = scorer.scheduler.backend if isinstance(scorer, CrossEncoderScorer) else None
-    return entry | {
-        # What was chosen without a look at the files can end elsewhere: a model may have no ONNX file.
-        "engine": _engine(backend.name, backend.device, backend.precision) if backend else "torch",
+    entry["trial"] = {
+        "backend": f"{backend.name} on {backend.device} in {backend.precision}" if backend else "torch",
         "load_ms": round((loaded - started) * 1e3, 1),
         "rank_ms": round((done - loaded) * 1e3, 1),
-        "logits": [round(logit, 4) for logit in logits],
-        "problem": None if logits[0] > logits[1] else _wrong_order(name),
+        "logits": [round(relevant, 4), round(other, 4)],
     }
+    if relevant <= other:
+        entry["problem"] = (
+            f"{name} scores {_PASSAGES[1]!r} above the passage that answers {_QUERY!r}; its files may be mixed up, "
+            "or it is not a model for English questions."
+        )
+    return entry
 
 
-def _wrong_order(name: str) -> str:
-    return (
-        f"{name} scores {_PASSAGES[1]!r} above the passage that answers {_QUERY!r}; its files may be mixed up, or it "
-        "is no model for English questions."
-    )
-
-
-def _engine(backend: str, device: str, precision: str) -> str:
-    return f"{backend} on {device} in {precision}"
-
-
-def _torch() -> dict[str, str | None]:
-    if _version("torch") is None:
-        return {"gpu": None, "problem": None}
+def _gpu() -> tuple[str | None, str | None]:
+    """Return the GPUs that torch sees, and what is wrong with torch."""
+    if _versions(["torch"])["torch"] is None:
+        return None, None
     try:
         import torch
-    except (ImportError, OSError, RuntimeError) as error:  # each is how some broken installation shows
-        return {"gpu": None, "problem": f"torch is installed but cannot be imported: {error}"}
-    gpus = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
-    return {"gpu": ", ".join(gpus) or None, "problem": None}
+    except (ImportError, OSError, RuntimeError) as error:  # broken installations raise each of these
+        return None, f"torch is installed but cannot be imported: {error}"
+    names = [f"cuda:{number} {torch.cuda.get_device_name(number)}" for number in range(torch.cuda.device_count())]
+    return ", ".join(names) or None, None
 
 
-def _backend(packages: tuple[str, ...], command: str) -> dict[str, Any]:
-    versions = {package: _version(package) for package in packages}
-    return {"packages": versions, "install": None if all(versions.values()) else command}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _cache(cache_folder: str | None) -> dict[str, Any]:
-    from huggingface_hub import constants
-
-    folder = Path(cache_folder).expanduser() if cache_folder else Path(constants.HF_HUB_CACHE)
-    return {"folder": str(folder), "offline": constants.HF_HUB_OFFLINE}
+def _versions(packages: Iterable[str]) -> dict[str, str | None]:
+    """Return the installed version of each package; None if it is not installed."""
+    return {package: next((found.version for found in distributions(name=package)), None) for package in packages}
 
 
 def _report(found: dict[str, Any]) -> str:
-    processor, cache = found["processor"], found["cache"]
+    processor, cache, problems = found["processor"], found["cache"], found["problems"]
     cores = f"{processor['usable_cores']} usable core{'s' if processor['usable_cores'] > 1 else ''}"
+    no_gpu = "torch sees none" if found["backends"]["torch"]["torch"] else "unknown: torch is not installed"
     lines = [
         ("marcorank", f"{found['marcorank']} on Python {found['python']}, {found['platform']}"),
         ("processor", ", ".join([processor["name"], cores, *processor["features"]])),
-        ("gpu", found["gpu"] or _no_gpu(found["backends"]["torch"])),
-        *((f"{name}", _backend_line(entry)) for name, entry in found["backends"].items()),
-        ("frameworks", ", ".join(f"{name} {known or 'not installed'}" for name, known in found["frameworks"].items())),
+        ("gpu", found["gpu"] or no_gpu),
+        *(
+            (name, _packages(versions) + ("" if all(versions.values()) else f": {_BACKENDS[name][1]}"))
+            for name, versions in found["backends"].items()
+        ),
+        ("frameworks", _packages(found["frameworks"])),
         ("cache", f"{cache['folder']} ({'offline: HF_HUB_OFFLINE is set' if cache['offline'] else 'online'})"),
         *(("model", _model_line(entry)) for entry in found["models"]),
-        *(("trial", _trial_line(entry)) for entry in found["trials"] if entry["logits"]),
-        *(("PROBLEM", problem) for problem in found["problems"]),
-        ("result", "something is broken, see above" if found["problems"] else "all is well"),
+        *(("trial", _trial_line(entry["name"], entry["trial"])) for entry in found["models"] if entry["trial"]),
+        *(("PROBLEM", problem) for problem in problems),
+        ("result", "there are problems, see above" if problems else "no problems found"),
     ]
     width = max(shutil.get_terminal_size().columns, 40)
     return "\n".join(
         textwrap.fill(
             text,
             width,
-            initial_indent=label.ljust(_LABEL_CELLS),
-            subsequent_indent=" " * _LABEL_CELLS,
-            # A path or a name is for copying.
+            initial_indent=label.ljust(_LABEL_WIDTH),
+            subsequent_indent=" " * _LABEL_WIDTH,
+            # Paths and names are for copying.
             break_long_words=False,
             break_on_hyphens=False,
         )
@@ -182,28 +167,24 @@ def _report(found: dict[str, Any]) -> str:
     )
 
 
-def _no_gpu(torch: dict[str, Any]) -> str:
-    return "not looked for: torch is not installed" if torch["packages"]["torch"] is None else "torch sees none"
-
-
-def _backend_line(entry: dict[str, Any]) -> str:
-    packages = ", ".join(f"{name} {known or 'missing'}" for name, known in entry["packages"].items())
-    return packages if entry["install"] is None else f"{packages}: {entry['install']}"
+def _packages(versions: dict[str, str | None]) -> str:
+    return ", ".join(f"{name} {found or 'not installed'}" for name, found in versions.items())
 
 
 def _model_line(entry: dict[str, Any]) -> str:
-    if entry["problem"]:
-        return f"{entry['name']}: see below"
-    state = ", ".join(entry["present"])
-    here = f"here as {state}" if state else f"not here: marcorank models download {entry['name']}"
-    engine = _engine(entry["backend"], entry["device"], entry["precision"])
-    return f"{entry['name']}: {engine} ({entry['reason']}); {here}"
+    name, here = entry["name"], ", ".join(entry["present"])
+    if "reason" not in entry:
+        return f"{name}: see below"
+    if here:
+        state = f"on this machine: {here}"
+    else:
+        state = "see below" if entry["problem"] else f"not on this machine: marcorank models download {name}"
+    return f"{name}: {entry['backend']} on {entry['device']} in {entry['precision']} ({entry['reason']}); {state}"
 
 
-def _trial_line(entry: dict[str, Any]) -> str:
-    first, second = entry["logits"]
+def _trial_line(name: str, trial: dict[str, Any]) -> str:
+    relevant, other = trial["logits"]
     return (
-        f"{entry['model']}: {entry['engine']}, loaded in {entry['load_ms']:.0f} ms, 2 passages in "
-        f"{entry['rank_ms']:.1f} ms, "
-        f"logits {first:.2f} (the answer) and {second:.2f}"
+        f"{name}: {trial['backend']}, loaded in {trial['load_ms']:.0f} ms, 2 passages ranked in "
+        f"{trial['rank_ms']:.1f} ms, logits {relevant:.2f} (relevant) and {other:.2f} (irrelevant)"
     )

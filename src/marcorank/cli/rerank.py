@@ -1,4 +1,4 @@
-"""`marcorank rerank`: passages from a file or a pipe, best first."""
+"""`marcorank rerank`: rank the passages of a file or a pipe."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _USAGE = """marcorank rerank [options] QUERY [FILE]
        marcorank rerank [options] --requests FILE
        marcorank rerank [options] --input FILES --output FOLDER"""
 _EXAMPLES = """\
-Passages are lines of text, or JSONL: an object a line, with its text in a
-field `text`, `passage`, `page_content` or `content`. Results of JSONL keep all
-fields of their passage and add index (position in the input, from 0), rank,
-score and logit; a field of the input that has such a name becomes `input_score`
-and so on. With --requests each line holds a query and its passages, and each
-line of output its `results`. With --input such rows come from any number of
-files, also Parquet, and go to a folder, a shard at a time: the same command
-again continues where it was stopped.
+Passages are lines of text, or JSONL: one object per line, with the text in the
+field `text`, `passage`, `page_content` or `content`. JSONL results keep the
+fields of their passage and add `index` (position in the input, from 0), `rank`,
+`score` and `logit`; an input field with one of these names is renamed to
+`input_score` and so on. With --requests, each input line holds a query and its
+passages, and each output line their `results`. With --input, such rows come
+from any number of JSONL or Parquet files, and the output is a folder with one
+file for each shard. If the command is interrupted, run it again to resume.
 
 examples:
   marcorank rerank "how to open a file" passages.txt
@@ -57,14 +57,18 @@ def add_command(commands: Any) -> None:
         commands, "rerank", summary="rank the passages of a file or a pipe", run=run, usage=_USAGE, epilog=_EXAMPLES
     )
     parser.add_argument("query", nargs="?", metavar="QUERY", help="the query")
-    parser.add_argument("file", nargs="?", metavar="FILE", help="passages, also as .gz; - or none for standard input")
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", help="passages, may be gzipped; - or nothing for standard input"
+    )
 
     source = parser.add_argument_group("input")
-    source.add_argument("--requests", metavar="FILE", help="JSONL of {query, passages}, instead of QUERY and FILE")
     source.add_argument(
-        "--input-format", choices=("auto", "lines", "jsonl"), default="auto", help="auto goes by the file's ending"
+        "--requests", metavar="FILE", help="JSONL with {query, passages} on each line, instead of QUERY and FILE"
     )
-    source.add_argument("--text-field", metavar="NAME", help="field of a JSONL row that holds the text")
+    source.add_argument(
+        "--input-format", choices=("auto", "lines", "jsonl"), default="auto", help="default: auto, by the file name"
+    )
+    source.add_argument("--text-field", metavar="NAME", help="field that holds the text of a JSONL passage")
 
     result = parser.add_argument_group("output")
     result.add_argument(
@@ -73,9 +77,9 @@ def add_command(commands: Any) -> None:
     result.add_argument("--score-threshold", type=_number, metavar="X", help="minimum score of a result")
     add_settings(result, ["activation"])
     result.add_argument(
-        "--format", choices=("table", "jsonl"), help="default: table on a terminal, jsonl in a pipe or a file"
+        "--format", choices=("table", "jsonl"), help="default: table on a terminal, jsonl to a pipe or a file"
     )
-    result.add_argument("--output", metavar="FILE", help="write here instead of to standard output")
+    result.add_argument("--output", metavar="FILE", help="default: standard output")
     rerank_files.add_options(parser)
 
     model = parser.add_argument_group("model")
@@ -90,7 +94,7 @@ def add_command(commands: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Rank and write."""
+    """Rank the passages and write the results."""
     if rerank_files.is_wanted(args):
         return rerank_files.run(args, settings_of(args))
     if (args.query is None) == (args.requests is None):
@@ -118,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
                     out.writelines(show(request, ranking, args))
                 out.flush()
             done += passages
-            # What comes next may be typed on the same terminal.
+            # The next requests may be typed on the same terminal.
             progress.text = ""
     return 0
 
@@ -126,17 +130,17 @@ def run(args: argparse.Namespace) -> int:
 def _requests(args: argparse.Namespace) -> Iterator[Request]:
     if args.requests is not None:
         if args.requests == STANDARD_INPUT:
-            _prompt_for("requests, one JSON object a line")
+            _prompt_for("requests, one JSON object per line")
         yield from read_requests(args.requests, text_field=args.text_field)
         return
     source = args.file or STANDARD_INPUT
     if source == STANDARD_INPUT:
-        _prompt_for(f"passages for the query {args.query!r}, one a line")
+        _prompt_for(f"passages for the query {args.query!r}, one per line")
     found = read_passages(source, input_format=args.input_format, text_field=args.text_field)
     if found.blank_lines:
-        print(f"marcorank: note: blank lines left out: {found.blank_lines}", file=sys.stderr)
+        print(f"marcorank: note: blank lines skipped: {found.blank_lines}", file=sys.stderr)
     if not found.passages:
-        print("marcorank: note: there are no passages in the input", file=sys.stderr)
+        print("marcorank: note: the input has no passages", file=sys.stderr)
     yield Request(args.query, found.passages, {})
 
 

@@ -1,4 +1,4 @@
-"""`marcorank rerank --input ... --output FOLDER`: any number of files, a shard at a time."""
+"""`marcorank rerank --input ... --output FOLDER`: rank any number of files, in shards."""
 
 from __future__ import annotations
 
@@ -22,45 +22,62 @@ ENGINES = ("local", "ray")
 
 
 def add_options(parser: Any) -> None:
-    """Add the options that go with files."""
-    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder then")
+    """Add the options for files."""
+    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder")
     group.add_argument(
-        "--input", nargs="+", metavar="FILES", help="files, folders or patterns of JSONL or Parquet: {query, passages}"
+        "--input",
+        nargs="+",
+        metavar="FILES",
+        help="JSONL or Parquet files with rows of {query, passages}, folders or patterns",
     )
-    group.add_argument("--run", dest="run_file", metavar="FILE", help="a TREC run, instead of --input")
-    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run, as JSONL or .tsv")
-    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run, as JSONL or .tsv")
-    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of actors")
-    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows of a shard (default: {SHARD_SIZE})")
-    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if all of the input is, else jsonl")
-    group.add_argument("--overwrite", action="store_true", help="start anew: remove what an earlier run wrote")
+    group.add_argument("--run", dest="run_file", metavar="FILE", help="TREC run, instead of --input")
+    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run: JSONL or .tsv")
+    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run: JSONL or .tsv")
+    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of Ray actors")
+    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows per shard (default: {SHARD_SIZE})")
+    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if the whole input is, else jsonl")
+    group.add_argument("--overwrite", action="store_true", help="start again: delete the output of an earlier run")
     group.add_argument(
-        "--workers", type=at_least(1), metavar="N", help="actors of ray (default: those that fill the cores)"
+        "--workers", type=at_least(1), metavar="N", help="Ray actors (default: as many as fill the cores)"
     )
-    group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster; auto for the one on this machine")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="address of a Ray cluster; auto for the one on this machine"
+    )
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
-    """Say whether files are to be ranked; an option that needs them and stands alone is wrong usage."""
+    """Return whether files are to be ranked; other options that need them are wrong usage on their own."""
     if args.input is not None or args.run_file is not None:
         return True
     for name in ("queries", "corpus", "engine", "shard_size", "output_format", "overwrite", "workers", "ray_address"):
         if getattr(args, name) not in {None, False}:
-            args.usage_error(f"--{name.replace('_', '-')} goes with --input or --run")
+            args.usage_error(f"--{name.replace('_', '-')} requires --input or --run")
     return False
 
 
 def run(args: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Rank the files and write the folder.
-
-    Args:
-        args: Of the command line.
-        settings: Of the reranker, but the model.
-    """
+    """Rank the files and write the folder; `settings` are those of the reranker, without the model."""
     _check_usage(args)
-    engine = _with_ray if args.engine == "ray" else _in_this_process
+    source = args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
+    options = {
+        "top_n": args.top_n,
+        "score_threshold": args.score_threshold,
+        "text_field": args.text_field,
+        "shard_size": args.shard_size or SHARD_SIZE,
+        "output_format": args.output_format,
+        "overwrite": args.overwrite,
+    }
     with Progress("Reading the input") as progress:
-        done = engine(args, settings, lambda so_far: setattr(progress, "text", _so_far(so_far)))
+
+        def show(so_far: ShardRun) -> None:
+            progress.text = _so_far(so_far)
+
+        if args.engine == "ray":
+            done = _with_ray(args, source, {**settings, **options}, show)
+        else:
+            with Reranker(args.model, **settings) as reranker:
+                planned = plan(source, args.output, reranker, **options)
+                done = planned.follow(planned.rank_here(reranker), show)
     print(f"marcorank: {_summary(done)}", file=sys.stderr)
     return 0
 
@@ -69,54 +86,34 @@ def _check_usage(args: argparse.Namespace) -> None:
     if args.query is not None or args.requests is not None or (args.input is not None and args.run_file is not None):
         args.usage_error("give one of QUERY, --requests, --input and --run")
     if args.output is None:
-        args.usage_error("--input and --run need --output with a folder")
+        args.usage_error("--input and --run require --output with a folder")
     if (args.run_file is None) != (args.queries is None) or (args.run_file is None) != (args.corpus is None):
-        args.usage_error("--run, --queries and --corpus go together")
+        args.usage_error("--run, --queries and --corpus must be used together")
     if args.format is not None or args.input_format != "auto":
-        args.usage_error("--format and --input-format are for one query; files have --output-format")
+        args.usage_error("--format and --input-format are for one query; for files, use --output-format")
     if args.engine != "ray" and (args.workers is not None or args.ray_address is not None):
-        args.usage_error("--workers and --ray-address go with --engine ray; --threads is for one process")
+        args.usage_error("--workers and --ray-address require --engine ray; in this process, use --threads")
 
 
-def _source(args: argparse.Namespace) -> Sequence[str] | RunFiles:
-    return args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "top_n": args.top_n,
-        "score_threshold": args.score_threshold,
-        "text_field": args.text_field,
-        "shard_size": args.shard_size or SHARD_SIZE,
-        "output_format": args.output_format,
-        "overwrite": args.overwrite,
-    }
-
-
-def _in_this_process(
-    args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]
+def _with_ray(
+    args: argparse.Namespace,
+    source: Sequence[str] | RunFiles,
+    options: dict[str, Any],
+    progress: Callable[[ShardRun], None],
 ) -> ShardRun:
-    with Reranker(args.model, **settings) as reranker:
-        planned = plan(_source(args), args.output, reranker, **_options(args))
-        return planned.follow(planned.rank_here(reranker), progress)
-
-
-def _with_ray(args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]) -> ShardRun:
     if not args.debug:
-        # Ray's own processes write to this terminal what belongs into a log.
+        # Ray's processes would write their log to this terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from marcorank.ray.datasets import rerank_dataset
 
     return rerank_dataset(
-        _source(args),
+        source,
         args.output,
         model=args.model,
         num_actors=args.workers,
-        threads=args.threads,
         address=args.ray_address,
         progress=progress,
-        **_options(args),
-        **{name: value for name, value in settings.items() if name != "threads"},
+        **options,
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank._inference.backends.graphs import check_graph
+from marcorank._inference.backends.base import check_graph
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -25,25 +25,12 @@ _SEVERITY_FATAL = 4
 
 
 class OnnxBackend:
-    """A cross-encoder in an onnxruntime session.
-
-    Attributes:
-        name: `"onnx"`.
-        device: `"cpu"`, `"cuda"` or `"cuda:N"`.
-        precision: `"fp32"` or `"int8"`.
-        max_padded_tokens: Best batch size in tokens, including padding.
-        parallel_batches: Number of batches that run in parallel.
-    """
+    """A cross-encoder in an onnxruntime session on `"cpu"`, `"cuda"` or `"cuda:N"`, in `"fp32"` or `"int8"`."""
 
     name = "onnx"
 
     def __init__(self, file: Path, *, device: str, precision: str, workers: Workers) -> None:
-        """Load a model.
-
-        Raises:
-            InvalidInputError: The installed onnxruntime cannot use the device.
-            ModelLoadError: The file is damaged, or the model is not a cross-encoder with one logit.
-        """
+        """Load a model."""
         import onnxruntime
 
         kind, _, number = device.partition(":")

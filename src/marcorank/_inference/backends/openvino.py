@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._inference.backends.graphs import check_graph
+from marcorank._inference.backends.base import check_graph
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
@@ -30,13 +30,6 @@ class OpenvinoBackend:
     The last layer is computed only for the first token if nothing else is read, which does not change the logits.
     In `int8` the weights are rounded to 8 bits with one scale per output, and the activations with one scale per few
     hundred values of a token, so a logit does not depend on the batch; no calibration is needed.
-
-    Attributes:
-        name: `"openvino"`.
-        device: `"cpu"`.
-        precision: `"fp32"`, `"bf16"`, `"fp16"` or `"int8"`.
-        max_padded_tokens: 1: each pair runs alone, without padding.
-        parallel_batches: Number of pairs that run in parallel.
     """
 
     name = "openvino"
@@ -44,20 +37,7 @@ class OpenvinoBackend:
     def __init__(
         self, file: Path, *, device: str, precision: str, workers: Workers, longest: int | None = None
     ) -> None:
-        """Load and compile a model.
-
-        Args:
-            file: An ONNX file, or an IR with its .bin file next to it.
-            device: `"cpu"`.
-            precision: Precision of the computation.
-            workers: Number of threads and of parallel pairs.
-            longest: Maximum number of tokens of the model; None if unknown.
-
-        Raises:
-            MissingExtraError: openvino is not installed.
-            InvalidInputError: OpenVINO does not support the device or the precision on this machine.
-            ModelLoadError: The file is damaged, or the model is not a cross-encoder with one logit.
-        """
+        """Load and compile a model that has at most `longest` tokens; None if that is unknown."""
         core = shared_core()
         from openvino import properties
 
@@ -66,7 +46,7 @@ class OpenvinoBackend:
 
         if device != "cpu":
             raise InvalidInputError(f"`device` is {device!r}; the openvino backend supports only 'cpu'.")
-        hint = _precision(core, precision)
+        hint = _precision(precision)
         try:
             model = core.read_model(file)
         except Exception as error:  # a RuntimeError for many reasons
@@ -102,7 +82,7 @@ class OpenvinoBackend:
             raise ModelLoadError(f"OpenVINO cannot compile {str(file)!r}: {_first_line(error)}") from error
         self.device = device
         self.precision = precision
-        self.max_padded_tokens = 1
+        self.max_padded_tokens = 1  # each pair runs alone, without padding
         self.parallel_batches = workers.count
         self._dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}
         # An infer request holds the buffers of one pass, so it is removed while in use.
@@ -131,9 +111,6 @@ def shared_core() -> Any:
 
     Each core loads a CPU plugin, which installs an alternate signal stack and removes it when it is destroyed. If two
     cores are destroyed out of order, the next signal, such as Ctrl-C, kills the process. This one is never destroyed.
-
-    Raises:
-        MissingExtraError: openvino is not installed.
     """
     try:
         with without_telemetry():
@@ -144,33 +121,27 @@ def shared_core() -> Any:
 
 
 def computes(precision: str) -> bool:
-    """Whether OpenVINO supports a precision on this processor.
-
-    Raises:
-        MissingExtraError: openvino is not installed.
-    """
-    return _PRECISIONS[precision][1] in _capabilities(shared_core())
+    """Whether OpenVINO supports a precision on this processor."""
+    return precision in _usable_precisions()
 
 
-def _capabilities(core: Any) -> set[str]:
-    return set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+def _usable_precisions() -> list[str]:
+    capabilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return [name for name, (_, capability) in _PRECISIONS.items() if capability in capabilities]
 
 
-def _precision(core: Any, precision: str) -> Any:
+def _precision(precision: str) -> Any:
     """Return the OpenVINO type for a precision that this processor supports."""
     from openvino import Type
 
-    capabilities = _capabilities(core)
-    usable = [name for name, (_, capability) in _PRECISIONS.items() if capability in capabilities]
+    usable = _usable_precisions()
     if precision not in usable:
         raise InvalidInputError(
             f"`precision` is {precision!r}; on this processor the openvino backend supports "
             f"{' and '.join(map(repr, usable))}."
         )
-    hint, _ = _PRECISIONS[precision]
     # Operations that are not quantised, such as attention, run in the precision of `auto`.
-    if precision == "int8" and "BF16" in capabilities:
-        hint = "bf16"
+    hint = "bf16" if precision == "int8" and "bf16" in usable else _PRECISIONS[precision][0]
     return getattr(Type, hint)
 
 

@@ -11,7 +11,7 @@ from openvino import opset13 as ops
 from openvino.passes import ConstantFolding, Manager
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
 # With constant parameters, these compute each token independently; products of activations are handled below.
 _TOKENWISE = {
@@ -28,40 +28,31 @@ def keep_first_token(model: Any) -> bool:
     """Compute the last layer only for the first token, if the rest of the graph reads only that token.
 
     A classification head reads the hidden state of the first token. The keys and values of the last attention need all
-    tokens, but its queries, the feed-forward layers after it and the norms do not.
-
-    Args:
-        model: An `openvino.Model`, changed in place. Its logits stay the same.
-
-    Returns:
-        Whether the graph was recognised and changed.
+    tokens, but its queries, the feed-forward layers after it and the norms do not. The `openvino.Model` is changed in
+    place, and its logits stay the same. Returns whether the graph was recognised and changed.
     """
     # Folds the axes of norms, which may be computed from the rank of the input.
     passes = Manager()
     passes.register_pass(ConstantFolding())
     passes.run_passes(model)
-    graph = _Graph(model)
-    head = next((node for node in graph.nodes if graph.takes_first_token(node)), None)
-    if head is None:
-        return False
-    last = _last_layer(graph, head)
-    if last is None:
-        return False
-    layer, attention = last
-    plan = _plan(graph, layer, attention, head)
+    nodes = model.get_ordered_ops()
+    varying = dependent(nodes)
+    head = next((node for node in nodes if _takes_first_token(node, varying)), None)
+    last = None if head is None else _last_layer(nodes, varying, head)
+    plan = None if last is None else _plan(varying, *last, head)
     if plan is None:
         return False
     slices, shapes = plan
     firsts: dict[tuple[str, int], Any] = {}
     for target, axis in slices:
         source = target.get_source_output()
-        key = (source.get_node().get_name(), source.get_index())
+        key = (name_of(source), source.get_index())
         if key not in firsts:
             firsts[key] = ops.gather(source, [0], axis).output(0)
         target.replace_source_output(firsts[key])
     for node, shape in shapes:
         # 0 copies the size from the input, which now has one token.
-        _replace(node, ops.reshape(node.input_value(0), np.array(shape), special_zero=True))
+        replace(node, ops.reshape(node.input_value(0), np.array(shape), special_zero=True).output(0))
     model.validate_nodes_and_infer_types()
     return True
 
@@ -69,13 +60,9 @@ def keep_first_token(model: Any) -> bool:
 def quantize_weights(model: Any) -> int:
     """Quantise the weights of the layers to 8 bits, with one scale per output.
 
-    The word embeddings are not quantised, because reading them is fast, nor the head, which runs once per pair.
-
-    Args:
-        model: An `openvino.Model`, changed in place.
-
-    Returns:
-        Group size for the scales of activations, which divides the width of every layer.
+    The word embeddings are not quantised, because reading them is fast, nor the head, which runs once per pair. The
+    `openvino.Model` is changed in place. Returns the group size for the scales of activations, which divides the width
+    of every layer.
     """
     group = 0
     for node in model.get_ordered_ops():
@@ -95,71 +82,77 @@ def quantize_weights(model: Any) -> int:
         rounded = ops.constant(np.rint(values / scale).astype(np.int8))
         restored = ops.multiply(ops.convert(rounded, np.float32), ops.constant(scale))
         product = ops.matmul(node.input_value(0), restored, attributes["transpose_a"], transpose_b=True)
-        _replace(node, product)
+        replace(node, product.output(0))
         group = gcd(group, values.shape[1])
     model.validate_nodes_and_infer_types()
     return next(group // parts for parts in count(1) if group % parts == 0 and group // parts <= _MAX_GROUP_SIZE)
 
 
-class _Graph:
-    """The nodes of a model by name, and which of them depend on its inputs."""
-
-    def __init__(self, model: Any) -> None:
-        self.nodes = model.get_ordered_ops()
-        self.varying: set[str] = set()
-        for node in self.nodes:
-            kind = node.get_type_name()
-            # A shape also depends on the inputs, but it is not an activation.
-            if kind == "Parameter" or (kind != "ShapeOf" and any(map(self.is_activation, _sources(node)))):
-                self.varying.add(node.get_name())
-
-    def is_activation(self, output: Any) -> bool:
-        return output.get_node().get_name() in self.varying
-
-    def takes_first_token(self, node: Any) -> bool:
-        """Whether a node selects the first token of hidden states of shape (batch, tokens, width)."""
-        if node.get_type_name() != "Gather":
-            return False
-        hidden, index, axis = (node.input_value(port) for port in range(3))
-        return (
-            self.is_activation(hidden)
-            and _rank(hidden) == 3
-            and _constant(index) == [0]
-            and _constant(axis) in ([1], [-2])
-        )
-
-    def is_product(self, node: Any) -> bool:
-        """Whether a node multiplies two activations, as attention does."""
-        return node.get_type_name() == "MatMul" and all(map(self.is_activation, _sources(node)))
+def dependent(nodes: Iterable[Any], inputs: Collection[str] | None = None) -> set[str]:
+    """Return the names of the nodes whose values depend on these inputs, by default on any; shapes do not count."""
+    found: set[str] = set()
+    for node in nodes:
+        kind = node.get_type_name()
+        if kind == "Parameter":
+            hit = inputs is None or not node.output(0).names.isdisjoint(inputs)
+        else:
+            hit = kind != "ShapeOf" and any(name_of(source) in found for source in sources(node))
+        if hit:
+            found.add(node.get_name())
+    return found
 
 
-def _last_layer(graph: _Graph, head: Any) -> tuple[list[Any], list[Any]] | None:
+def sources(node: Any) -> list[Any]:
+    """Return the outputs that a node reads."""
+    return [target.get_source_output() for target in node.inputs()]
+
+
+def name_of(output: Any) -> str:
+    """Return the name of the node that computes an output."""
+    return str(output.get_node().get_name())
+
+
+def replace(node: Any, output: Any) -> None:
+    """Make all readers of a node read another output."""
+    for target in node.output(0).get_target_inputs():
+        target.replace_source_output(output)
+
+
+def _takes_first_token(node: Any, varying: set[str]) -> bool:
+    """Whether a node selects the first token of hidden states of shape (batch, tokens, width)."""
+    if node.get_type_name() != "Gather":
+        return False
+    hidden, index, axis = sources(node)
+    return (
+        name_of(hidden) in varying and _rank(hidden) == 3 and _constant(index) == [0] and _constant(axis) in ([1], [-2])
+    )
+
+
+def _mixes_tokens(node: Any, varying: set[str]) -> bool:
+    """Whether a node multiplies two activations, as attention does."""
+    kind = node.get_type_name()
+    return kind == "ScaledDotProductAttention" or (kind == "MatMul" and varying.issuperset(map(name_of, sources(node))))
+
+
+def _last_layer(nodes: list[Any], varying: set[str], head: Any) -> tuple[list[Any], list[Any]] | None:
     """Return the nodes of the last layer that may run on one token, and which of them are its attention."""
     above = _ancestors([head.input_value(0)])
-    mixing = [
-        node
-        for node in graph.nodes
-        if node.get_name() in above and (graph.is_product(node) or node.get_type_name() == "ScaledDotProductAttention")
-    ]
+    mixing = [node for node in nodes if node.get_name() in above and _mixes_tokens(node, varying)]
     if mixing and mixing[-1].get_type_name() == "ScaledDotProductAttention":
         attention = mixing[-1:]
-        of_all_tokens = _ancestors([attention[0].input_value(1), attention[0].input_value(2)])
+        of_all_tokens = _ancestors(sources(attention[0])[1:3])
     elif len(mixing) >= 2:
         attention = mixing[-2:]
         of_all_tokens = _ancestors([node.input_value(1) for node in attention])
     else:
         return None
-    layer = [
-        node
-        for node in graph.nodes
-        if node.get_name() in above and node.get_name() not in of_all_tokens and node.get_name() in graph.varying
-    ]
-    names = {node.get_name() for node in layer}
+    names = (above & varying) - of_all_tokens
+    layer = [node for node in nodes if node.get_name() in names]
     return (layer, attention) if names.issuperset(node.get_name() for node in attention) else None
 
 
 def _plan(
-    graph: _Graph, layer: list[Any], attention: list[Any], head: Any
+    varying: set[str], layer: list[Any], attention: list[Any], head: Any
 ) -> tuple[list[tuple[Any, int]], list[tuple[Any, list[int]]]] | None:
     """Return the inputs to slice and the reshapes to adjust, or None if a node does not allow it."""
     names = {node.get_name() for node in layer}
@@ -175,12 +168,12 @@ def _plan(
         axes = set()
         for port, target in enumerate(node.inputs()):
             source = target.get_source_output()
-            if source.get_node().get_name() in names:
-                axes.add(axis_of[source.get_node().get_name()])
+            if name_of(source) in names:
+                axes.add(axis_of[name_of(source)])
                 continue
             # Keys and values keep all tokens.
             whole = node.get_name() in mixes and port in ({1} if kind == "MatMul" else {1, 2})
-            if whole or not graph.is_activation(source):
+            if whole or name_of(source) not in varying:
                 continue
             rank = _rank(source)
             if rank not in {3, 4}:
@@ -216,18 +209,12 @@ def _is_tokenwise(node: Any) -> bool:
 
 
 def _shape_of_one_token(node: Any, axis: int) -> list[int] | None:
-    """Return the new shape of a reshape that splits, joins or keeps heads; None for any other.
-
-    Args:
-        node: The reshape.
-        axis: Token axis of its input. If heads are split or joined, it is 1 before and after; a reshape that joins
-            heads and batch has another one.
-    """
+    """Return the new shape of a reshape that splits, joins or keeps heads; None for any other."""
     before, after = node.input_value(0).get_partial_shape(), node.output(0).get_partial_shape()
     ranks = len(before), len(after)
     if ranks == (4, 4) and before == after and after[1].is_static and after[3].is_static:
         return [0, 0, 0, 0]
-    if axis != 1:
+    if axis != 1:  # heads and batch are joined
         return None
     if ranks == (3, 4) and before[2].is_static and after[3].is_static:
         width, of_head = before[2].get_length(), after[3].get_length()
@@ -240,10 +227,6 @@ def _is_used_beyond(node: Any, names: set[str]) -> bool:
     return any(reader.get_name() not in names and reader.get_type_name() != "ShapeOf" for reader in readers)
 
 
-def _sources(node: Any) -> list[Any]:
-    return [target.get_source_output() for target in node.inputs()]
-
-
 def _ancestors(outputs: Iterable[Any]) -> set[str]:
     found: set[str] = set()
     waiting = [output.get_node() for output in outputs]
@@ -251,7 +234,7 @@ def _ancestors(outputs: Iterable[Any]) -> set[str]:
         node = waiting.pop()
         if node.get_name() not in found:
             found.add(node.get_name())
-            waiting.extend(source.get_node() for source in _sources(node))
+            waiting.extend(source.get_node() for source in sources(node))
     return found
 
 
@@ -263,8 +246,3 @@ def _rank(output: Any) -> int:
 def _constant(output: Any) -> list[int] | None:
     node = output.get_node()
     return np.asarray(node.data).ravel().tolist() if node.get_type_name() == "Constant" else None
-
-
-def _replace(node: Any, new: Any) -> None:
-    for target in node.output(0).get_target_inputs():
-        target.replace_source_output(new.output(0))

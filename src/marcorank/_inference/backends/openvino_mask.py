@@ -8,6 +8,8 @@ import numpy as np
 from openvino import Model
 from openvino import opset13 as ops
 
+from marcorank._inference.backends.openvino_graph import dependent, name_of, replace, sources
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -21,27 +23,21 @@ _MAX_EVALUATED_LENGTH = 1024
 def drop_mask(model: Any, compile_model: Any, *, longest: int | None) -> bool:
     """Remove the attention mask from the graph if it adds only zeros for sequences without padding.
 
-    Args:
-        model: An `openvino.Model`, changed in place. Its logits stay the same for a mask of ones; other masks no
-            longer have an effect.
-        compile_model: Compiles a part of the model.
-        longest: Maximum number of tokens of the model; None if unknown.
-
-    Returns:
-        Whether the graph was recognised and changed.
+    The `openvino.Model` is changed in place: its logits stay the same for a mask of ones, and other masks no longer
+    have an effect. `compile_model` compiles a part of it; `longest` is its maximum number of tokens, None if unknown.
+    Returns whether the graph was recognised and changed.
     """
     if longest is None or longest > _MAX_EVALUATED_LENGTH:
         return False
     nodes = model.get_ordered_ops()
-    from_mask = _reached(nodes, {_MASK})
-    from_others = _reached(nodes, {name for node in model.inputs for name in node.names} - {_MASK})
-    only_from_mask = from_mask - from_others
+    others = {name for node in model.inputs for name in node.names} - {_MASK}
+    only_from_mask = dependent(nodes, {_MASK}) - dependent(nodes, others)
     added = []
     for node in nodes:
         if node.get_name() in only_from_mask or node.get_type_name() == "ShapeOf":
             continue
-        masks = [target.get_source_output() for target in node.inputs() if _source(target) in only_from_mask]
-        scores = [target.get_source_output() for target in node.inputs() if _source(target) not in only_from_mask]
+        masks = [source for source in sources(node) if name_of(source) in only_from_mask]
+        scores = [source for source in sources(node) if name_of(source) not in only_from_mask]
         if not masks:
             continue
         if node.get_type_name() != "Add" or len(scores) != 1:
@@ -54,28 +50,9 @@ def drop_mask(model: Any, compile_model: Any, *, longest: int | None) -> bool:
     if not names or not _all_zero(model, names, compile_model, lengths=(*_LENGTHS, longest)):
         return False
     for node, _, score in added:
-        for target in node.output(0).get_target_inputs():
-            target.replace_source_output(score)
+        replace(node, score)
     model.validate_nodes_and_infer_types()
     return True
-
-
-def _reached(nodes: Iterable[Any], names: set[str]) -> set[str]:
-    """Return the names of the nodes whose values depend on inputs with these names; shapes do not count."""
-    reached: set[str] = set()
-    for node in nodes:
-        kind = node.get_type_name()
-        if kind == "Parameter":
-            hit = bool(names & set(node.output(0).names))
-        else:
-            hit = kind != "ShapeOf" and any(_source(target) in reached for target in node.inputs())
-        if hit:
-            reached.add(node.get_name())
-    return reached
-
-
-def _source(target: Any) -> str:
-    return str(target.get_source_output().get_node().get_name())
 
 
 def _all_zero(model: Any, names: set[str], compile_model: Any, *, lengths: Iterable[int]) -> bool:

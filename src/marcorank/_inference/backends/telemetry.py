@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _REPORTER = "openvino_telemetry"
-_NOT_IMPORTED = object()
 # Two threads would take each other's placeholder for the package.
 _lock = threading.RLock()
 
@@ -24,12 +23,11 @@ def without_telemetry() -> Iterator[None]:
     environment variable, which other threads would see, and a file in the home folder.
     """
     with _lock:
-        before = sys.modules.get(_REPORTER, _NOT_IMPORTED)
+        before = sys.modules.get(_REPORTER)
         sys.modules[_REPORTER] = None  # type: ignore[assignment]  # how Python spells "cannot be imported"
         try:
             yield
         finally:
-            if before is _NOT_IMPORTED:
-                del sys.modules[_REPORTER]
-            else:
-                sys.modules[_REPORTER] = before  # type: ignore[assignment]
+            del sys.modules[_REPORTER]
+            if before is not None:
+                sys.modules[_REPORTER] = before

@@ -19,51 +19,23 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import TokenBatch
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
-# Ampere; older GPUs only emulate bf16.
-_MIN_BF16_CAPABILITY = (8, 0)
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def cuda_available() -> bool:
-    """Whether torch is installed and sees a GPU."""
-    try:
-        import torch
-    except ImportError:
-        return False
-    return bool(torch.cuda.is_available())
-
-
-def cuda_supports_bf16() -> bool:
-    """Whether the GPU has bf16 instructions."""
-    import torch
-
-    return bool(torch.cuda.is_available() and torch.cuda.get_device_capability() >= _MIN_BF16_CAPABILITY)
-
-
 class TorchBackend:
-    """A transformers sequence classifier that is called with token batches.
+    """A transformers sequence classifier, in `"fp32"`, `"bf16"` or `"fp16"`, that is called with token batches.
 
     Attributes:
-        name: `"torch"`.
-        device: Device name, as in torch.
-        precision: `"fp32"`, `"bf16"` or `"fp16"`.
-        max_padded_tokens: Best batch size in tokens, including padding.
-        parallel_batches: 1: torch uses all cores, or the whole GPU, for one batch.
         cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
         predict_lock: Hold it to call `cross_encoder.predict`, which changes the settings of its tokenizer.
     """
 
     name = "torch"
+    # torch uses all cores, or the whole GPU, for one batch.
     parallel_batches = 1
 
     def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
-        """Load a model folder in a precision.
-
-        Raises:
-            MissingExtraError: sentence-transformers or torch is not installed.
-            InvalidInputError: torch cannot use the device on this machine.
-            ModelLoadError: The files are damaged, or the model does not return one logit per pair.
-        """
+        """Load a model folder in a precision."""
         self.device = device
         self.precision = precision
         self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
@@ -187,9 +159,6 @@ class PredictScorer:
     """A cross-encoder that inserts each pair into a prompt, such as one based on a language model.
 
     Uses `CrossEncoder.predict`, so truncation is unknown and windows are not supported.
-
-    Attributes:
-        name: Name of the model.
     """
 
     def __init__(self, scheduler: Any, *, name: str) -> None:
