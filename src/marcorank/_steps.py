@@ -1,7 +1,7 @@
 """A call is a generator that yields the futures it has to wait for; these functions wait.
 
 The generator holds the logic once. Who runs it decides how to wait: `run` blocks the calling thread, `arun` awaits in
-the caller's event loop, and a `Task` (see `_calls.tasks`) goes on in a thread of ours whenever a future is done.
+the caller's event loop, and a `Task` (see `_calls.tasks`) resumes it in a worker thread whenever a future is done.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def run(steps: Steps[T]) -> T:
                 pending = next(steps)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            wait([pending.future], pending.timeout_s)
+            if not pending.future.done():
+                wait([pending.future], pending.timeout_s)
     finally:
         # The future may hold an error whose traceback holds this frame.
         pending = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from marcorank._inference.pairs import EncodedRequest, PairEncoder
+    from marcorank._inference.pairs import PairEncoder
     from marcorank._inference.scheduler import Pair, Scheduler
     from marcorank._steps import Steps
     from marcorank.scorer import Scorer
@@ -42,7 +42,7 @@ class PassageScores:
         logits: Shape: (passages,), float32.
         truncated: Whether a passage lost its end. Shape: (passages,), bool; None if not known.
         spans: Character range of the best window of each passage; None where no windows were asked for.
-        query_truncated: Whether the query was cut; None if not known.
+        query_truncated: Whether the query was truncated; None if not known.
     """
 
     logits: NDArray[np.float32]
@@ -173,20 +173,17 @@ class CrossEncoderScorer:
             ScoreError: The backend failed.
             ClosedError: The scheduler has ended.
         """
-        encoded = [_Encoded() for _ in requests]
+        scored = [_Windows() for _ in requests]
         job = self.scheduler.open(self.encoder.batch)
         try:
-            slices = self._slices(requests, encoded)
-            more = True
-            while more:
+            slices = self._slices(requests, scored)
+            last = False
+            while not last:
                 yield Wait(job.room())
                 if job.done():  # a batch failed
                     break
-                pairs, lengths, more = next(slices)
-                if pairs:
-                    job.add(pairs, np.array(lengths, dtype=np.int64))
-            else:
-                job.finish()
+                pairs, lengths, last = next(slices)
+                job.add(pairs, np.array(lengths, dtype=np.int64), last=last)
             yield Wait(job)
             logits = job.result()
         finally:
@@ -194,45 +191,48 @@ class CrossEncoderScorer:
                 job.cancel()
             # It holds its error, whose traceback holds this frame, which would keep the model loaded.
             del job
-        ends = np.cumsum([len(request.passages) for request in encoded])
+        ends = np.cumsum([len(windows.passages) for windows in scored])
         return [
-            request.scores(logits[end - len(request.passages) : end])
-            for request, end in zip(encoded, ends, strict=True)
+            _best_windows(windows, logits[end - len(windows.passages) : end])
+            for windows, end in zip(scored, ends, strict=True)
         ]
 
     def _slices(
-        self, requests: Sequence[Request], encoded: Sequence[_Encoded]
+        self, requests: Sequence[Request], scored: Sequence[_Windows]
     ) -> Iterator[tuple[list[Pair], list[int], bool]]:
-        """Yield the pairs of each slice with their lengths in tokens, and whether there is another slice."""
+        """Yield the pairs of each slice with their lengths in tokens, and whether the slice is the last."""
         pairs: list[Pair] = []
         lengths: list[int] = []
         warned_of_query = False
-        for kept, (query, passages) in zip(encoded, requests, strict=True):
+        for windows, (query, passages) in zip(scored, requests, strict=True):
             start = chars = 0
             for end, passage in enumerate(passages, 1):
                 chars += len(passage)
                 if end < len(passages) and end - start < _PASSAGES_AT_ONCE and chars < _CHARS_AT_ONCE:
                     continue
                 piece = self.encoder.encode(query, passages[start:end])
-                start, chars = end, 0
-                kept.append(piece)
+                windows.passages += (start + window.passage for window in piece.windows)
+                windows.spans += (window.span for window in piece.windows)
+                windows.truncated += piece.truncated.tolist()
+                windows.query_truncated = piece.query_truncated
                 pairs += ((piece.query_ids, window) for window in piece.windows)
-                lengths += (self.encoder.length(piece.query_ids, window) for window in piece.windows)
-                query_truncated, truncated = piece.query_truncated, bool(piece.truncated.any())
-                if query_truncated or truncated:
-                    self._warn_of_truncation(query=query_truncated and not warned_of_query, passage=truncated)
-                    warned_of_query |= query_truncated
+                lengths += piece.lengths.tolist()
+                start, chars = end, 0
+                truncated = bool(piece.truncated.any())
+                if piece.query_truncated or truncated:
+                    self._warn_of_truncation(query=piece.query_truncated and not warned_of_query, passage=truncated)
+                    warned_of_query |= piece.query_truncated
                 if sum(lengths) >= self.scheduler.slice_tokens:
-                    yield pairs, lengths, True
+                    yield pairs, lengths, False
                     pairs, lengths = [], []
-        yield pairs, lengths, False
+        yield pairs, lengths, True
 
     def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:
         """Warn of a truncated query each time, and once of passages, which can be many; results always say so."""
         if query:
             _log.warning(
-                "%s: A query is longer than %d tokens and was cut; see `max_query_tokens`. Rankings say so as "
-                "`query_truncated`.",
+                "%s: A query is longer than %d tokens and was truncated; see `max_query_tokens`. Rankings report it "
+                "as `query_truncated`.",
                 self.name,
                 self.encoder.max_query_tokens,
             )
@@ -246,35 +246,35 @@ class CrossEncoderScorer:
             )
 
 
-class _Encoded:
-    """What is kept of the windows of a request while they are scored: everything but the tokens."""
+@dataclass(slots=True)
+class _Windows:
+    """The windows of a request while they are scored: everything but the tokens.
 
-    def __init__(self) -> None:
-        self.passages: list[int] = []
-        self._spans: list[tuple[int, int] | None] = []
-        self._truncated: list[NDArray[np.bool_]] = []
-        self._query_truncated = False
+    Attributes:
+        passages: Index of the passage of each window.
+        spans: Character range of each window; None unless long passages are split.
+        truncated: Whether each passage was truncated.
+        query_truncated: Whether the query was truncated.
+    """
 
-    def append(self, piece: EncodedRequest) -> None:
-        """Add the next passages."""
-        first = sum(map(len, self._truncated))
-        self.passages += (first + window.passage for window in piece.windows)
-        self._spans += (window.span for window in piece.windows)
-        self._truncated.append(piece.truncated)
-        self._query_truncated = piece.query_truncated
+    passages: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int] | None] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+    query_truncated: bool = False
 
-    def scores(self, logits: NDArray[np.float32]) -> PassageScores:
-        """Give each passage the logit and the span of its best window; the first of equals."""
-        passages = np.array(self.passages, dtype=np.int64)
-        # A window whose logit is not finite stands for its passage, so that the fault is seen.
-        worth = np.where(np.isfinite(logits), logits, np.inf)
-        # By passage, then best logit first; the sort is stable, so equals stay in reading order.
-        order = np.lexsort((-worth, passages))
-        best = order[np.unique(passages[order], return_index=True)[1]]
-        spans = tuple(self._spans[index] for index in best)
-        return PassageScores(
-            logits=logits[best],
-            truncated=np.concatenate([np.empty(0, dtype=np.bool_), *self._truncated]),
-            spans=None if None in spans else tuple(span for span in spans if span is not None),
-            query_truncated=self._query_truncated,
-        )
+
+def _best_windows(windows: _Windows, logits: NDArray[np.float32]) -> PassageScores:
+    """Give each passage the logit and the span of its best window; the first of equals."""
+    passages = np.array(windows.passages, dtype=np.int64)
+    # A window whose logit is not finite stands for its passage, so that the fault is seen.
+    worth = np.where(np.isfinite(logits), logits, np.inf)
+    # By passage, then best logit first; the sort is stable, so equals stay in reading order.
+    order = np.lexsort((-worth, passages))
+    best = order[np.unique(passages[order], return_index=True)[1]]
+    spans = tuple(windows.spans[index] for index in best)
+    return PassageScores(
+        logits=logits[best],
+        truncated=np.array(windows.truncated, dtype=np.bool_),
+        spans=None if None in spans else tuple(span for span in spans if span is not None),
+        query_truncated=windows.query_truncated,
+    )
