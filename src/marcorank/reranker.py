@@ -12,6 +12,8 @@ from weakref import WeakSet
 
 from marcorank._arguments import (
     one_of,
+    passage_texts,
+    query_text,
     request_pair,
     score_threshold_or_none,
     text_or_none,
@@ -25,7 +27,7 @@ from marcorank._calls.failures import (
     warnings,
 )
 from marcorank._calls.model import LazyModel
-from marcorank._calls.results import RankOptions, make_ranking
+from marcorank._calls.results import RankOptions, rank_steps
 from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
@@ -33,7 +35,7 @@ from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import load_scorer, reset_models_in_child, validate_model
 from marcorank._models.selection import BACKENDS, PRECISIONS, ModelSettings
 from marcorank._steps import arun, run
-from marcorank.errors import ClosedError, InvalidInputError
+from marcorank.errors import InvalidInputError
 from marcorank.ranking import (
     Logistic,
     Ranking,
@@ -262,9 +264,8 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded, or a server not be used; see `errors`.
         """
-        self._check_open()
-        request = request_pair((query, passages))
-        (scores,) = run(self._model.limited(self._model.score([request]), self.timeout_s))
+        request = (query_text(query), passage_texts(passages))
+        (scores,) = run(self._model.run(self._model.score([request]), self.timeout_s))
         return scores.logits
 
     def rank(
@@ -288,7 +289,8 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        return run(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold)))[0]
+        request = (query_text(query), passage_texts(passages))
+        return run(self._rank_steps([request], self._checked_options(top_n, score_threshold)))[0]
 
     def rank_many(
         self,
@@ -309,8 +311,8 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        self._check_open()
-        return run(self._rank_steps(*self._check(requests, top_n, score_threshold)))
+        options = self._checked_options(top_n, score_threshold)
+        return run(self._rank_steps([request_pair(request) for request in requests], options))
 
     async def arank(
         self,
@@ -325,18 +327,17 @@ class Reranker:
         Texts are tokenised in a thread of this reranker, and what waits for the model shares its batches. If the
         task is cancelled, what has not been scored yet is dropped.
         """
-        self._check_open()
-        return (
-            await arun(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold), in_thread=True))
-        )[0]
+        request = (query_text(query), passage_texts(passages))
+        options = self._checked_options(top_n, score_threshold)
+        return (await arun(self._rank_steps([request], options, may_block=False)))[0]
 
     def warm_up(self) -> Self:
         """Load the model and run it once, so that the first request is as fast as the others; the fallback too.
 
         `timeout_s` does not count here. Where calls would be answered all the same, a model that fails is logged.
         """
-        self._check_open()
-        failures = [_tried(partial(run, self._model.score([("warm", ["up"])])))]
+        own = self._model.run(self._model.score([("warm", ["up"])]), None)
+        failures = [_tried(partial(run, own))]
         if self.fallback is not None:
             failures.append(_tried(self.fallback.warm_up))
         last = failures[-1]
@@ -423,16 +424,14 @@ class Reranker:
             "fallback": self._fallback_given,
         }
 
-    def _check(
-        self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object
-    ) -> tuple[list[Request], RankOptions]:
+    def _checked_options(self, top_n: object, score_threshold: object) -> RankOptions:
         options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
         if options.score_threshold is not None:
             self._check_scale(options.score_threshold)
-        return [request_pair(request) for request in requests], options
+        return options
 
     def _check_scale(self, score_threshold: float) -> None:
-        """Refuse a threshold on logits where none are to be had."""
+        """Refuse a threshold on logits if this model, or a fallback, gives only probabilities."""
         if self._score_kind == "probability" and self.activation == "identity":
             raise InvalidInputError(
                 f"`score_threshold` is {score_threshold}, on the scale of logits; {self.name} gives probabilities "
@@ -447,17 +446,16 @@ class Reranker:
         options: RankOptions,
         *,
         limit_s: float | None = None,
-        in_thread: bool = False,
+        may_block: bool = True,
     ) -> Steps[list[Ranking]]:
-        """Rank with this model, else with the fallback, else not at all; within the time.
+        """Rank with this model, else with the fallback, else not at all; within the time limit.
 
         Args:
             requests: Checked queries with their passages.
             options: Which results to keep.
-            limit_s: Maximum number of seconds, beside `timeout_s`.
-            in_thread: Whether the caller must not be blocked, so that the model's steps run in a thread of ours.
+            limit_s: Maximum number of seconds, in addition to `timeout_s`.
+            may_block: Whether the model's steps may run in the calling thread.
         """
-        self._check_open()
         limits = [seconds for seconds in (self.timeout_s, limit_s) if seconds is not None]
         limit_s = min(limits, default=None)
         started = time.monotonic()
@@ -466,15 +464,17 @@ class Reranker:
         try:
             try:
                 seconds = limit_s if limit_s is None or fallback is None else limit_s / 2
-                own = self._own_steps(requests, options)
-                return (yield from self._model.limited(own, seconds, in_thread=in_thread))
+                own = rank_steps(
+                    self._model, requests, options, activation=self.activation, score_kind=self._score_kind
+                )
+                return (yield from self._model.run(own, seconds, may_block=may_block))
             except OPERATIONAL_ERRORS as error:
                 failure = error
             if fallback is not None:
                 try:
                     left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
                     rankings = yield from fallback._rank_steps(  # noqa: SLF001
-                        requests, options, limit_s=left_s, in_thread=in_thread
+                        requests, options, limit_s=left_s, may_block=may_block
                     )
                     return self._of_fallback(rankings, failure)
                 except OPERATIONAL_ERRORS as error:
@@ -484,17 +484,8 @@ class Reranker:
                 raise failure
             return self._passed_through(requests, options, failure)
         finally:
-            # An error keeps this frame, which is not to keep the error.
+            # The error refers to this frame, which must not refer to the error.
             failure = None
-
-    def _own_steps(self, requests: Sequence[Request], options: RankOptions) -> Steps[list[Ranking]]:
-        scored = yield from self._model.score(requests)
-        return [
-            make_ranking(
-                request, scores, options, model=self.name, activation=self.activation, score_kind=self._score_kind
-            )
-            for request, scores in zip(requests, scored, strict=True)
-        ]
 
     def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
         status = RerankStatus.of("fallback", failure)
@@ -507,10 +498,6 @@ class Reranker:
         status = RerankStatus.of("passthrough", failure)
         warnings.warn(self.name, status, "the order of the input was kept")
         return [unranked(query, self.name, passages[: options.top_n], status) for query, passages in requests]
-
-    def _check_open(self) -> None:
-        if self._model.closed:
-            raise ClosedError(f"{self!r} was closed; make a new Reranker.")
 
 
 _rerankers: WeakSet[Reranker] = WeakSet()

@@ -36,6 +36,8 @@ class DeduplicatedRequest:
         if self._known:
             known = self._known | dict(zip(self.uncached, split(scored), strict=True))
             scores = join([known[passage] for passage in self._passages])
+        elif len(self.uncached) == len(self._passages):
+            scores = scored
         else:
             position = {passage: index for index, passage in enumerate(self.uncached)}
             scores = scored.take([position[passage] for passage in self._passages])

@@ -1,4 +1,4 @@
-"""From the scores of one request to its ranking."""
+"""From requests to rankings: scores by one model, in the order and on the scale that the caller wants."""
 
 from __future__ import annotations
 
@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 from marcorank.ranking import RankedPassage, Ranking, order_logits
 
 if TYPE_CHECKING:
-    from marcorank._inference.scorer import PassageScores, Request
+    from collections.abc import Sequence
+
+    from marcorank._calls.model import LazyModel
+    from marcorank._inference.scorer import Request
+    from marcorank._steps import Steps
     from marcorank.ranking import Activation, ScoreKind
 
 
@@ -23,35 +27,34 @@ class RankOptions(NamedTuple):
     score_threshold: float | None = None
 
 
-def make_ranking(
-    request: Request,
-    scores: PassageScores,
+def rank_steps(
+    model: LazyModel,
+    requests: Sequence[Request],
     options: RankOptions,
     *,
-    model: str,
     activation: Activation,
     score_kind: ScoreKind,
-) -> Ranking:
-    """Return the passages of a request, best first."""
-    query, passages = request
+) -> Steps[list[Ranking]]:
+    """Rank the passages of each request with one model, best first."""
     is_logit = score_kind == "logit"
-    order = order_logits(
-        scores.logits,
-        # A server that returns probabilities has applied its activation already.
-        activation=activation if is_logit else "identity",
-        score_threshold=options.score_threshold,
-        top_n=options.top_n,
-    )
-    results = tuple(
-        RankedPassage(
-            index=int(index),
-            rank=rank,
-            score=float(score),
-            logit=float(scores.logits[index]) if is_logit else None,
-            text=passages[index],
-            truncated=None if scores.truncated is None else bool(scores.truncated[index]),
-            span=None if scores.spans is None else scores.spans[index],
+    # A server that returns probabilities has applied its activation already.
+    activation = activation if is_logit else "identity"
+    rankings = []
+    for (query, passages), scores in zip(requests, (yield from model.score(requests)), strict=True):
+        order = order_logits(
+            scores.logits, activation=activation, score_threshold=options.score_threshold, top_n=options.top_n
         )
-        for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
-    )
-    return Ranking(query, model, results, scores.query_truncated, score_kind)
+        results = tuple(
+            RankedPassage(
+                index=int(index),
+                rank=rank,
+                score=float(score),
+                logit=float(scores.logits[index]) if is_logit else None,
+                text=passages[index],
+                truncated=None if scores.truncated is None else bool(scores.truncated[index]),
+                span=None if scores.spans is None else scores.spans[index],
+            )
+            for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
+        )
+        rankings.append(Ranking(query, model.name, results, scores.query_truncated, score_kind))
+    return rankings
