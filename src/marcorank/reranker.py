@@ -6,8 +6,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from marcorank._arguments import (
@@ -48,8 +47,7 @@ from marcorank.remote import RemoteScorer, is_remote
 from marcorank.scorer import Scorer, score_kind, scorer_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from types import TracebackType
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -62,8 +60,6 @@ if TYPE_CHECKING:
     from marcorank._steps import Steps
     from marcorank.ranking import Activation, Outcome, ScoreKind
 
-T = TypeVar("T")
-
 DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
 _DEFAULTS = {
     **asdict(ModelSettings(model=DEFAULT_MODEL)),
@@ -72,8 +68,8 @@ _DEFAULTS = {
     "timeout_s": None,
     "fallback": None,
 }
-# A scorer of somebody else may wait for something in each of them.
-_THREADS_FOR_A_SCORER = 16
+# A custom scorer may block each of them.
+_MAX_WORKERS_OF_A_SCORER = 16
 
 
 class Reranker:
@@ -233,7 +229,7 @@ class Reranker:
             lambda: load_scorer(settings) if custom is None else as_request_scorer(custom),
             cache_size=settings.cache_size if custom is None else 0,
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
-            max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
+            max_workers=1 if custom is None else _MAX_WORKERS_OF_A_SCORER,
         )
 
     @property
@@ -243,13 +239,13 @@ class Reranker:
 
     @property
     def score_kind(self) -> ScoreKind:
-        """What the model gives: `"logit"`, or `"probability"` where a server gives nothing else."""
+        """Output of the model: `"logit"`, or `"probability"` for a server that returns nothing else."""
         return self._score_kind
 
     def score(self, query: str, passages: Iterable[str]) -> NDArray[np.float32]:
-        """Return the logit of each passage, in input order; a probability where `score_kind` says so.
+        """Return the logit of each passage, in input order, or its probability if `score_kind` is `"probability"`.
 
-        No fallback answers here, and nothing is passed through: the scores are those of the model.
+        `fallback` and `on_error` do not apply: the scores are always those of the model.
 
         Args:
             query: The query; must not be blank.
@@ -260,9 +256,9 @@ class Reranker:
 
         Raises:
             InvalidInputError: The query or a passage is not a str, or the query is blank.
-            RerankTimeoutError: `timeout_s` is over.
+            RerankTimeoutError: The call took longer than `timeout_s`.
             ScoreError: The model did not return one finite logit for each passage.
-            MarcoRankError: The model cannot be loaded, or a server not be used; see `errors`.
+            MarcoRankError: The model cannot be loaded, or the server cannot be used; see `errors`.
         """
         request = (query_text(query), passage_texts(passages))
         (scores,) = run(self._model.run(self._model.score([request]), self.timeout_s))
@@ -299,7 +295,7 @@ class Reranker:
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> list[Ranking]:
-        """Rank the passages of several queries in common batches; one ranking a query, in their order.
+        """Rank the passages of several queries in shared batches; returns one ranking per query, in order.
 
         Args:
             requests: Pairs of a query and its passages.
@@ -322,36 +318,49 @@ class Reranker:
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> Ranking:
-        """Rank passages without blocking the event loop; like `rank`.
+        """Rank passages like `rank`, without blocking the event loop.
 
-        Texts are tokenised in a thread of this reranker, and what waits for the model shares its batches. If the
-        task is cancelled, what has not been scored yet is dropped.
+        Texts are tokenised in a thread of this reranker, and concurrent calls share batches. If the task is
+        cancelled, passages that have not been scored yet are dropped.
         """
         request = (query_text(query), passage_texts(passages))
         options = self._checked_options(top_n, score_threshold)
         return (await arun(self._rank_steps([request], options, may_block=False)))[0]
 
     def warm_up(self) -> Self:
-        """Load the model and run it once, so that the first request is as fast as the others; the fallback too.
+        """Load the model and the fallback and run each once, so that the first call is as fast as the others.
 
-        `timeout_s` does not count here. Where calls would be answered all the same, a model that fails is logged.
+        `timeout_s` does not apply here. A model that fails is logged if calls can be answered without it.
+
+        Raises:
+            MarcoRankError: No model can be loaded, and `on_error` is `"raise"`; see `errors`.
         """
-        own = self._model.run(self._model.score([("warm", ["up"])]), None)
-        failures = [_tried(partial(run, own))]
-        if self.fallback is not None:
-            failures.append(_tried(self.fallback.warm_up))
-        last = failures[-1]
-        nobody = all(failure is not None for failure in failures)
-        if self.on_error == "raise" and nobody and last is not None:
-            raise last
-        for name, failure in zip((self.name, getattr(self.fallback, "name", "")), failures, strict=False):
-            if failure is not None:
-                outcome: Outcome = "passthrough" if nobody else "fallback"
-                warnings.warn(name, RerankStatus.of(outcome, failure), "calls take what there is")
+        failures: list[tuple[str, Exception]] = []
+        try:
+            try:
+                run(self._model.run(self._model.score([("warm", ["up"])]), None))
+            except OPERATIONAL_ERRORS as error:
+                failures.append((self.name, error))
+            if self.fallback is not None:
+                try:
+                    self.fallback.warm_up()
+                except OPERATIONAL_ERRORS as error:
+                    failures.append((self.fallback.name, error))
+            all_failed = len(failures) == (1 if self.fallback is None else 2)
+            if all_failed and self.on_error == "raise":
+                raise failures[-1][1]
+            outcome: Outcome = "passthrough" if all_failed else "fallback"
+            instead = "the order of the input is kept" if all_failed else "the other model ranks"
+            statuses = [(name, RerankStatus.of(outcome, failure)) for name, failure in failures]
+        finally:
+            # The errors refer to this frame, which must not refer to them.
+            failures.clear()
+        for name, status in statuses:
+            warnings.warn(name, status, instead)
         return self
 
     def close(self) -> None:
-        """Finish the calls under way, and let go of the model. A closed reranker cannot be used again."""
+        """Finish the running calls and release the model. A closed reranker cannot be used again."""
         self._model.close()
         if self._owns_fallback and self.fallback is not None:
             self.fallback.close()
@@ -359,12 +368,7 @@ class Reranker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def to_dict(self) -> dict[str, Any]:
@@ -456,18 +460,17 @@ class Reranker:
             limit_s: Maximum number of seconds, in addition to `timeout_s`.
             may_block: Whether the model's steps may run in the calling thread.
         """
-        limits = [seconds for seconds in (self.timeout_s, limit_s) if seconds is not None]
-        limit_s = min(limits, default=None)
+        limit_s = min((seconds for seconds in (self.timeout_s, limit_s) if seconds is not None), default=None)
         started = time.monotonic()
         fallback = self.fallback
         failure: Exception | None = None
         try:
             try:
-                seconds = limit_s if limit_s is None or fallback is None else limit_s / 2
+                own_limit_s = limit_s if limit_s is None or fallback is None else limit_s / 2
                 own = rank_steps(
                     self._model, requests, options, activation=self.activation, score_kind=self._score_kind
                 )
-                return (yield from self._model.run(own, seconds, may_block=may_block))
+                return (yield from self._model.run(own, own_limit_s, may_block=may_block))
             except OPERATIONAL_ERRORS as error:
                 failure = error
             if fallback is not None:
@@ -482,7 +485,9 @@ class Reranker:
                     failure = error
             if self.on_error == "raise":
                 raise failure
-            return self._passed_through(requests, options, failure)
+            status = RerankStatus.of("passthrough", failure)
+            warnings.warn(self.name, status, "the order of the input was kept")
+            return [unranked(query, self.name, passages[: options.top_n], status) for query, passages in requests]
         finally:
             # The error refers to this frame, which must not refer to the error.
             failure = None
@@ -494,17 +499,12 @@ class Reranker:
             warnings.warn(self.name, status, f"{first.model if first else 'nothing to rank,'} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
 
-    def _passed_through(self, requests: Sequence[Request], options: RankOptions, failure: Exception) -> list[Ranking]:
-        status = RerankStatus.of("passthrough", failure)
-        warnings.warn(self.name, status, "the order of the input was kept")
-        return [unranked(query, self.name, passages[: options.top_n], status) for query, passages in requests]
-
 
 _rerankers: WeakSet[Reranker] = WeakSet()
 
 
-def _start_anew() -> None:
-    """Give a forked child models, locks and threads of its own: those of the parent do not work there."""
+def _restart_in_child() -> None:
+    """Give a forked child its own models, locks and threads, because those of the parent do not work there."""
     reset_models_in_child()
     for reranker in _rerankers:
         closed = reranker._model.closed  # noqa: SLF001
@@ -513,16 +513,7 @@ def _start_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
-
-
-def _tried(step: Callable[[], object]) -> Exception | None:
-    """Take a step and return the error of operation that it ends with."""
-    try:
-        step()
-    except OPERATIONAL_ERRORS as error:
-        return error
-    return None
+    os.register_at_fork(after_in_child=_restart_in_child)
 
 
 def _add_cause(error: BaseException, earlier: BaseException) -> None:

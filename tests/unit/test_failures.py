@@ -323,7 +323,7 @@ def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog, load):
     dead = Failing()
     Reranker(dead, fallback="bundled").warm_up()
     assert [settings.model for settings in loaded] == ["bundled"]
-    assert f"calls take what there is instead. ScoreError: {dead.reason}" in caplog.text
+    assert f"the other model ranks instead. ScoreError: {dead.reason}" in caplog.text
     Reranker(Failing(), on_error="passthrough").warm_up()
     with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         Reranker(Failing()).warm_up()

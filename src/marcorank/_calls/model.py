@@ -1,4 +1,4 @@
-"""The model behind a reranker: loaded when it is first needed, with its score cache and its tasks."""
+"""The model of a reranker: loaded at the first use, with its score cache and its tasks."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ class LazyModel:
             scorer = self._scorer
             if scorer is None:
                 scorer = self._load()
-                # Closed meanwhile, this last call is the only one that needs it.
+                # If closed meanwhile, only this last call needs it.
                 self._scorer = None if self.closed else scorer
             return scorer
 
     def score(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
-        """Score requests: each different passage once, and only those whose score is not cached."""
+        """Score the distinct passages of each request, except those whose scores are cached."""
         deduplicated = [DeduplicatedRequest(request, self._cache) for request in requests]
         uncached = [(request.query, request.uncached) for request in deduplicated if request.uncached]
         scored: Sequence[PassageScores] = ()
@@ -87,11 +87,11 @@ class LazyModel:
             raise timeout_error(self.name, timeout_s)
         finally:
             self._tasks.abandon(task)
-            # It keeps its error, and that this frame.
+            # It refers to its error, whose traceback refers to this frame.
             del task
 
     def close(self) -> None:
-        """Finish the calls under way, and let go of the model."""
+        """Finish the running calls and release the model."""
         self.closed = True
         self._tasks.close()
         with self._loading:

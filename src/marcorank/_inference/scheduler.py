@@ -362,7 +362,7 @@ class _SharedState:
         """Return one logit per row, or the error. Shape: (batch,), float32."""
         try:
             token_batch = batch[0][0].job.make_batch([part.pairs[index] for part, index in batch])
-        except BaseException as error:  # noqa: BLE001 -- a bug of ours, for the caller; the thread must go on
+        except BaseException as error:  # noqa: BLE001 -- a bug, raised to the caller; the thread must go on
             return error
         try:
             return check_shape(self.backend.logits(token_batch), count=len(batch), model=self.backend.name)
