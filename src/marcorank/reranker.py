@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -26,7 +25,7 @@ from marcorank._calls.failures import (
     warnings,
 )
 from marcorank._calls.model import LazyModel
-from marcorank._calls.results import RankOptions, rank_steps
+from marcorank._calls.ranker import Ranker, RankOptions
 from marcorank._inference.pairs import LONG_PASSAGES
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
@@ -41,7 +40,6 @@ from marcorank.ranking import (
     RerankStatus,
     checked_activation,
     plain_activation,
-    unranked,
 )
 from marcorank.remote import RemoteScorer, is_remote
 from marcorank.scorer import Scorer, score_kind, scorer_name
@@ -286,7 +284,7 @@ class Reranker:
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         request = (query_text(query), passage_texts(passages))
-        return run(self._rank_steps([request], self._checked_options(top_n, score_threshold)))[0]
+        return run(self._rank([request], top_n, score_threshold))[0]
 
     def rank_many(
         self,
@@ -307,8 +305,7 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        options = self._checked_options(top_n, score_threshold)
-        return run(self._rank_steps([request_pair(request) for request in requests], options))
+        return run(self._rank([request_pair(request) for request in requests], top_n, score_threshold))
 
     async def arank(
         self,
@@ -324,8 +321,7 @@ class Reranker:
         cancelled, passages that have not been scored yet are dropped.
         """
         request = (query_text(query), passage_texts(passages))
-        options = self._checked_options(top_n, score_threshold)
-        return (await arun(self._rank_steps([request], options, may_block=False)))[0]
+        return (await arun(self._rank([request], top_n, score_threshold, may_block=False)))[0]
 
     def warm_up(self) -> Self:
         """Load the model and the fallback and run each once, so that the first call is as fast as the others.
@@ -428,76 +424,19 @@ class Reranker:
             "fallback": self._fallback_given,
         }
 
-    def _checked_options(self, top_n: object, score_threshold: object) -> RankOptions:
-        options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
-        if options.score_threshold is not None:
-            self._check_scale(options.score_threshold)
-        return options
+    def _ranker(self) -> Ranker:
+        fallback = None if self.fallback is None else self.fallback._ranker()  # noqa: SLF001
+        return Ranker(self._model, self._score_kind, self.activation, self.on_error, self.timeout_s, fallback)
 
-    def _check_scale(self, score_threshold: float) -> None:
-        """Refuse a threshold on logits if this model, or a fallback, gives only probabilities."""
-        if self._score_kind == "probability" and self.activation == "identity":
-            raise InvalidInputError(
-                f"`score_threshold` is {score_threshold}, on the scale of logits; {self.name} gives probabilities "
-                "only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
-            )
-        if self.fallback is not None:
-            self.fallback._check_scale(score_threshold)  # noqa: SLF001
-
-    def _rank_steps(
-        self,
-        requests: Sequence[Request],
-        options: RankOptions,
-        *,
-        limit_s: float | None = None,
-        may_block: bool = True,
+    def _rank(
+        self, requests: Sequence[Request], top_n: object, score_threshold: object, *, may_block: bool = True
     ) -> Steps[list[Ranking]]:
-        """Rank with this model, else with the fallback, else not at all; within the time limit.
-
-        Args:
-            requests: Checked queries with their passages.
-            options: Which results to keep.
-            limit_s: Maximum number of seconds, in addition to `timeout_s`.
-            may_block: Whether the model's steps may run in the calling thread.
-        """
-        limit_s = min((seconds for seconds in (self.timeout_s, limit_s) if seconds is not None), default=None)
-        started = time.monotonic()
-        fallback = self.fallback
-        failure: Exception | None = None
-        try:
-            try:
-                own_limit_s = limit_s if limit_s is None or fallback is None else limit_s / 2
-                own = rank_steps(
-                    self._model, requests, options, activation=self.activation, score_kind=self._score_kind
-                )
-                return (yield from self._model.run(own, own_limit_s, may_block=may_block))
-            except OPERATIONAL_ERRORS as error:
-                failure = error
-            if fallback is not None:
-                try:
-                    left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
-                    rankings = yield from fallback._rank_steps(  # noqa: SLF001
-                        requests, options, limit_s=left_s, may_block=may_block
-                    )
-                    return self._of_fallback(rankings, failure)
-                except OPERATIONAL_ERRORS as error:
-                    _add_cause(error, failure)
-                    failure = error
-            if self.on_error == "raise":
-                raise failure
-            status = RerankStatus.of("passthrough", failure)
-            warnings.warn(self.name, status, "the order of the input was kept")
-            return [unranked(query, self.name, passages[: options.top_n], status) for query, passages in requests]
-        finally:
-            # The error refers to this frame, which must not refer to the error.
-            failure = None
-
-    def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
-        status = RerankStatus.of("fallback", failure)
-        first = rankings[0] if rankings else None
-        if first is None or first.status is None or first.status.outcome == "fallback":
-            warnings.warn(self.name, status, f"{first.model if first else 'nothing to rank,'} ranked")
-        return [replace(ranking, status=ranking.status or status) for ranking in rankings]
+        """Check the options and return the steps that rank; `may_block` allows them to run in the calling thread."""
+        options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
+        ranker = self._ranker()
+        if options.score_threshold is not None:
+            ranker.check_scale(options.score_threshold)
+        return ranker.rank(requests, options, may_block=may_block)
 
 
 _rerankers: WeakSet[Reranker] = WeakSet()
@@ -514,13 +453,6 @@ def _restart_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_restart_in_child)
-
-
-def _add_cause(error: BaseException, earlier: BaseException) -> None:
-    """Let a traceback show the earlier failure beneath an error and its own cause."""
-    last = error.__cause__ or error
-    if last.__cause__ is None and last is not earlier:
-        last.__cause__ = earlier
 
 
 def _folder_or_none(name: str, value: object) -> str | None:
