@@ -67,7 +67,7 @@ _DEFAULTS = {
     "fallback": None,
 }
 # A custom scorer may block each of them.
-_MAX_WORKERS_OF_A_SCORER = 16
+_THREADS_FOR_A_SCORER = 16
 
 
 class Reranker:
@@ -227,7 +227,7 @@ class Reranker:
             lambda: load_scorer(settings) if custom is None else as_request_scorer(custom),
             cache_size=settings.cache_size if custom is None else 0,
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
-            max_workers=1 if custom is None else _MAX_WORKERS_OF_A_SCORER,
+            max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
         )
 
     @property
