@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from marcorank._arguments import one_of
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
-from marcorank.ranking import Ranking, RerankStatus
+from marcorank.ranking import Ranking
 from marcorank.reranker import DEFAULT_MODEL
 
 try:
@@ -169,10 +169,13 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         ranked = []
         for result in ranking.results:
             found = nodes[result.index]
-            node = _with_retrieval_score(found) if self.keep_retrieval_score else found.node
-            node = _with_status(node, ranking.status)
+            hidden: dict[str, Any] = {}
+            if self.keep_retrieval_score and not _keeps_retrieval_score(found.node):
+                hidden[_RETRIEVAL_SCORE] = found.score
+            if ranking.status is not None:
+                hidden[_STATUS] = ranking.status.to_dict()
             score = found.score if result.score is None else result.score
-            ranked.append(found.model_copy(update={"node": node, "score": score}))
+            ranked.append(found.model_copy(update={"node": _with_hidden(found.node, hidden), "score": score}))
         return ranked
 
 
@@ -209,34 +212,24 @@ def _scored_node(node: BaseNode) -> BaseNode:
     return node.model_copy(update={"metadata": metadata})
 
 
-def _with_retrieval_score(found: NodeWithScore) -> BaseNode:
-    """Return a node that keeps the score of the first stage where neither an LLM nor an embedding sees it."""
-    node = found.node
-    # If it is excluded from both, an earlier reranker wrote it; else its origin is unknown, perhaps another query.
+def _keeps_retrieval_score(node: BaseNode) -> bool:
+    """Whether an earlier reranker stored the first-stage score; others do not exclude the key from both texts."""
     excluded = (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
-    if _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded):
+    return _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded)
+
+
+def _with_hidden(node: BaseNode, hidden: dict[str, Any]) -> BaseNode:
+    """Return a node with metadata that neither an LLM nor an embedding sees, and without an earlier status."""
+    if not hidden and _STATUS not in node.metadata:
         return node
-    return _with_hidden(node, _RETRIEVAL_SCORE, found.score)
-
-
-def _with_status(node: BaseNode, status: RerankStatus | None) -> BaseNode:
-    """Return a node with the status of its ranking, if there is one, and without that of an earlier ranking."""
-    if status is not None:
-        return _with_hidden(node, _STATUS, status.to_dict())
-    if _STATUS not in node.metadata:
-        return node
-    return node.model_copy(update={"metadata": {key: node.metadata[key] for key in node.metadata if key != _STATUS}})
-
-
-def _with_hidden(node: BaseNode, key: str, value: Any) -> BaseNode:
-    """Return a node with one more metadata value, which neither an LLM nor an embedding sees."""
+    kept = {key: value for key, value in node.metadata.items() if key != _STATUS}
     embed, llm = (
-        [*(other for other in keys if other != key), key]
+        [*(key for key in keys if key not in hidden), *hidden]
         for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
     )
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, key: value},
+            "metadata": {**kept, **hidden},
             "excluded_embed_metadata_keys": embed,
             "excluded_llm_metadata_keys": llm,
         }

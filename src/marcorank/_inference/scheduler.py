@@ -369,16 +369,13 @@ class _SharedState:
         except MarcoRankError as error:
             return error
         except BaseException as error:  # noqa: BLE001 -- backends raise anything, and the thread must survive
-            return self._failure(batch, error)
-
-    def _failure(self, batch: list[_Row], cause: BaseException) -> ScoreError:
-        tokens = max(int(part.lengths[index]) for part, index in batch)
-        error = ScoreError(
-            f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "
-            f"{self.backend.device}: {cause}"
-        )
-        error.__cause__ = cause
-        return error
+            tokens = max(int(part.lengths[index]) for part, index in batch)
+            failure = ScoreError(
+                f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "
+                f"{self.backend.device}: {error}"
+            )
+            failure.__cause__ = error
+            return failure
 
     def _deliver(self, batch: list[_Row], result: NDArray[np.float32] | BaseException) -> bool:
         """Resolve the jobs that the batch completes; return False if it failed and several jobs may be the cause."""
