@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # A future with such an error looks as if it had been cancelled itself.
 _CANCELLED_ERRORS = (CancelledError, asyncio.CancelledError)
+# Long enough for a step that tokenises, after which its thread ends.
+_CLOSE_TIMEOUT_S = 0.5
 
 
 class Tasks:
@@ -34,7 +36,7 @@ class Tasks:
         self._closed = False
         self._threads: DaemonThreadPool | None = None
         self._open: set[Task[Any]] = set()
-        # Tasks whose scorer may hang; `close` does not wait for them.
+        # Tasks whose scorer may hang; `close` waits for them only briefly.
         self._abandoned: WeakSet[Task[Any]] = WeakSet()
 
     def start(self, steps: Steps[T]) -> Task[T]:
@@ -69,7 +71,8 @@ class Tasks:
             with suppress(CancelledError):
                 task.exception()
         if threads is not None:
-            threads.shutdown(wait=not any(task.working for task in self._abandoned))
+            hanging = any(task.working for task in self._abandoned)
+            threads.shutdown(timeout_s=_CLOSE_TIMEOUT_S if hanging else None)
 
 
 class Task(Future[T]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -48,15 +49,19 @@ class DaemonThreadPool:
                 thread.start()
                 self._threads.append(thread)
 
-    def shutdown(self, *, wait: bool) -> None:
-        """Stop the threads after all submitted steps."""
+    def shutdown(self, *, timeout_s: float | None) -> None:
+        """Stop the threads after all submitted steps.
+
+        Args:
+            timeout_s: Maximum number of seconds to wait for them; None for no limit.
+        """
         with self._lock:
             if not self._closed:
                 self._closed = True
                 _end(self._steps, self._threads)
-        if wait:
-            for thread in self._threads:
-                thread.join()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
 
 def _work(steps: SimpleQueue[Step | None], idle: threading.Semaphore) -> None:

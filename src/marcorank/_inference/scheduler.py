@@ -369,13 +369,17 @@ class _SharedState:
         except MarcoRankError as error:
             return error
         except BaseException as error:  # noqa: BLE001 -- backends raise anything, and the thread must survive
-            tokens = max(int(part.lengths[index]) for part, index in batch)
-            failure = ScoreError(
-                f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "
-                f"{self.backend.device}: {error}"
-            )
-            failure.__cause__ = error
-            return failure
+            return self._failure(batch, error)
+
+    def _failure(self, batch: list[_Row], cause: BaseException) -> ScoreError:
+        # Not in `_logits`: the cause refers to that frame, which must not refer to the error that refers to the cause.
+        tokens = max(int(part.lengths[index]) for part, index in batch)
+        error = ScoreError(
+            f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "
+            f"{self.backend.device}: {cause}"
+        )
+        error.__cause__ = cause
+        return error
 
     def _deliver(self, batch: list[_Row], result: NDArray[np.float32] | BaseException) -> bool:
         """Resolve the jobs that the batch completes; return False if it failed and several jobs may be the cause."""
