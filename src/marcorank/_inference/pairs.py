@@ -203,13 +203,16 @@ class PairEncoder:
 
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
         """Join queries and windows into sequences, padded to the longest."""
-        rows = [(self._prefix, query_ids, self._middle, window.token_ids, self._suffix) for query_ids, window in pairs]
-        lengths = np.array([sum(map(len, parts)) for parts in rows], dtype=np.int64)
-        shape = (len(rows), int(lengths.max()))
+        lengths = np.array(
+            [self._special_tokens + len(query_ids) + len(window.token_ids) for query_ids, window in pairs],
+            dtype=np.int64,
+        )
+        shape = (len(pairs), int(lengths.max()))
         attention_mask = np.arange(shape[1]) < lengths[:, np.newaxis]
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         token_type_ids = np.zeros(shape, dtype=np.int64)
-        for row, parts in enumerate(rows):
+        for row, (query_ids, window) in enumerate(pairs):
+            parts = (self._prefix, query_ids, self._middle, window.token_ids, self._suffix)
             end = 0
             for part, type_id in zip(parts, self._type_ids, strict=True):
                 start, end = end, end + len(part)
