@@ -105,9 +105,10 @@ def _watch(job, seen):
     # Neither function knows the scheduler, which ends when its last user lets go of it.
     add, room = job.add, job.room
 
-    def watched_add(pairs, lengths):
-        add(pairs, lengths)
-        seen.count(added=1)
+    def watched_add(pairs, lengths, *, last):
+        add(pairs, lengths, last=last)
+        if pairs:
+            seen.count(added=1)
 
     def watched_room():
         future = room()

@@ -1,7 +1,7 @@
 """A call is a generator that yields the futures it has to wait for; these functions wait.
 
-The generator holds the logic once. Who runs it decides how to wait: `run` blocks the calling thread, `arun` awaits in
-the caller's event loop, and a `Task` (see `_calls.tasks`) goes on in a thread of ours whenever a future is done.
+So its logic exists once, and whoever runs it decides how to wait: `run` blocks the calling thread, `arun` awaits in
+the caller's event loop, and a `Task` (see `_calls.tasks`) resumes it in a worker thread whenever a future is done.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 class Wait(NamedTuple):
-    """What a call waits for.
+    """A future that a call waits for.
 
     Attributes:
         future: Resume the call when it is done.
-        timeout_s: Resume the call after so many seconds in any case; None for no limit.
+        timeout_s: Resume the call after this number of seconds at the latest; None for no limit.
     """
 
     future: Future[Any]
@@ -39,9 +39,10 @@ def run(steps: Steps[T]) -> T:
                 pending = next(steps)
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
-            wait([pending.future], pending.timeout_s)
+            if not pending.future.done():
+                wait([pending.future], pending.timeout_s)
     finally:
-        # The future may hold an error whose traceback holds this frame.
+        # The future may refer to an error whose traceback refers to this frame.
         pending = None
         steps.close()
 
@@ -67,7 +68,7 @@ async def _done(pending: Wait) -> None:
     woken: asyncio.Future[None] = loop.create_future()
 
     def wake(_: Future[Any]) -> None:
-        # A loop that was closed in mid-call waits for nothing.
+        # The loop may have been closed during the call.
         with suppress(RuntimeError):
             loop.call_soon_threadsafe(_set, woken)
 

@@ -4,7 +4,7 @@
 
     engine = index.as_query_engine(similarity_top_k=20, node_postprocessors=[MarcoRerank(top_n=3)])
 
-What comes back are new `NodeWithScore` objects; the nodes and lists that were given are never changed.
+It returns new `NodeWithScore` objects; the nodes and lists that you pass are never changed.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from marcorank._arguments import one_of
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
-from marcorank.ranking import Ranking, RerankStatus
+from marcorank.ranking import Ranking
 from marcorank.settings import DEFAULT_MODEL
 
 try:
@@ -48,21 +48,21 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     The fields that are not listed are the settings of `marcorank.Reranker`, under the same names. Pickles, dicts and
     JSON carry the settings; `token` and `callback_manager` stay out of them.
 
-    Each call is a span, and both event systems hear of its start and its end, also for an empty list. After an error
+    Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
 
-    Where the model failed and `on_error` or `fallback` answered, copies of the nodes say so in
-    `metadata["rerank_status"]`, kept out of the texts as `retrieval_score` is. After a passthrough the scores are those
-    that the nodes came with, and both event systems hear of an exception.
+    If the model failed and `on_error` or `fallback` answered, copies of the nodes have a status in
+    `metadata["rerank_status"]`, which is excluded from the texts as `retrieval_score` is. After a passthrough the nodes
+    keep the scores that they came with, and both event systems get an exception event.
 
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
-        top_n: Most nodes to return; None for all.
+        top_n: Maximum number of nodes to return; None for all.
         score_threshold: Minimum score of a node, on the scale of the activation; applied before `top_n`.
-        metadata_mode: Which metadata stand in the text that is scored, as in `BaseNode.get_content`.
+        metadata_mode: Which metadata are part of the text that is scored, as in `BaseNode.get_content`.
         keep_retrieval_score: Whether a copy of each node keeps the score that the node came with, as
-            `metadata["retrieval_score"]`; in a chain of rerankers that of the first stage stays. The key is excluded
-            from the text for LLMs and embeddings, and never part of the text that is scored, in no `metadata_mode`.
+            `metadata["retrieval_score"]`; in a chain of rerankers it stays the score of the first stage. The key is
+            excluded from the texts for LLMs and embeddings, and never scored, whatever the `metadata_mode`.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dicts and JSON: `from_dict(settings, reranker=...)` puts it back.
     """
@@ -108,8 +108,10 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         query = _checked_query(nodes, query_bundle)
         with self._events(nodes, query_bundle) as ranked:
             if nodes:
-                ranking = self.core.rank(query, self._texts(nodes), **self._cut())
-                self._tell_of_failure(ranking)
+                ranking = self.core.rank(
+                    query, self._texts(nodes), top_n=self.top_n, score_threshold=self.score_threshold
+                )
+                self._report_passthrough(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
         return ranked
 
@@ -120,8 +122,10 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         query = _checked_query(nodes, query_bundle)
         with self._events(nodes, query_bundle) as ranked:
             if nodes:
-                ranking = await self.core.arank(query, self._texts(nodes), **self._cut())
-                self._tell_of_failure(ranking)
+                ranking = await self.core.arank(
+                    query, self._texts(nodes), top_n=self.top_n, score_threshold=self.score_threshold
+                )
+                self._report_passthrough(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
         return ranked
 
@@ -134,7 +138,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         Yields the list that the end event reports: empty after an error or a cancellation, when no node came out.
         """
         name = self.core.name
-        # The event has no word for "all".
+        # The events have no value for "all".
         top_n = len(nodes) if self.top_n is None else self.top_n
         ranked: list[NodeWithScore] = []
         dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=list(nodes), top_n=top_n, model_name=name))
@@ -151,35 +155,35 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         finally:
             dispatcher.event(ReRankEndEvent(nodes=ranked))
 
-    def _tell_of_failure(self, ranking: Ranking) -> None:
+    def _report_passthrough(self, ranking: Ranking) -> None:
         if ranking.status is not None and ranking.status.outcome == "passthrough":
             error = MarcoRankError(str(ranking.status))
             dispatcher.event(ExceptionEvent(exception=error))
             with self.callback_manager.event(CBEventType.EXCEPTION, payload={EventPayload.EXCEPTION: error}):
                 pass
 
-    def _cut(self) -> dict[str, Any]:
-        return {"top_n": self.top_n, "score_threshold": self.score_threshold}
-
     def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
         return [_scored_node(found.node).get_content(metadata_mode=self.metadata_mode) for found in nodes]
 
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         ranked = []
-        for result in ranking:
+        for result in ranking.results:
             found = nodes[result.index]
-            node = _with_retrieval_score(found) if self.keep_retrieval_score else found.node
-            node = _with_status(node, ranking.status)
+            hidden: dict[str, Any] = {}
+            if self.keep_retrieval_score and not _keeps_retrieval_score(found.node):
+                hidden[_RETRIEVAL_SCORE] = found.score
+            if ranking.status is not None:
+                hidden[_STATUS] = ranking.status.to_dict()
             score = found.score if result.score is None else result.score
-            ranked.append(found.model_copy(update={"node": node, "score": score}))
+            ranked.append(found.model_copy(update={"node": _with_hidden(found.node, hidden), "score": score}))
         return ranked
 
 
 def _checked_query(nodes: object, query_bundle: object) -> str:
-    """Return the query; "" where there is none and no nodes need one.
+    """Return the query; "" if there is none and there are no nodes to rank.
 
     Raises:
-        InvalidInputError: The nodes are not a list of `NodeWithScore`, or they come without a query.
+        InvalidInputError: The nodes are not a list of `NodeWithScore`, or there is no query for them.
     """
     if not isinstance(nodes, Sequence) or isinstance(nodes, (str, bytes)):
         raise InvalidInputError(
@@ -208,34 +212,24 @@ def _scored_node(node: BaseNode) -> BaseNode:
     return node.model_copy(update={"metadata": metadata})
 
 
-def _with_retrieval_score(found: NodeWithScore) -> BaseNode:
-    """Return a node that keeps the score of the first stage where neither an LLM nor an embedding sees it."""
-    node = found.node
-    # Excluded from both, it is from an earlier pass of ours; else from elsewhere, perhaps for another query.
+def _keeps_retrieval_score(node: BaseNode) -> bool:
+    """Whether an earlier reranker stored the first-stage score; others do not exclude the key from both texts."""
     excluded = (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
-    if _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded):
+    return _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded)
+
+
+def _with_hidden(node: BaseNode, hidden: dict[str, Any]) -> BaseNode:
+    """Return a node with metadata that neither an LLM nor an embedding sees, and without an earlier status."""
+    if not hidden and _STATUS not in node.metadata:
         return node
-    return _with_hidden(node, _RETRIEVAL_SCORE, found.score)
-
-
-def _with_status(node: BaseNode, status: RerankStatus | None) -> BaseNode:
-    """Return a node that says how it was ranked, if that was not as it should be."""
-    if status is not None:
-        return _with_hidden(node, _STATUS, status.to_dict())
-    if _STATUS not in node.metadata:
-        return node
-    return node.model_copy(update={"metadata": {key: node.metadata[key] for key in node.metadata if key != _STATUS}})
-
-
-def _with_hidden(node: BaseNode, key: str, value: Any) -> BaseNode:
-    """Return a node with one more metadata value, which neither an LLM nor an embedding sees."""
+    kept = {key: value for key, value in node.metadata.items() if key != _STATUS}
     embed, llm = (
-        [*(other for other in keys if other != key), key]
+        [*(key for key in keys if key not in hidden), *hidden]
         for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
     )
     return node.model_copy(
         update={
-            "metadata": {**node.metadata, key: value},
+            "metadata": {**kept, **hidden},
             "excluded_embed_metadata_keys": embed,
             "excluded_llm_metadata_keys": llm,
         }

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 
 from marcorank._arguments import finite_number
-from marcorank._text import shorten
+from marcorank._text import shorten, table
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
@@ -151,17 +151,7 @@ class Ranking(Sequence[RankedPassage]):
         head = f"{len(self)} passages for {self.query!r}, scored by {self.model}"
         if self.status is not None:
             head = f"{head}\n{self.status}"
-        rows = [_row_cells(result) for result in self.results]
-        widths = [max(map(len, column)) for column in zip(_HEADER, *rows, strict=True)]
-        lines = [
-            "  ".join(
-                # The text is the last column, and the only one aligned left.
-                cell if column == len(widths) - 1 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            )
-            for cells in (_HEADER, *rows)
-        ]
-        return "\n".join([head, *lines])
+        return "\n".join([head, *table(_HEADER, [_row_cells(result) for result in self.results], left=["text"])])
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with all texts escaped."""

@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
-from marcorank._arguments import request_pair, score_threshold_or_none, top_n_or_none
+from marcorank._arguments import (
+    passage_texts,
+    query_text,
+    request_pair,
+    score_threshold_or_none,
+    top_n_or_none,
+)
 from marcorank._calls.failures import OPERATIONAL_ERRORS, warnings
 from marcorank._calls.model import LazyModel
-from marcorank._calls.results import RankOptions, make_ranking
+from marcorank._calls.ranker import Ranker, RankOptions
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import load_scorer, reset_models_in_child, validate_model
 from marcorank._steps import arun, run
-from marcorank.errors import ClosedError, InvalidInputError
-from marcorank.ranking import Logistic, Ranking, RerankStatus, unranked
+from marcorank.errors import InvalidInputError
+from marcorank.ranking import Logistic, Ranking, RerankStatus
 from marcorank.remote import RemoteScorer, is_remote
 from marcorank.scorer import score_kind
 from marcorank.settings import RerankerSettings, defaults, takes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-    from types import TracebackType
+    from collections.abc import Iterable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from marcorank.ranking import Activation, Outcome, ScoreKind
     from marcorank.scorer import Scorer
 
-# A scorer of somebody else may wait for something in each of them.
+# A custom scorer may block each of them.
 _THREADS_FOR_A_SCORER = 16
 
 
@@ -120,13 +122,13 @@ class Reranker:
 
     @property
     def score_kind(self) -> ScoreKind:
-        """What the model gives: `"logit"`, or `"probability"` where a server gives nothing else."""
+        """Output of the model: `"logit"`, or `"probability"` for a server that returns nothing else."""
         return self._score_kind
 
     def score(self, query: str, passages: Iterable[str]) -> NDArray[np.float32]:
-        """Return the logit of each passage, in input order; a probability where `score_kind` says so.
+        """Return the logit of each passage, in input order, or its probability if `score_kind` is `"probability"`.
 
-        No fallback answers here, and nothing is passed through: the scores are those of the model.
+        `fallback` and `on_error` do not apply: the scores are always those of the model.
 
         Args:
             query: The query; must not be blank.
@@ -137,13 +139,12 @@ class Reranker:
 
         Raises:
             InvalidInputError: The query or a passage is not a str, or the query is blank.
-            RerankTimeoutError: `timeout_s` is over.
+            RerankTimeoutError: The call took longer than `timeout_s`.
             ScoreError: The model did not return one finite logit for each passage.
-            MarcoRankError: The model cannot be loaded, or a server not be used; see `errors`.
+            MarcoRankError: The model cannot be loaded, or the server cannot be used; see `errors`.
         """
-        self._check_open()
-        request = request_pair((query, passages))
-        (scores,) = run(self._model.limited(self._model.score([request]), self.timeout_s))
+        request = (query_text(query), passage_texts(passages))
+        (scores,) = run(self._model.run(self._model.score([request]), self.timeout_s))
         return scores.logits
 
     def rank(
@@ -167,7 +168,8 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        return run(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold)))[0]
+        request = (query_text(query), passage_texts(passages))
+        return run(self._rank([request], top_n, score_threshold))[0]
 
     def rank_many(
         self,
@@ -176,7 +178,7 @@ class Reranker:
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> list[Ranking]:
-        """Rank the passages of several queries in common batches; one ranking a query, in their order.
+        """Rank the passages of several queries in shared batches; returns one ranking per query, in order.
 
         Args:
             requests: Pairs of a query and its passages.
@@ -188,8 +190,7 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        self._check_open()
-        return run(self._rank_steps(*self._check(requests, top_n, score_threshold)))
+        return run(self._rank([request_pair(request) for request in requests], top_n, score_threshold))
 
     async def arank(
         self,
@@ -199,37 +200,48 @@ class Reranker:
         top_n: int | None = None,
         score_threshold: float | None = None,
     ) -> Ranking:
-        """Rank passages without blocking the event loop; like `rank`.
+        """Rank passages like `rank`, without blocking the event loop.
 
-        Texts are tokenised in a thread of this reranker, and what waits for the model shares its batches. If the
-        task is cancelled, what has not been scored yet is dropped.
+        Texts are tokenised in a thread of this reranker, and concurrent calls share batches. If the task is
+        cancelled, passages that have not been scored yet are dropped.
         """
-        self._check_open()
-        return (
-            await arun(self._rank_steps(*self._check([(query, passages)], top_n, score_threshold), in_thread=True))
-        )[0]
+        request = (query_text(query), passage_texts(passages))
+        return (await arun(self._rank([request], top_n, score_threshold, may_block=False)))[0]
 
     def warm_up(self) -> Self:
-        """Load the model and run it once, so that the first request is as fast as the others; the fallback too.
+        """Load the model and the fallback and run each once, so that the first call is as fast as the others.
 
-        `timeout_s` does not count here. Where calls would be answered all the same, a model that fails is logged.
+        `timeout_s` does not apply here. A model that fails is logged if calls can be answered without it.
+
+        Raises:
+            MarcoRankError: No model can be loaded, and `on_error` is `"raise"`; see `errors`.
         """
-        self._check_open()
-        failures = [_tried(partial(run, self._model.score([("warm", ["up"])])))]
-        if self.fallback is not None:
-            failures.append(_tried(self.fallback.warm_up))
-        last = failures[-1]
-        nobody = all(failure is not None for failure in failures)
-        if self.on_error == "raise" and nobody and last is not None:
-            raise last
-        for name, failure in zip((self.name, getattr(self.fallback, "name", "")), failures, strict=False):
-            if failure is not None:
-                outcome: Outcome = "passthrough" if nobody else "fallback"
-                warnings.warn(name, RerankStatus.of(outcome, failure), "calls take what there is")
+        failures: list[tuple[str, Exception]] = []
+        try:
+            try:
+                run(self._model.run(self._model.score([("warm", ["up"])]), None))
+            except OPERATIONAL_ERRORS as error:
+                failures.append((self.name, error))
+            if self.fallback is not None:
+                try:
+                    self.fallback.warm_up()
+                except OPERATIONAL_ERRORS as error:
+                    failures.append((self.fallback.name, error))
+            all_failed = len(failures) == (1 if self.fallback is None else 2)
+            if all_failed and self.on_error == "raise":
+                raise failures[-1][1]
+            outcome: Outcome = "passthrough" if all_failed else "fallback"
+            instead = "the order of the input is kept" if all_failed else "the other model ranks"
+            statuses = [(name, RerankStatus.of(outcome, failure)) for name, failure in failures]
+        finally:
+            # The errors refer to this frame, which must not refer to them.
+            failures.clear()
+        for name, status in statuses:
+            warnings.warn(name, status, instead)
         return self
 
     def close(self) -> None:
-        """Finish the calls under way, and let go of the model. A closed reranker cannot be used again."""
+        """Finish the running calls and release the model. A closed reranker cannot be used again."""
         self._model.close()
         if self._owns_fallback and self.fallback is not None:
             self.fallback.close()
@@ -237,12 +249,7 @@ class Reranker:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def to_dict(self) -> dict[str, Any]:
@@ -292,101 +299,26 @@ class Reranker:
         """Return everything that decides the logits; see `fingerprint`."""
         return fingerprint(self._settings if self._custom is None else self._custom)
 
-    def _check(
-        self, requests: Iterable[tuple[str, Iterable[str]]], top_n: object, score_threshold: object
-    ) -> tuple[list[Request], RankOptions]:
-        options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
-        if options.score_threshold is not None:
-            self._check_scale(options.score_threshold)
-        return [request_pair(request) for request in requests], options
+    def _ranker(self) -> Ranker:
+        fallback = None if self.fallback is None else self.fallback._ranker()  # noqa: SLF001
+        return Ranker(self._model, self._score_kind, self.activation, self.on_error, self.timeout_s, fallback)
 
-    def _check_scale(self, score_threshold: float) -> None:
-        """Refuse a threshold on logits where none are to be had."""
-        if self._score_kind == "probability" and self.activation == "identity":
-            raise InvalidInputError(
-                f"`score_threshold` is {score_threshold}, on the scale of logits; {self.name} gives probabilities "
-                "only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
-            )
-        if self.fallback is not None:
-            self.fallback._check_scale(score_threshold)  # noqa: SLF001
-
-    def _rank_steps(
-        self,
-        requests: Sequence[Request],
-        options: RankOptions,
-        *,
-        limit_s: float | None = None,
-        in_thread: bool = False,
+    def _rank(
+        self, requests: Sequence[Request], top_n: object, score_threshold: object, *, may_block: bool = True
     ) -> Steps[list[Ranking]]:
-        """Rank with this model, else with the fallback, else not at all; within the time.
-
-        Args:
-            requests: Checked queries with their passages.
-            options: Which results to keep.
-            limit_s: Maximum number of seconds, beside `timeout_s`.
-            in_thread: Whether the caller must not be blocked, so that the model's steps run in a thread of ours.
-        """
-        self._check_open()
-        limits = [seconds for seconds in (self.timeout_s, limit_s) if seconds is not None]
-        limit_s = min(limits, default=None)
-        started = time.monotonic()
-        fallback = self.fallback
-        failure: Exception | None = None
-        try:
-            try:
-                seconds = limit_s if limit_s is None or fallback is None else limit_s / 2
-                own = self._own_steps(requests, options)
-                return (yield from self._model.limited(own, seconds, in_thread=in_thread))
-            except OPERATIONAL_ERRORS as error:
-                failure = error
-            if fallback is not None:
-                try:
-                    left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
-                    rankings = yield from fallback._rank_steps(  # noqa: SLF001
-                        requests, options, limit_s=left_s, in_thread=in_thread
-                    )
-                    return self._of_fallback(rankings, failure)
-                except OPERATIONAL_ERRORS as error:
-                    _add_cause(error, failure)
-                    failure = error
-            if self.on_error == "raise":
-                raise failure
-            return self._passed_through(requests, options, failure)
-        finally:
-            # An error keeps this frame, which is not to keep the error.
-            failure = None
-
-    def _own_steps(self, requests: Sequence[Request], options: RankOptions) -> Steps[list[Ranking]]:
-        scored = yield from self._model.score(requests)
-        return [
-            make_ranking(
-                request, scores, options, model=self.name, activation=self.activation, score_kind=self._score_kind
-            )
-            for request, scores in zip(requests, scored, strict=True)
-        ]
-
-    def _of_fallback(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
-        status = RerankStatus.of("fallback", failure)
-        first = rankings[0] if rankings else None
-        if first is None or first.status is None or first.status.outcome == "fallback":
-            warnings.warn(self.name, status, f"{first.model if first else 'nothing to rank,'} ranked")
-        return [replace(ranking, status=ranking.status or status) for ranking in rankings]
-
-    def _passed_through(self, requests: Sequence[Request], options: RankOptions, failure: Exception) -> list[Ranking]:
-        status = RerankStatus.of("passthrough", failure)
-        warnings.warn(self.name, status, "the order of the input was kept")
-        return [unranked(query, self.name, passages[: options.top_n], status) for query, passages in requests]
-
-    def _check_open(self) -> None:
-        if self._model.closed:
-            raise ClosedError(f"{self!r} was closed; make a new Reranker.")
+        """Check the options and return the steps that rank; `may_block` allows them to run in the calling thread."""
+        options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
+        ranker = self._ranker()
+        if options.score_threshold is not None:
+            ranker.check_scale(options.score_threshold)
+        return ranker.rank(requests, options, may_block=may_block)
 
 
 _rerankers: WeakSet[Reranker] = WeakSet()
 
 
-def _start_anew() -> None:
-    """Give a forked child models, locks and threads of its own: those of the parent do not work there."""
+def _restart_in_child() -> None:
+    """Give a forked child its own models, locks and threads, because those of the parent do not work there."""
     reset_models_in_child()
     for reranker in _rerankers:
         closed = reranker._model.closed  # noqa: SLF001
@@ -395,23 +327,7 @@ def _start_anew() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_start_anew)
-
-
-def _tried(step: Callable[[], object]) -> Exception | None:
-    """Take a step and return the error of operation that it ends with."""
-    try:
-        step()
-    except OPERATIONAL_ERRORS as error:
-        return error
-    return None
-
-
-def _add_cause(error: BaseException, earlier: BaseException) -> None:
-    """Let a traceback show the earlier failure beneath an error and its own cause."""
-    last = error.__cause__ or error
-    if last.__cause__ is None and last is not earlier:
-        last.__cause__ = earlier
+    os.register_at_fork(after_in_child=_restart_in_child)
 
 
 def plain_fallback(fallback: object) -> str | dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The outer seam `Scorer`: what other people implement."""
+"""The protocol that you implement to use a model or server of your own."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Whoever brings another engine implements this and nothing else.
+    """Scores passages against a query.
 
-    An attribute `name`, where there is one, is shown as the model's name; an attribute `score_kind` that is
-    `"probability"` says that it returns no logits but numbers from 0 to 1. A scorer that several threads or tasks use
-    has to be safe for that.
+    Two attributes are optional: `name` is shown as the name of the model, and `score_kind = "probability"` declares
+    that the scorer returns numbers from 0 to 1 instead of logits. A scorer that several threads or tasks use must be
+    thread-safe.
     """
 
     def score(self, query: str, passages: Sequence[str]) -> ArrayLike:
-        """Return one logit a passage, in input order; higher is more relevant. Shape: (passages,)."""
+        """Return one logit per passage, in input order; higher is more relevant. Shape: (passages,)."""
         ...
 
 
 def scorer_name(scorer: Scorer) -> str:
-    """Return the name to show for a scorer."""
+    """Return the display name of a scorer."""
     return str(getattr(scorer, "name", type(scorer).__name__))
 
 
 def score_kind(scorer: Scorer) -> ScoreKind:
-    """Return whether a scorer gives logits, or probabilities because a server has nothing else."""
+    """Return whether a scorer returns logits or probabilities."""
     return "probability" if getattr(scorer, "score_kind", "logit") == "probability" else "logit"

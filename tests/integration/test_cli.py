@@ -174,7 +174,7 @@ def test_every_option_reaches_the_core(run, write, small_bert):
         precision="fp32",
     )
     expected = reranker.rank(QUERY, source.read_text().splitlines(), top_n=3, score_threshold=1e-9).to_dicts()
-    assert "longer than 2 tokens and was cut" in error
+    assert "longer than 2 tokens and was truncated" in error
     assert rows(out) == [{"text": row.pop("text"), **row} for row in expected]
     assert all(row["span"] for row in rows(out))
 

@@ -133,7 +133,7 @@ def test_a_fault_of_the_program_is_raised_and_never_passed_through(rank, monkeyp
     def broken(*_args, **_settings):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr("marcorank._calls.results.order_logits", broken)
+    monkeypatch.setattr("marcorank._calls.ranker.order_logits", broken)
     reranker = Reranker(WordOverlapScorer(), on_error="passthrough", fallback=WordOverlapScorer(), **settings)
     with pytest.raises(AttributeError, match="a bug"):
         rank(reranker, QUERY, PASSAGES)
@@ -323,7 +323,7 @@ def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog, load):
     dead = Failing()
     Reranker(dead, fallback="bundled").warm_up()
     assert [settings.model for settings in loaded] == ["bundled"]
-    assert f"calls take what there is instead. ScoreError: {dead.reason}" in caplog.text
+    assert f"the other model ranks instead. ScoreError: {dead.reason}" in caplog.text
     Reranker(Failing(), on_error="passthrough").warm_up()
     with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         Reranker(Failing()).warm_up()

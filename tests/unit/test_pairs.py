@@ -77,7 +77,7 @@ def test_only_the_passage_is_cut(text, max_length):
     """The sequence never exceeds its limit, holds the whole query, and says whether the passage was cut."""
     chosen = ENCODERS[max_length, "truncate"]
     encoded = chosen.encode("the wall", [text])
-    length = chosen.length(encoded.query_ids, encoded.windows[0])
+    (length,) = encoded.lengths.tolist()
     whole = REFERENCE.encode("the wall", text.encode("utf-8", "replace").decode())
     assert len(encoded.query_ids) == 2
     assert length == min(len(whole.ids), max_length)
@@ -93,8 +93,8 @@ def test_windows_cover_the_whole_passage(text, max_length):
     tokens = REFERENCE.encode(text, add_special_tokens=False)
     assert not encoded.truncated.any()
     covered: set[int] = set()
-    for window in encoded.windows:
-        assert chosen.length(encoded.query_ids, window) <= max_length
+    for window, length in zip(encoded.windows, encoded.lengths, strict=True):
+        assert length == len(encoded.query_ids) + len(window.token_ids) + 3 <= max_length
         start, end = window.span
         assert 0 <= start <= end <= len(text)
         inside = [place for place, (first, last) in enumerate(tokens.offsets) if first >= start and last <= end]

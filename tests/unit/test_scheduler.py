@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from concurrent.futures import CancelledError
 from pathlib import Path
 
@@ -29,9 +30,22 @@ def make_batch(pairs) -> TokenBatch:
 
 def begin(scheduler, numbers, *, tokens=10):
     job = scheduler.open(make_batch)
-    job.add(list(numbers), np.full(len(numbers), tokens))
-    job.finish()
+    job.add(list(numbers), np.full(len(numbers), tokens), last=True)
     return job
+
+
+def finish(job):
+    job.add([], np.array([], dtype=np.int64), last=True)
+
+
+def wait_until_closed(job):
+    """Return when the scheduler has begun to stop, from which on nothing can be added."""
+    while True:
+        try:
+            job.add([], np.array([], dtype=np.int64), last=False)
+        except ClosedError:
+            return
+        os.sched_yield()
 
 
 def result(job):
@@ -62,9 +76,8 @@ def test_logits_come_in_the_order_in_which_pairs_were_added():
     """Batches go by length; the result does not show it."""
     scheduler = Scheduler(FakeBackend(max_padded_tokens=100))
     job = scheduler.open(make_batch)
-    job.add([1, 2, 3], np.array([5, 90, 40]))
-    job.add([4], np.array([70]))
-    job.finish()
+    job.add([1, 2, 3], np.array([5, 90, 40]), last=False)
+    job.add([4], np.array([70]), last=True)
     assert result(job) == [1, 2, 3, 4]
     assert job.result().dtype == np.float32
 
@@ -73,7 +86,7 @@ def test_a_job_without_pairs_ends_at_once():
     """Nothing to score is no reason to wait, and starts no thread."""
     scheduler = Scheduler(FakeBackend())
     job = scheduler.open(make_batch)
-    job.finish()
+    finish(job)
     assert result(job) == []
 
 
@@ -82,10 +95,10 @@ def test_a_lone_request_waits_for_nobody():
     backend = FakeBackend(gated=True)
     scheduler = Scheduler(backend)
     job = scheduler.open(make_batch)
-    job.add([7], np.array([10]))
+    job.add([7], np.array([10]), last=False)
     backend.wait_for_batch()
     backend.open_gate()
-    job.finish()
+    finish(job)
     assert result(job) == [7]
     assert backend.batches == [[7]]
 
@@ -147,12 +160,14 @@ def test_a_call_that_is_alone_has_the_same_batches_each_time():
         scheduler = Scheduler(backend)
         job = scheduler.open(make_batch)
         for part in range(5):
-            job.add(list(range(40 * part, 40 * part + 40)), np.random.default_rng(part).integers(10, 200, 40))
+            job.add(
+                list(range(40 * part, 40 * part + 40)), np.random.default_rng(part).integers(10, 200, 40), last=False
+            )
             if not at_once:
                 backend.open_gate()
                 while sum(map(len, backend.batches)) < 40 * part + 40:
                     backend.wait_for_batch()
-        job.finish()
+        finish(job)
         backend.open_gate()
         result(job)
         seen.append(backend.batches)
@@ -167,16 +182,15 @@ def test_a_call_may_hold_little_of_what_waits():
     begin(scheduler, [0])
     backend.wait_for_batch()
     assert long.room().done()
-    long.add(list(range(100)), np.full(100, 500))
+    long.add(list(range(100)), np.full(100, 500), last=False)
     waiting = long.room()
     assert not waiting.done()
     assert other.room().done()
-    other.add([1], np.array([10]))
-    other.finish()
+    other.add([1], np.array([10]), last=True)
     for _ in range(60):
         backend.leave.release()
     waiting.result(timeout=30)
-    long.finish()
+    finish(long)
     backend.open_gate()
     assert result(long) == list(range(100))
     assert result(other) == [1]
@@ -193,9 +207,9 @@ def test_where_much_waits_callers_are_let_in_one_after_the_other(gated):
     for place, job in enumerate(late):
         rooms[place].result(timeout=30)
         assert not any(room.done() for room in rooms[place + 1 :])
-        job.add([place], np.array([10]))
+        job.add([place], np.array([10]), last=False)
     for job in late:
-        job.finish()
+        finish(job)
     assert [result(job) for job in late] == [[0], [1], [2]]
     assert [result(job) for job in crowd] == [[number] for number in range(100, 114)]
 
@@ -213,8 +227,7 @@ def test_who_gives_up_in_the_line_does_not_hold_it_up(gated):
     assert not rooms[2].done()
     assert with_turn.cancel()
     rooms[2].result(timeout=30)
-    last.add([5], np.array([10]))
-    last.finish()
+    last.add([5], np.array([10]), last=True)
     assert result(last) == [5]
     assert result(crowd) == list(range(100))
 
@@ -224,11 +237,10 @@ def test_what_is_cancelled_never_runs(gated):
     scheduler, backend = gated
     before, dropped, after = (begin(scheduler, [number]) for number in (1, 2, 3))
     growing = scheduler.open(make_batch)
-    growing.add([4], np.array([10]))
+    growing.add([4], np.array([10]), last=False)
     assert dropped.cancel()
     assert growing.cancel()
-    growing.add([5], np.array([10]))
-    growing.finish()
+    growing.add([5], np.array([10]), last=True)
     assert growing.room().done()
     backend.open_gate()
     assert (result(before), result(after)) == ([1], [3])
@@ -288,7 +300,7 @@ def test_a_failure_ends_the_whole_job():
     job = begin(scheduler, range(50), tokens=500)
     with pytest.raises(ScoreError, match="a bad row"):
         job.result(timeout=30)
-    job.add([60], np.array([10]))
+    job.add([60], np.array([10]), last=False)
     assert result(begin(scheduler, [99])) == [99]
     assert backend.batches == [[0], [99]]
 
@@ -328,25 +340,23 @@ def test_what_waits_at_the_end_fails():
     backend = FakeBackend(max_padded_tokens=1, gated=True)
     scheduler = Scheduler(backend)
     in_round, in_queue, in_line, later = (scheduler.open(make_batch) for _ in range(4))
-    in_round.add(list(range(3)), np.full(3, 5000))
+    in_round.add(list(range(3)), np.full(3, 5000), last=False)
     backend.wait_for_batch()
-    in_queue.add(list(range(10, 110)), np.full(100, 2000))
+    in_queue.add(list(range(10, 110)), np.full(100, 2000), last=False)
     room = in_line.room()
     assert not room.done()
-    engine = scheduler._shared
     dropping = threading.Thread(target=lambda drop: drop.clear(), args=([scheduler],))
     del scheduler
     dropping.start()
-    while not engine.stopping:
-        os.sched_yield()
+    wait_until_closed(later)
     backend.open_gate()
     dropping.join(timeout=30)
     room.result(timeout=30)
+    with pytest.raises(ClosedError, match="closed while passages were waiting"):
+        later.add([1], np.array([1]), last=True)
     for job in (in_round, in_queue, in_line):
         with pytest.raises(ClosedError, match="closed while passages were waiting"):
             job.result(timeout=30)
-    with pytest.raises(ClosedError, match="closed while passages were waiting"):
-        later.add([1], np.array([1]))
 
 
 def test_the_last_user_may_end_in_a_thread_of_the_scheduler():
@@ -355,9 +365,9 @@ def test_the_last_user_may_end_in_a_thread_of_the_scheduler():
     holder = [Scheduler(backend)]
     job = holder[0].open(make_batch)
     job.add_done_callback(lambda _: holder.clear())
-    job.add([1], np.array([10]))
+    job.add([1], np.array([10]), last=False)
     (thread,) = threads_of(backend)
-    job.finish()
+    finish(job)
     thread.join(timeout=30)
     assert not thread.is_alive()
     assert holder == []
@@ -399,14 +409,17 @@ async def test_a_time_limit_drops_the_work(gated):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_can_let_go(gated):
+def test_a_forked_child_can_let_go():
     """Its parent's threads do not exist there, so it does not wait for them."""
-    scheduler, _ = gated
+    backend = FakeBackend(name="forked")
+    scheduler = Scheduler(backend)
+    assert result(begin(scheduler, [1])) == [1]
     child = os.fork()
     if child == 0:
         signal.alarm(30)
-        scheduler._shared.stop()
-        os._exit(0 if not scheduler._shared.stopping else 1)
+        gone = weakref.ref(scheduler)
+        del scheduler
+        os._exit(0 if gone() is None else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -1,4 +1,4 @@
-"""What passages scored before: the least recently used are forgotten, and no text is kept."""
+"""An LRU cache of scores, which keeps no text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class KnownPassage(NamedTuple):
-    """What `PassageScores` holds of one passage."""
+    """The part of `PassageScores` that concerns one passage."""
 
     logit: float
     truncated: bool | None
@@ -25,13 +25,13 @@ class KnownPassage(NamedTuple):
 
 
 class ScoreCache:
-    """The scores of the pairs of query and passage that were asked for last, under one model and its settings.
+    """The scores of the pairs of query and passage that were used last, by one model with its settings.
 
     Safe to share between threads.
     """
 
     def __init__(self, size: int) -> None:
-        """Make room.
+        """Create an empty cache.
 
         Args:
             size: Maximum number of passages to keep.
@@ -41,7 +41,7 @@ class ScoreCache:
         self._lock = threading.Lock()
 
     def find(self, query: str, passages: Sequence[str]) -> dict[str, KnownPassage]:
-        """Return those of the passages that are known."""
+        """Return the scores of the passages that are cached."""
         found = {}
         keys = _keys(query, passages)
         with self._lock:
@@ -53,7 +53,7 @@ class ScoreCache:
         return found
 
     def keep(self, query: str, passages: Sequence[str], known: Sequence[KnownPassage]) -> None:
-        """Keep what was found out."""
+        """Store scores."""
         keys = _keys(query, passages)
         with self._lock:
             for key, new in zip(keys, known, strict=True):
@@ -67,7 +67,7 @@ class ScoreCache:
 
 
 def split(scores: PassageScores) -> list[KnownPassage]:
-    """Return what is known of each passage of a request; the reverse of `join`."""
+    """Return the scores of a request passage by passage; the reverse of `join`."""
     nothing = [None] * len(scores.logits)
     return [
         KnownPassage(logit, truncated, span, scores.query_truncated)
@@ -81,7 +81,7 @@ def split(scores: PassageScores) -> list[KnownPassage]:
 
 
 def join(known: Sequence[KnownPassage]) -> PassageScores:
-    """Return what one scorer found out of the passages of one request, of which there is at least one."""
+    """Return the scores of the passages of one request, of which there is at least one."""
     logits, truncated, spans, query_truncated = zip(*known, strict=True)
     return PassageScores(
         np.array(logits, dtype=np.float32),

@@ -1,4 +1,4 @@
-"""A call that fails: which errors count, how long it may take, and what is logged."""
+"""Failing calls: which errors `on_error` and `fallback` act on, the time limit, and the log messages."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("marcorank")
 
-# Errors of operation: another model, or the order of the input, may stand in. Whatever an engine, the hub, a server or
-# a custom scorer raises becomes one of them where it enters; everything else is a fault of the program and is raised.
+# After these errors, a fallback model or the order of the input may be used. Whatever a backend, the hub, a server or a
+# custom scorer raises is converted to one of them where it enters; any other exception is a bug and is raised.
 OPERATIONAL_ERRORS = (ModelLoadError, ScoreError, RerankTimeoutError, RemoteError)
 _SECONDS_BETWEEN_MESSAGES = 60.0
 
 
 def timeout_error(name: str, seconds: float | None) -> RerankTimeoutError:
-    """Return the error of a model that did not answer in its time."""
+    """Return the error of a model that did not answer in time."""
     return RerankTimeoutError(
-        f"Model `{name}` did not answer within {seconds or 0:.3g} s; give `timeout_s` more, or the model less: "
-        "fewer or shorter passages."
+        f"Model `{name}` did not answer within {seconds or 0:.3g} s. Increase `timeout_s`, or pass fewer or shorter "
+        "passages."
     )
 
 
 class _RateLimitedWarnings:
-    """Logs failures, once per cause and minute."""
+    """Logs failures, at most once per cause and minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        # For each cause: when it was logged last, and how often it has come up since.
+        # For each cause, when it was logged last and how often it was skipped since.
         self._logged: dict[tuple[str, ...], tuple[float, int]] = {}
 
     def warn(self, model: str, status: RerankStatus, instead: str) -> None:

@@ -1,4 +1,4 @@
-"""The model behind a reranker: loaded when it is first needed, with its score cache and its tasks."""
+"""The model of a reranker: loaded at the first use, with its score cache and its tasks."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from marcorank._calls.requests import DeduplicatedRequest
 from marcorank._calls.tasks import Tasks
 from marcorank._inference.scorer import PassageScores, score_steps
 from marcorank._steps import Wait
+from marcorank.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,8 +28,8 @@ class LazyModel:
     Args:
         name: Of the model, for messages.
         load: Returns its scorer.
-        cache_size: How many passages are remembered with their scores.
-        max_workers: How many threads may run steps of its calls at once.
+        cache_size: Maximum number of passages that are cached with their scores.
+        max_workers: Maximum number of threads that run steps of its calls.
     """
 
     def __init__(self, name: str, load: Callable[[], RequestScorer], *, cache_size: int, max_workers: int) -> None:
@@ -41,47 +42,56 @@ class LazyModel:
         self._cache = ScoreCache(cache_size) if cache_size else None
         self._tasks = Tasks(max_workers)
 
-    def scorer(self) -> RequestScorer:
-        """Return the scorer; the first call loads it."""
+    def _loaded_scorer(self) -> RequestScorer:
+        """Return the scorer; the first call loads it, and others wait for it."""
         with self._loading:
             scorer = self._scorer
             if scorer is None:
                 scorer = self._load()
-                # Closed meanwhile, this last call is the only one that needs it.
+                # If closed meanwhile, only this last call needs it.
                 self._scorer = None if self.closed else scorer
             return scorer
 
     def score(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
-        """Score requests: each different passage once, and only those whose score is not cached."""
+        """Score the distinct passages of each request, except those whose scores are cached."""
         deduplicated = [DeduplicatedRequest(request, self._cache) for request in requests]
         uncached = [(request.query, request.uncached) for request in deduplicated if request.uncached]
-        scored = iter((yield from score_steps(self.scorer(), uncached)) if uncached else ())
+        scored: Sequence[PassageScores] = ()
+        if uncached:
+            scorer = self._scorer
+            if scorer is None:
+                scorer = self._loaded_scorer()
+            scored = yield from score_steps(scorer, uncached)
+        remaining = iter(scored)
         return [
-            request.merge(next(scored) if request.uncached else PassageScores.empty(), self.name)
+            request.merge(next(remaining) if request.uncached else PassageScores.empty(), self.name)
             for request in deduplicated
         ]
 
-    def limited(self, steps: Steps[T], seconds: float | None, *, in_thread: bool = False) -> Steps[T]:
-        """Run steps in a thread of ours where the caller must not be blocked or may give up, else in the caller's.
+    def run(self, steps: Steps[T], timeout_s: float | None, *, may_block: bool = True) -> Steps[T]:
+        """Run steps in the calling thread, or as a task if that thread must not be blocked or may give up.
 
         Raises:
+            ClosedError: The reranker was closed.
             RerankTimeoutError: The time is over; what has not been scored by then is dropped.
         """
-        if seconds is None and not in_thread:
+        if self.closed:
+            raise ClosedError(f"The reranker of `{self.name}` was closed; make a new Reranker.")
+        if timeout_s is None and may_block:
             return (yield from steps)
         task = self._tasks.start(steps)
         try:
-            yield Wait(task, seconds)
+            yield Wait(task, timeout_s)
             if task.done():
                 return task.result()
-            raise timeout_error(self.name, seconds)
+            raise timeout_error(self.name, timeout_s)
         finally:
             self._tasks.abandon(task)
-            # It keeps its error, and that this frame.
+            # It refers to its error, whose traceback refers to this frame.
             del task
 
     def close(self) -> None:
-        """Finish the calls under way, and let go of the model."""
+        """Finish the running calls and release the model."""
         self.closed = True
         self._tasks.close()
         with self._loading:

@@ -1,4 +1,4 @@
-"""One request of a call: each different passage once, without those whose score is cached."""
+"""One request of a call: distinct passages, without those whose scores are cached."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class DeduplicatedRequest:
-    """The passages of one request, each different one once, and the scores that the cache has.
+    """The distinct passages of one request, and their cached scores.
 
     Attributes:
         query: The query.
@@ -36,6 +36,8 @@ class DeduplicatedRequest:
         if self._known:
             known = self._known | dict(zip(self.uncached, split(scored), strict=True))
             scores = join([known[passage] for passage in self._passages])
+        elif len(self.uncached) == len(self._passages):
+            scores = scored
         else:
             position = {passage: index for index, passage in enumerate(self.uncached)}
             scores = scored.take([position[passage] for passage in self._passages])

@@ -1,4 +1,4 @@
-"""Calls that run in threads of ours, so that whoever waits for one can give it up."""
+"""Calls that run in worker threads, so that their callers can stop waiting for them."""
 
 from __future__ import annotations
 
@@ -17,15 +17,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A future that holds one of them looks cancelled to whoever waits.
-_UNFIT = (CancelledError, asyncio.CancelledError)
+# A future with such an error looks as if it had been cancelled itself.
+_CANCELLED_ERRORS = (CancelledError, asyncio.CancelledError)
+# Long enough for a step that tokenises, after which its thread ends.
+_CLOSE_TIMEOUT_S = 0.5
 
 
 class Tasks:
     """The tasks of one reranker.
 
     Args:
-        max_workers: How many threads may be in a step at once.
+        max_workers: Maximum number of worker threads.
     """
 
     def __init__(self, max_workers: int) -> None:
@@ -34,14 +36,14 @@ class Tasks:
         self._closed = False
         self._threads: DaemonThreadPool | None = None
         self._open: set[Task[Any]] = set()
-        # Those may hang, so closing does not wait for them.
+        # Tasks whose scorer may hang; `close` waits for them only briefly.
         self._abandoned: WeakSet[Task[Any]] = WeakSet()
 
     def start(self, steps: Steps[T]) -> Task[T]:
-        """Begin a call.
+        """Start a call.
 
         Raises:
-            ClosedError: This was closed.
+            ClosedError: The reranker was closed.
         """
         with self._lock:
             if self._closed:
@@ -51,16 +53,16 @@ class Tasks:
             task = Task(self._threads, steps)
             self._open.add(task)
         task.add_done_callback(self._open.discard)
-        task.begin()
+        task.step()
         return task
 
     def abandon(self, task: Task[Any]) -> None:
-        """Drop what a task has not done yet; does nothing to one that is done."""
+        """Cancel a task unless it is done."""
         if task.cancel() and task.working:
             self._abandoned.add(task)
 
     def close(self) -> None:
-        """Finish the open tasks and end the threads."""
+        """Finish the running tasks and stop the threads."""
         with self._lock:
             self._closed = True
             threads, self._threads = self._threads, None
@@ -69,17 +71,18 @@ class Tasks:
             with suppress(CancelledError):
                 task.exception()
         if threads is not None:
-            threads.shutdown(wait=not any(task.working for task in self._abandoned))
+            hanging = any(task.working for task in self._abandoned)
+            threads.shutdown(timeout_s=_CLOSE_TIMEOUT_S if hanging else None)
 
 
 class Task(Future[T]):
-    """A call on its way: a future of its result.
+    """A running call: a future of its result.
 
-    Each step runs in a thread of the pool and ends where the call has to wait. So calls wait side by side, and none
-    of it needs an event loop, which may be busy or closed.
+    Each step runs in a thread of the pool and ends where the call has to wait. So a waiting call occupies no thread,
+    and no call needs an event loop, which may be busy or closed.
 
     Attributes:
-        working: Whether a thread is in a step of it.
+        working: Whether a thread runs a step of the call.
     """
 
     def __init__(self, threads: DaemonThreadPool, steps: Steps[T]) -> None:
@@ -89,15 +92,15 @@ class Task(Future[T]):
         self._lock = threading.Lock()
         self._steps: Steps[T] | None = steps
 
-    def begin(self) -> None:
-        """Take the first step."""
+    def step(self) -> None:
+        """Run the next step in a thread of the pool."""
         try:
             self._threads.submit(self._step)
-        except RuntimeError as error:  # the interpreter ends, or the reranker was closed behind a cancelled call
+        except RuntimeError as error:  # the interpreter exits, or the reranker was closed after a cancelled call
             self._settle(error=error)
 
     def cancel(self) -> bool:
-        """Drop what has not been done yet."""
+        """Cancel the call: steps that have not run yet are dropped."""
         cancelled = super().cancel()
         if cancelled:
             self._close()
@@ -113,23 +116,23 @@ class Task(Future[T]):
             pending = next(steps)
         except StopIteration as end:
             self._settle(result=end.value)
-        except BaseException as error:  # noqa: BLE001 -- it belongs to who waits
-            # Without this frame: it holds the task, which will hold the error.
+        except BaseException as error:  # noqa: BLE001 -- raised to whoever waits for the task
+            # Without this frame, which refers to the task, which will refer to the error.
             self._settle(error=error.with_traceback(error.__traceback__ and error.__traceback__.tb_next))
         else:
             self.working = False
             if self.done():  # cancelled meanwhile
                 self._close()
             else:
-                # Behind the steps of other calls, also where nothing has to be waited for.
-                pending.future.add_done_callback(lambda _: self.begin())
+                # Even if the future is done already, steps of other calls that are queued come first.
+                pending.future.add_done_callback(lambda _: self.step())
 
     def _settle(self, *, result: T | None = None, error: BaseException | None = None) -> None:
         self._steps = None
         self.working = False
-        if isinstance(error, _UNFIT):
-            unfit, error = error, ScoreError(f"A scorer raised {type(error).__name__}: {error}")
-            error.__cause__ = unfit
+        if isinstance(error, _CANCELLED_ERRORS):
+            cause, error = error, ScoreError(f"A scorer raised {type(error).__name__}: {error}")
+            error.__cause__ = cause
         with suppress(InvalidStateError):
             if error is None:
                 self.set_result(result)  # type: ignore[arg-type]
@@ -138,7 +141,7 @@ class Task(Future[T]):
 
     def _close(self) -> None:
         with self._lock:
-            if self.working:  # the thread in it will close it
+            if self.working:  # its thread will close the steps
                 return
             steps, self._steps = self._steps, None
         if steps is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class DaemonThreadPool:
-    """Threads that are started when they are needed and end with `shutdown` or with this object.
+    """Threads that start when they are needed and stop with `shutdown` or when the pool is garbage-collected.
 
     Args:
         max_workers: Maximum number of threads.
@@ -26,7 +27,7 @@ class DaemonThreadPool:
         self._name = name
         self._lock = threading.Lock()
         self._closed = False
-        # The threads refer to the queue alone, or they would keep this object alive.
+        # The threads refer only to the queue, else they would keep the pool alive.
         self._steps: SimpleQueue[Step | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._threads: list[threading.Thread] = []
@@ -36,7 +37,7 @@ class DaemonThreadPool:
         """Run a step in a thread; it must not raise.
 
         Raises:
-            RuntimeError: This was shut down, or the interpreter ends.
+            RuntimeError: The pool was shut down, or the interpreter exits.
         """
         with self._lock:
             if self._closed:
@@ -48,21 +49,25 @@ class DaemonThreadPool:
                 thread.start()
                 self._threads.append(thread)
 
-    def shutdown(self, *, wait: bool) -> None:
-        """End the threads after all submitted steps."""
+    def shutdown(self, *, timeout_s: float | None) -> None:
+        """Stop the threads after all submitted steps.
+
+        Args:
+            timeout_s: Maximum number of seconds to wait for them; None for no limit.
+        """
         with self._lock:
             if not self._closed:
                 self._closed = True
                 _end(self._steps, self._threads)
-        if wait:
-            for thread in self._threads:
-                thread.join()
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        for thread in self._threads:
+            thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
 
 def _work(steps: SimpleQueue[Step | None], idle: threading.Semaphore) -> None:
     while (step := steps.get()) is not None:
         step()
-        # Free what the step holds before the next one comes.
+        # Free what the step refers to before the next one comes.
         del step
         idle.release()
 

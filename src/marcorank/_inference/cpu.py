@@ -22,22 +22,21 @@ def cpu_features() -> frozenset[str]:
     """
     if platform.machine().lower() in {"arm64", "aarch64"}:
         return frozenset({"arm64"})
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return frozenset()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
-    return frozenset(flags).intersection(_RELEVANT_FEATURES)
+    return frozenset(_cpuinfo("flags").split()).intersection(_RELEVANT_FEATURES)
 
 
 def processor_name() -> str:
     """Return the name of the processor as the system reports it."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(field: str) -> str:
+    """Return a field of the first processor in /proc/cpuinfo; "" if the system does not have it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")
 
 
 def usable_cores() -> int:

@@ -72,12 +72,14 @@ class EncodedRequest:
         query_ids: Shape: (tokens,), int32.
         query_truncated: Whether the query was truncated to `max_query_tokens`.
         windows: At least one per passage, in passage order.
+        lengths: Number of tokens in the sequence of each window, including special tokens. Shape: (windows,), int64.
         truncated: Whether each passage was truncated. Shape: (passages,), bool.
     """
 
     query_ids: NDArray[np.int32]
     query_truncated: bool
     windows: list[Window]
+    lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
 
 
@@ -96,11 +98,6 @@ class PairLayout:
     middle: tuple[int, ...]
     suffix: tuple[int, ...]
     type_ids: tuple[int, int, int, int, int]
-
-    @property
-    def special_tokens(self) -> int:
-        """Number of special tokens in a pair."""
-        return len(self.prefix) + len(self.middle) + len(self.suffix)
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> PairLayout:
@@ -159,17 +156,19 @@ class PairEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._layout = PairLayout.of(tokenizer)
+        layout = PairLayout.of(tokenizer)
         self._prefix, self._middle, self._suffix = (
-            np.array(part, dtype=np.int32) for part in (self._layout.prefix, self._layout.middle, self._layout.suffix)
+            np.array(part, dtype=np.int32) for part in (layout.prefix, layout.middle, layout.suffix)
         )
+        self._type_ids = layout.type_ids
+        self._special_tokens = len(layout.prefix) + len(layout.middle) + len(layout.suffix)
         self._pad_id = pad_id
         self._windows = long_passages == "windows"
-        capacity = max_length - self._layout.special_tokens
+        capacity = max_length - self._special_tokens
         if capacity < 2:
             raise InvalidInputError(
-                f"`max_length` is {max_length}, too small for {self._layout.special_tokens} special tokens, the query "
-                "and the passage. Use 16 or more."
+                f"`max_length` is {max_length}, too small for {self._special_tokens} special tokens, the query and "
+                "the passage. Use 16 or more."
             )
         if max_query_tokens is not None and max_query_tokens >= capacity:
             raise InvalidInputError(
@@ -184,7 +183,8 @@ class PairEncoder:
         query_ids = self._tokenizer.encode(_encodable(query), add_special_tokens=False).ids
         query_truncated = len(query_ids) > self.max_query_tokens
         query_ids = query_ids[: self.max_query_tokens]
-        capacity = self.max_length - self._layout.special_tokens - len(query_ids)
+        other_tokens = self._special_tokens + len(query_ids)
+        capacity = self.max_length - other_tokens
         windows: list[Window] = []
         truncated = np.zeros(len(passages), dtype=np.bool_)
         # Only spans need offsets; tokenising is faster without them.
@@ -197,26 +197,23 @@ class PairEncoder:
             else:
                 truncated[index] = len(ids) > capacity
                 windows.append(Window(index, np.array(ids[:capacity], dtype=np.int32), None))
-        return EncodedRequest(np.array(query_ids, dtype=np.int32), query_truncated, windows, truncated)
-
-    def length(self, query_ids: NDArray[np.int32], window: Window) -> int:
-        """Return the number of tokens in the sequence of a query and a window, including special tokens."""
-        return self._layout.special_tokens + len(query_ids) + len(window.token_ids)
+        lengths = np.array([len(window.token_ids) for window in windows], dtype=np.int64) + other_tokens
+        return EncodedRequest(np.array(query_ids, dtype=np.int32), query_truncated, windows, lengths, truncated)
 
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
         """Join queries and windows into sequences, padded to the longest."""
-        lengths = np.array([self.length(*pair) for pair in pairs], dtype=np.int64)
+        lengths = np.array(
+            [self._special_tokens + len(query_ids) + len(window.token_ids) for query_ids, window in pairs],
+            dtype=np.int64,
+        )
         shape = (len(pairs), int(lengths.max()))
         attention_mask = np.arange(shape[1]) < lengths[:, np.newaxis]
         input_ids = np.full(shape, self._pad_id, dtype=np.int64)
         token_type_ids = np.zeros(shape, dtype=np.int64)
         for row, (query_ids, window) in enumerate(pairs):
+            parts = (self._prefix, query_ids, self._middle, window.token_ids, self._suffix)
             end = 0
-            for part, type_id in zip(
-                (self._prefix, query_ids, self._middle, window.token_ids, self._suffix),
-                self._layout.type_ids,
-                strict=True,
-            ):
+            for part, type_id in zip(parts, self._type_ids, strict=True):
                 start, end = end, end + len(part)
                 input_ids[row, start:end] = part
                 if type_id:

@@ -79,7 +79,7 @@ class Scheduler:
 class Job(Future["NDArray[np.float32]"]):
     """One call: a future of the logits of all added pairs, in the order in which they were added.
 
-    Call `finish` or `cancel` on every job; cancelling drops the pairs that have not run yet.
+    Every job ends with an `add` that is the last, or with `cancel`, which drops the pairs that have not run yet.
     """
 
     def __init__(self, state: _SharedState, make_batch: MakeBatch) -> None:
@@ -96,17 +96,26 @@ class Job(Future["NDArray[np.float32]"]):
     def room(self) -> Future[None]:
         """Return a future that is done once there is capacity to add more pairs."""
         admission: Future[None] = Future()
-        admitted: Future[None] | None = admission
         state = self._shared
         with state.lock:
-            if not self.done() and (state.admission_queue or state.admitted_job or not state.has_capacity(self)):
+            waits = not self.done() and bool(
+                state.admission_queue or state.admitted_job or not state.has_capacity(self)
+            )
+            if waits:
                 state.admission_queue[self] = admission
-                admitted = state.admit_next()
-        _resolve(admitted)
+        if waits:
+            state.admit_next()
+        else:
+            admission.set_result(None)
         return admission
 
-    def add(self, pairs: Sequence[Pair], lengths: NDArray[np.int64]) -> None:
-        """Queue pairs, with the number of tokens in each sequence. Shape of `lengths`: (pairs,), int64.
+    def add(self, pairs: Sequence[Pair], lengths: NDArray[np.int64], *, last: bool) -> None:
+        """Queue pairs.
+
+        Args:
+            pairs: May be empty.
+            lengths: Number of tokens in each sequence. Shape: (pairs,), int64.
+            last: Whether no more pairs will be added.
 
         Raises:
             ClosedError: The scheduler has stopped.
@@ -118,26 +127,27 @@ class Job(Future["NDArray[np.float32]"]):
                 raise ClosedError("The model was closed while passages were waiting to be scored.")
             if self.done():
                 return
-            self.parts.append(part)
-            self.waiting_parts.append(part)
-            if len(self.waiting_parts) == 1:
-                state.queue[self] = None
-            self.waiting_tokens += part.waiting_tokens
-            self.unscored += len(pairs)
-            state.waiting_tokens += part.waiting_tokens
-            state.wake(len(pairs))
-            admitted = state.admit_next(after=self)
-        _resolve(admitted)
-
-    def finish(self) -> None:
-        """Declare that no more pairs will be added."""
-        with self._shared.lock:
-            self.complete = True
-            admitted = self._shared.admit_next(after=self)
-            ended = not self.unscored
-        _resolve(admitted)
+            self.complete = last
+            if pairs:
+                self.parts.append(part)
+                self.waiting_parts.append(part)
+                if len(self.waiting_parts) == 1:
+                    state.queue[self] = None
+                self.waiting_tokens += part.waiting_tokens
+                self.unscored += len(pairs)
+                state.waiting_tokens += part.waiting_tokens
+                if len(state.threads) < state.backend.parallel_batches:
+                    state.start_threads()
+                for _ in range(min(len(pairs), state.idle)):
+                    state.wakeups.put(None)
+                    state.idle -= 1
+            if state.admitted_job is self:
+                state.admitted_job = None
+            ended = last and not self.unscored
+        if state.admission_queue:
+            state.admit_next()
         if ended:
-            self.resolve()
+            self.settle()
 
     def cancel(self) -> bool:
         """Drop the pairs that have not run yet. Returns False if the job had already ended."""
@@ -146,9 +156,13 @@ class Job(Future["NDArray[np.float32]"]):
             self._shared.drop([self])
         return cancelled
 
-    def resolve(self) -> None:
-        """Set the logits as the result."""
-        _settle(self, np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)]))
+    def settle(self, error: BaseException | None = None) -> None:
+        """Set the logits, or an error, as the outcome; a job that was cancelled meanwhile has one already."""
+        with suppress(InvalidStateError):
+            if error is None:
+                self.set_result(np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)]))
+            else:
+                self.set_exception(error)
 
 
 class _Part:
@@ -211,40 +225,38 @@ class _SharedState:
         self.stopping = False
         self._pid = os.getpid()
 
-    def wake(self, count: int) -> None:
-        """Start the threads if needed, and wake at most `count` idle ones."""
+    def start_threads(self) -> None:
+        """Start the worker threads; the caller holds the lock."""
         while len(self.threads) < self.backend.parallel_batches:
             thread = threading.Thread(target=self._work, name=f"marcorank-{self.backend.name}", daemon=True)
             thread.start()
             self.threads.append(thread)
-        for _ in range(min(count, self.idle)):
-            self.wakeups.put(None)
-            self.idle -= 1
 
     def has_capacity(self, job: Job) -> bool:
-        """Whether a job may add more pairs."""
+        """Whether a job may add more pairs; the caller holds the lock."""
         return (
             self.waiting_tokens < _MAX_ROUNDS * self.round_tokens
             and job.waiting_tokens < _MAX_ROUNDS_PER_JOB * self.round_tokens
         )
 
-    def admit_next(self, after: Job | None = None) -> Future[None] | None:
-        """Admit the next job for which there is capacity, and return its future to resolve.
+    def admit_next(self) -> None:
+        """Admit the job that has waited longest of those for which there is capacity.
 
         One job at a time, because its number of tokens is not known before it has added its pairs.
         """
-        if after is not None and after is self.admitted_job:
-            self.admitted_job = None
-        if self.admitted_job is None:
-            for job in self.admission_queue:
-                if self.has_capacity(job):
-                    self.admitted_job = job
-                    return self.admission_queue.pop(job)
-        return None
+        with self.lock:
+            if self.admitted_job is not None:
+                return
+            job = next(filter(self.has_capacity, self.admission_queue), None)
+            if job is None:
+                return
+            self.admitted_job = job
+            admission = self.admission_queue.pop(job)
+        admission.set_result(None)
 
     def drop(self, jobs: Collection[Job]) -> None:
         """Remove the waiting pairs of jobs that are done. Their pairs in the current round are skipped."""
-        admitted: list[Future[None] | None] = []
+        admissions: list[Future[None]] = []
         with self.lock:
             for job in jobs:
                 if job in self.queue:
@@ -253,9 +265,13 @@ class _SharedState:
                 job.waiting_parts.clear()
                 job.waiting_tokens = 0
                 job.parts.clear()
-                admitted += [self.admission_queue.pop(job, None), self.admit_next(after=job)]
-        for future in admitted:
-            _resolve(future)
+                if job is self.admitted_job:
+                    self.admitted_job = None
+                if job in self.admission_queue:
+                    admissions.append(self.admission_queue.pop(job))
+        for admission in admissions:
+            admission.set_result(None)
+        self.admit_next()
 
     def stop(self) -> None:
         """Stop the threads; waiting jobs fail.
@@ -282,16 +298,22 @@ class _SharedState:
             jobs.update(part.job for batch in self.round for part, _ in batch)
             self.round.clear()
         for job in jobs:
-            _settle(job, ClosedError("The model was closed while passages were waiting to be scored."))
+            job.settle(ClosedError("The model was closed while passages were waiting to be scored."))
         self.drop(jobs)
 
     def _run_batch(self) -> bool:
         """Run one batch; return False if there is none."""
+        batch: list[_Row] = []
         with self.lock:
-            batch, admitted = self._next_batch()
+            while not batch and (self.round or self.queue):
+                if not self.round:
+                    self._form_round()
+                batch = [row for row in self.round.popleft() if not row[0].job.done()]
             if not batch:
                 self.idle += 1
-        _resolve(admitted)
+        # A new round leaves capacity for others.
+        if self.admission_queue:
+            self.admit_next()
         if not batch:
             return False
         if not self._deliver(batch, self._logits(batch)):
@@ -304,17 +326,6 @@ class _SharedState:
         # The traceback of an error keeps this frame alive, which must not keep the job alive that holds the error.
         batch.clear()
         return True
-
-    def _next_batch(self) -> tuple[list[_Row], Future[None] | None]:
-        admitted = None
-        while self.round or self.queue:
-            if not self.round:
-                self._form_round()
-                admitted = admitted or self.admit_next()
-            batch = [row for row in self.round.popleft() if not row[0].job.done()]
-            if batch:
-                return batch, admitted
-        return [], admitted
 
     def _form_round(self) -> None:
         rows: list[_Row] = []
@@ -351,7 +362,7 @@ class _SharedState:
         """Return one logit per row, or the error. Shape: (batch,), float32."""
         try:
             token_batch = batch[0][0].job.make_batch([part.pairs[index] for part, index in batch])
-        except BaseException as error:  # noqa: BLE001 -- a bug of ours, for the caller; the thread must go on
+        except BaseException as error:  # noqa: BLE001 -- a bug, raised to the caller; the thread must go on
             return error
         try:
             return check_shape(self.backend.logits(token_batch), count=len(batch), model=self.backend.name)
@@ -361,6 +372,7 @@ class _SharedState:
             return self._failure(batch, error)
 
     def _failure(self, batch: list[_Row], cause: BaseException) -> ScoreError:
+        # Not in `_logits`: the cause refers to that frame, which must not refer to the error that refers to the cause.
         tokens = max(int(part.lengths[index]) for part, index in batch)
         error = ScoreError(
             f"The {self.backend.name} backend failed on a batch of {len(batch)} x {tokens} tokens on "
@@ -376,7 +388,7 @@ class _SharedState:
             if len(jobs) > 1:
                 return False
             for job in jobs:
-                _settle(job, result)
+                job.settle(result)
             self.drop(jobs)
             return True
         completed: dict[Job, None] = {}
@@ -390,19 +402,5 @@ class _SharedState:
                 if part.job.complete and not part.job.unscored:
                     completed[part.job] = None
         for job in completed:
-            job.resolve()
+            job.settle()
         return True
-
-
-def _resolve(admission: Future[None] | None) -> None:
-    if admission is not None:
-        admission.set_result(None)
-
-
-def _settle(job: Job, outcome: NDArray[np.float32] | BaseException) -> None:
-    # A job that was cancelled meanwhile already has an outcome.
-    with suppress(InvalidStateError):
-        if isinstance(outcome, BaseException):
-            job.set_exception(outcome)
-        else:
-            job.set_result(outcome)

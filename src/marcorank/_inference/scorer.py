@@ -1,10 +1,10 @@
-"""The outer seam `Scorer`, and the scorer that every local model runs through."""
+"""Scorers that take several requests at once; every local model is a `CrossEncoderScorer`."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-    from marcorank._inference.pairs import EncodedRequest, PairEncoder
+    from marcorank._inference.pairs import PairEncoder
     from marcorank._inference.scheduler import Pair, Scheduler
     from marcorank._steps import Steps
     from marcorank.scorer import Scorer
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("marcorank")
 
-# Encodings are large Python objects; only those of so many passages and characters are held at a time.
+# Limits of one call of the tokenizer, whose encodings are large Python objects.
 _PASSAGES_AT_ONCE = 256
 _CHARS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True, slots=True)
 class PassageScores:
-    """What is known of the passages of one request after scoring.
+    """The scores of the passages of one request.
 
     Attributes:
         logits: Shape: (passages,), float32.
-        truncated: Whether a passage lost its end. Shape: (passages,), bool; None if not known.
-        spans: Character range of the best window of each passage; None where no windows were asked for.
-        query_truncated: Whether the query was cut; None if not known.
+        truncated: Whether each passage was truncated. Shape: (passages,), bool; None if unknown.
+        spans: Character range of the best window of each passage; None unless long passages are split.
+        query_truncated: Whether the query was truncated; None if unknown.
     """
 
     logits: NDArray[np.float32]
@@ -52,7 +52,7 @@ class PassageScores:
 
     @classmethod
     def empty(cls) -> PassageScores:
-        """Return what is known of no passages."""
+        """Return the scores of no passages."""
         return cls(np.empty(0, dtype=np.float32))
 
     def take(self, indices: Sequence[int]) -> PassageScores:
@@ -74,28 +74,28 @@ class RequestScorer(Protocol):
         ...
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
-        """Score the passages of each request; one result a request, in their order."""
+        """Score the passages of each request; one result per request, in order."""
         ...
 
 
 @runtime_checkable
 class AsyncScorer(RequestScorer, Protocol):
-    """A scorer that waits elsewhere, such as for a server, and so occupies no thread of the caller."""
+    """A scorer that needs no thread of the caller while it waits, such as for a server."""
 
     def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
-        """Submit the requests and return the future of what `score_requests` returns; cancelling it drops them."""
+        """Submit the requests and return a future of the result of `score_requests`; cancelling it drops them."""
         ...
 
 
 def as_request_scorer(scorer: Scorer) -> RequestScorer:
-    """Return the scorer itself where it takes whole requests, else one that calls it."""
+    """Return the scorer itself if it takes whole requests, else wrap it."""
     if isinstance(scorer, (PlainScorer, CrossEncoderScorer, AsyncScorer)):
         return scorer
     return PlainScorer(scorer)
 
 
 def score_steps(scorer: RequestScorer, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
-    """Score requests in steps that end where they would have to wait, as far as the scorer allows it."""
+    """Score requests in steps that yield instead of waiting, if the scorer supports it."""
     if isinstance(scorer, CrossEncoderScorer):
         return (yield from scorer.score_steps(requests))
     if isinstance(scorer, AsyncScorer):
@@ -105,13 +105,13 @@ def score_steps(scorer: RequestScorer, requests: Sequence[Request]) -> Steps[lis
             return future.result()
         finally:
             future.cancel()
-            # It holds its error, whose traceback holds this frame.
+            # It refers to its error, whose traceback refers to this frame.
             del future
     return scorer.score_requests(requests)
 
 
 class PlainScorer:
-    """Makes a `RequestScorer` of a bare `Scorer`."""
+    """A `RequestScorer` that calls a `Scorer` once per request."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
@@ -121,8 +121,8 @@ class PlainScorer:
         """Score the requests one after the other.
 
         Raises:
-            ScoreError: The scorer raised an error that is not one of ours, or returned something other than one
-                number a passage.
+            ScoreError: The scorer raised an error that is not a `MarcoRankError`, or did not return one number per
+                passage.
         """
         return [
             PassageScores(check_shape(self._score(query, list(passages)), count=len(passages), model=self.name))
@@ -139,14 +139,14 @@ class PlainScorer:
 
 
 class CrossEncoderScorer:
-    """A local cross-encoder: pairs, common batches with whoever shares the model, and back to input order.
+    """A local cross-encoder; concurrent calls share batches.
 
     Safe to share between threads.
 
     Attributes:
         name: Name of the model.
         scheduler: Runs the batches.
-        encoder: Makes token sequences.
+        encoder: Tokenises pairs.
     """
 
     def __init__(self, scheduler: Scheduler, encoder: PairEncoder, *, name: str) -> None:
@@ -156,7 +156,7 @@ class CrossEncoderScorer:
         self._warned_of_truncation = False
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-        """Return one logit a passage, in input order. Shape: (passages,), float32."""
+        """Return one logit per passage, in input order. Shape: (passages,), float32."""
         return self.score_requests([(query, passages)])[0].logits
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
@@ -164,75 +164,75 @@ class CrossEncoderScorer:
         return run(self.score_steps(requests))
 
     def score_steps(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
-        """Do the same in steps that end where they would have to wait; closing the generator drops the rest.
+        """Like `score_requests`, in steps that yield instead of waiting; closing the generator drops the rest.
 
-        The passages are tokenised a slice at a time, so that the backend works on the first slice while the next one
-        is made, and the tokens of a long request never exist all at once.
+        The passages are tokenised in slices, so that the backend works on the first slice while the next one is
+        tokenised, and the tokens of a long request never exist all at once.
 
         Raises:
             ScoreError: The backend failed.
-            ClosedError: The scheduler has ended.
+            ClosedError: The scheduler has stopped.
         """
-        encoded = [_Encoded() for _ in requests]
+        scored = [_Windows() for _ in requests]
         job = self.scheduler.open(self.encoder.batch)
         try:
-            slices = self._slices(requests, encoded)
-            more = True
-            while more:
+            slices = self._slices(requests, scored)
+            last = False
+            while not last:
                 yield Wait(job.room())
                 if job.done():  # a batch failed
                     break
-                pairs, lengths, more = next(slices)
-                if pairs:
-                    job.add(pairs, np.array(lengths, dtype=np.int64))
-            else:
-                job.finish()
+                pairs, lengths, last = next(slices)
+                job.add(pairs, np.array(lengths, dtype=np.int64), last=last)
             yield Wait(job)
             logits = job.result()
         finally:
             if not job.done():
                 job.cancel()
-            # It holds its error, whose traceback holds this frame, which would keep the model loaded.
+            # It refers to its error, whose traceback refers to this frame, which would keep the model loaded.
             del job
-        ends = np.cumsum([len(request.passages) for request in encoded])
+        ends = np.cumsum([len(windows.passages) for windows in scored])
         return [
-            request.scores(logits[end - len(request.passages) : end])
-            for request, end in zip(encoded, ends, strict=True)
+            _best_windows(windows, logits[end - len(windows.passages) : end])
+            for windows, end in zip(scored, ends, strict=True)
         ]
 
     def _slices(
-        self, requests: Sequence[Request], encoded: Sequence[_Encoded]
+        self, requests: Sequence[Request], scored: Sequence[_Windows]
     ) -> Iterator[tuple[list[Pair], list[int], bool]]:
-        """Yield the pairs of each slice with their lengths in tokens, and whether there is another slice."""
+        """Yield the pairs of each slice with their lengths in tokens, and whether the slice is the last."""
         pairs: list[Pair] = []
         lengths: list[int] = []
         warned_of_query = False
-        for kept, (query, passages) in zip(encoded, requests, strict=True):
+        for windows, (query, passages) in zip(scored, requests, strict=True):
             start = chars = 0
             for end, passage in enumerate(passages, 1):
                 chars += len(passage)
                 if end < len(passages) and end - start < _PASSAGES_AT_ONCE and chars < _CHARS_AT_ONCE:
                     continue
                 piece = self.encoder.encode(query, passages[start:end])
-                start, chars = end, 0
-                kept.append(piece)
+                windows.passages += (start + window.passage for window in piece.windows)
+                windows.spans += (window.span for window in piece.windows)
+                windows.truncated += piece.truncated.tolist()
+                windows.query_truncated = piece.query_truncated
                 pairs += ((piece.query_ids, window) for window in piece.windows)
-                lengths += (self.encoder.length(piece.query_ids, window) for window in piece.windows)
-                query_truncated, truncated = piece.query_truncated, bool(piece.truncated.any())
-                if query_truncated or truncated:
-                    self._warn_of_truncation(query=query_truncated and not warned_of_query, passage=truncated)
-                    warned_of_query |= query_truncated
+                lengths += piece.lengths.tolist()
+                start, chars = end, 0
+                truncated = bool(piece.truncated.any())
+                if piece.query_truncated or truncated:
+                    self._warn_of_truncation(query=piece.query_truncated and not warned_of_query, passage=truncated)
+                    warned_of_query |= piece.query_truncated
                 if sum(lengths) >= self.scheduler.slice_tokens:
-                    yield pairs, lengths, True
+                    yield pairs, lengths, False
                     pairs, lengths = [], []
-        yield pairs, lengths, False
+        yield pairs, lengths, True
 
     def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:
-        """Warn of a truncated query each time, and once of passages, which can be many; results always say so."""
+        """Warn of each truncated query, and once of passages, which can be many; results report all of them."""
         if query:
             _log.warning(
-                "%s: A query is longer than %d tokens and was cut; see `max_query_tokens`. Rankings say so as "
-                "`query_truncated`.",
+                "%s: A query is longer than %d tokens and was truncated; see `max_query_tokens`. Rankings report it "
+                "as `query_truncated`.",
                 self.name,
                 self.encoder.max_query_tokens,
             )
@@ -240,41 +240,41 @@ class CrossEncoderScorer:
             self._warned_of_truncation = True
             _log.warning(
                 "%s: A passage does not fit into %d tokens with its query, and only its beginning was scored; "
-                "`long_passages='windows'` scores all of it, results say which were `truncated`.",
+                "`long_passages='windows'` scores all of it. Results report it as `truncated`.",
                 self.name,
                 self.encoder.max_length,
             )
 
 
-class _Encoded:
-    """What is kept of the windows of a request while they are scored: everything but the tokens."""
+@dataclass(slots=True)
+class _Windows:
+    """The windows of a request while they are scored: everything but the tokens.
 
-    def __init__(self) -> None:
-        self.passages: list[int] = []
-        self._spans: list[tuple[int, int] | None] = []
-        self._truncated: list[NDArray[np.bool_]] = []
-        self._query_truncated = False
+    Attributes:
+        passages: Index of the passage of each window.
+        spans: Character range of each window; None unless long passages are split.
+        truncated: Whether each passage was truncated.
+        query_truncated: Whether the query was truncated.
+    """
 
-    def append(self, piece: EncodedRequest) -> None:
-        """Add the next passages."""
-        first = sum(map(len, self._truncated))
-        self.passages += (first + window.passage for window in piece.windows)
-        self._spans += (window.span for window in piece.windows)
-        self._truncated.append(piece.truncated)
-        self._query_truncated = piece.query_truncated
+    passages: list[int] = field(default_factory=list)
+    spans: list[tuple[int, int] | None] = field(default_factory=list)
+    truncated: list[bool] = field(default_factory=list)
+    query_truncated: bool = False
 
-    def scores(self, logits: NDArray[np.float32]) -> PassageScores:
-        """Give each passage the logit and the span of its best window; the first of equals."""
-        passages = np.array(self.passages, dtype=np.int64)
-        # A window whose logit is not finite stands for its passage, so that the fault is seen.
-        worth = np.where(np.isfinite(logits), logits, np.inf)
-        # By passage, then best logit first; the sort is stable, so equals stay in reading order.
-        order = np.lexsort((-worth, passages))
-        best = order[np.unique(passages[order], return_index=True)[1]]
-        spans = tuple(self._spans[index] for index in best)
-        return PassageScores(
-            logits=logits[best],
-            truncated=np.concatenate([np.empty(0, dtype=np.bool_), *self._truncated]),
-            spans=None if None in spans else tuple(span for span in spans if span is not None),
-            query_truncated=self._query_truncated,
-        )
+
+def _best_windows(windows: _Windows, logits: NDArray[np.float32]) -> PassageScores:
+    """Give each passage the logit and the span of its best window; the first one wins a tie."""
+    passages = np.array(windows.passages, dtype=np.int64)
+    # A window whose logit is not finite represents its passage, so that the error is noticed.
+    worth = np.where(np.isfinite(logits), logits, np.inf)
+    # By passage, then best logit first; the sort is stable, so ties stay in reading order.
+    order = np.lexsort((-worth, passages))
+    best = order[np.unique(passages[order], return_index=True)[1]]
+    spans = tuple(windows.spans[index] for index in best)
+    return PassageScores(
+        logits=logits[best],
+        truncated=np.array(windows.truncated, dtype=np.bool_),
+        spans=None if None in spans else tuple(span for span in spans if span is not None),
+        query_truncated=windows.query_truncated,
+    )

@@ -1,0 +1,36 @@
+"""Cross-encoder reranking for LangChain, on langchain-core alone.
+
+    from marcorank.langchain import MarcoRerank, RerankRetriever
+
+    retriever = RerankRetriever(base_retriever=store.as_retriever(search_kwargs={"k": 20}), top_n=5)
+
+`MarcoRerank` is a document compressor, `RerankRetriever` a retriever around any other, and `MarcoCrossEncoder` serves
+code that takes a LangChain cross-encoder.
+
+A ranked document is a copy with a metadata dict of its own, which has these keys. Values of an earlier stage under
+these keys are replaced.
+
+    relevance_score    its score, a float
+    retrieval_score    its score before this stage: the value of `retrieval_score`, else of `relevance_score`, else of
+                       `score`; absent if none of them is a number
+    best_span          [start, end] of the best window in `page_content`; only with `long_passages="windows"`
+    truncated          True if the model read only the beginning of the text, else absent
+    query_truncated    True if the query was longer than its limit and was truncated, else absent
+    rerank_status      {"outcome", "error", "reason"} if the model failed, else absent: `outcome` is "fallback", or
+                       "passthrough" for documents in first-stage order without a `relevance_score`
+"""
+
+from __future__ import annotations
+
+from marcorank.errors import MissingExtraError
+
+try:
+    from marcorank.langchain._cross_encoder import MarcoCrossEncoder
+    from marcorank.langchain._rerank import MarcoRerank
+    from marcorank.langchain._retriever import RerankRetriever
+except ImportError as error:  # also langchain-core raises one if pydantic is missing
+    raise MissingExtraError(
+        "`marcorank.langchain` needs langchain-core 1.4 or later: pip install 'marcorank[langchain]'"
+    ) from error
+
+__all__ = ["MarcoRerank", "MarcoCrossEncoder", "RerankRetriever"]

@@ -1,0 +1,82 @@
+"""A LangChain retriever that reranks what another one finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.retrievers import BaseRetriever, RetrieverLike
+from pydantic import ConfigDict, Field, field_validator
+
+from marcorank._adapters.settings import TopN
+from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
+from marcorank.reranker import Reranker
+
+if TYPE_CHECKING:
+    from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
+    from langchain_core.documents import Document
+
+
+class RerankRetriever(BaseRetriever):
+    """A retriever that reranks the documents of another retriever.
+
+    Arguments of a call, as in `invoke(query, top_n=5, score_threshold=0.0)`, override the fields; every other keyword
+    argument goes to the base retriever, such as `k=50` to that of a vector store.
+
+    Attributes:
+        base_retriever: Any retriever, or a runnable from a query to a list of documents. It should return more than
+            `top_n`.
+        reranker: Ranks them, with its own `score_threshold`. A `marcorank.Reranker` is wrapped.
+        top_n: Maximum number of documents to return; None for all. The default is that of `reranker`.
+    """
+
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+
+    base_retriever: RetrieverLike
+    reranker: MarcoRerank = Field(default_factory=MarcoRerank)
+    top_n: TopN = 3
+
+    @field_validator("reranker", mode="before")
+    @classmethod
+    def _wrap_core(cls, value: object) -> object:
+        return MarcoRerank(reranker=value) if isinstance(value, Reranker) else value
+
+    def model_post_init(self, _context: Any, /) -> None:
+        """Use the reranker's `top_n` by default."""
+        if "top_n" not in self.model_fields_set:
+            self.__dict__["top_n"] = self.reranker.top_n
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        top_n: int | NotGiven | None = NOT_GIVEN,
+        score_threshold: float | NotGiven | None = NOT_GIVEN,
+        **kwargs: Any,
+    ) -> list[Document]:
+        documents = self.base_retriever.invoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
+        return self.reranker.compress_documents(
+            documents,
+            query,
+            run_manager.get_child(),
+            top_n=self.top_n if top_n is NOT_GIVEN else top_n,
+            score_threshold=score_threshold,
+        )
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        top_n: int | NotGiven | None = NOT_GIVEN,
+        score_threshold: float | NotGiven | None = NOT_GIVEN,
+        **kwargs: Any,
+    ) -> list[Document]:
+        documents = await self.base_retriever.ainvoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
+        return await self.reranker.acompress_documents(
+            documents,
+            query,
+            run_manager.get_child(),
+            top_n=self.top_n if top_n is NOT_GIVEN else top_n,
+            score_threshold=score_threshold,
+        )
