@@ -232,8 +232,8 @@ class SharedSettings(ModelSettings):
     activation: Activation | Mapping[str, float] = setting(
         "identity",
         "How scores are made from logits: `identity` leaves them as they are, `sigmoid` maps them to 0 to 1, and a "
-        '`Logistic(a, b)`, also as `{"a": a, "b": b}` or `logistic:A,B` on the command line, to probabilities fitted '
-        "on judged data.",
+        '`Logistic(a, b)` (in JSON `{"a": a, "b": b}`, on the command line `logistic:A,B`) maps them to probabilities '
+        "fitted on judged data.",
         _activation,
         from_text=_activation_from_text,
         metavar="NAME",

@@ -6,7 +6,9 @@ import asyncio
 import gc
 import os
 import signal
+import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -263,9 +265,15 @@ def test_an_interrupt_drops_the_work(make):
     backend = FakeBackend(gated=True, column=COLUMN, max_padded_tokens=1)
     chosen = make(backend)
 
+    main = threading.main_thread().ident
+
     def interrupt():
         backend.wait_for_batch()
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        # Python loses a signal that arrives between two instructions of a thread that begins to wait for a lock.
+        while sys._current_frames()[main].f_code.co_name != "wait":
+            time.sleep(0.01)
+        time.sleep(0.1)
+        signal.pthread_kill(main, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
