@@ -383,24 +383,28 @@ def test_notes_say_what_became_of_odd_input(folder, write):
         (
             "run.trec",
             "q1 d7 2\nq2 d8 1\nq1 d8 1",
-            r"corpus.jsonl' holds no text of 2 passages of the run \('d7', 'd8'\)",
+            r"corpus.jsonl' has no text for 2 of the 2 passages of the run \('d7', 'd8'\)",
         ),
         ("run.tsv", "q1 d1 1", r"holds run.tsv and run.trec; leave one, or name it with `run`"),
-        ("qrels/test.tsv", "q1 0 d1 1\nq5 0 d1 1", r"queries.jsonl' holds no text of 1 of 2 judged queries \('q5'\)"),
+        (
+            "qrels/test.tsv",
+            "q1 0 d1 1\nq5 0 d1 1",
+            r"queries.jsonl' has no text for 1 of the 2 judged queries \('q5'\)",
+        ),
         ("queries.jsonl", '{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "a"}', r"queries that are blank \('q1'\)"),
         (
             "queries.jsonl",
             '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}',
-            "line 2: the id 'q1' stands in an e",
+            "line 2: the id 'q1' is in an e",
         ),
         ("queries.jsonl", "", r"queries.jsonl' is empty; expected a text with its id in each line"),
         ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{broken', r"corpus.jsonl', line 2 is not JSON: Expecting"),
         ("corpus.jsonl", '"text"', r"corpus.jsonl', line 1 is \"text\"; expected an object with an id and a text"),
-        ("corpus.jsonl", '{"text": "a"}', r"line 1 has the fields 'text'; expected '_id' or 'id' among them"),
+        ("corpus.jsonl", '{"text": "a"}', r"line 1 has the fields 'text'; expected '_id' or 'id'"),
         (
             "corpus.jsonl",
             '{"_id": "a", "body": "b"}',
-            r"line 1 has the fields '_id', 'body'; expected 'text' among them",
+            r"line 1 has the fields '_id', 'body'; expected 'text'",
         ),
         ("corpus.jsonl", '{"_id": "a", "text": null}', r"line 1: 'text' is null; expected a text"),
         ("corpus.jsonl", '{"_id": "a", "text": "b", "title": 5}', r"line 1: 'title' is 5; expected a text"),
@@ -556,7 +560,7 @@ def test_equal_passages_of_a_row_are_one(write):
         found = rows(write, {"query": "bees", "passages": passages, "relevant": relevant})
         assert found.qrels == {"1": {"1:0": 1, "1:1": 0, "1:4": 0}}
         assert list(found.run["1"]) == ["1:0", "1:1", "1:4"]
-        assert found.notes == ("Passages equal to another one of their query, taken for it: 2.",)
+        assert found.notes == ("Passages equal to another one of their query, merged with it: 2.",)
 
 
 def test_the_list_counts_where_scores_say_something_else(write):
@@ -594,7 +598,7 @@ def test_a_passage_may_stand_in_several_rows(write):
         ({"query": "q", "passages": [{"text": "a", "score": "1"}], "relevant": []}, "'score' is \"1\"; expected a fin"),
         (
             {"query": "q", "passages": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "relevant": []},
-            "passage 1: the id 'a' stands in this row already, with another text",
+            "passage 1: the id 'a' is in this row already, with another text",
         ),
         ({"query": "q", "passages": ["a"], "relevant": 0}, "'relevant' is 0; expected a list of indexes, ids or texts"),
         ({"query": "q", "passages": ["a"], "relevant": [1]}, "holds the index 1; there are 1 passages, counted from 0"),
@@ -613,7 +617,7 @@ def test_a_broken_row_is_named(write, row, complaint):
 def test_queries_need_ids_of_their_own(write):
     """A query_id that stands twice would make two queries one."""
     row = {"id": "a", "query": "q", "passages": [], "relevant": []}
-    with pytest.raises(InvalidInputError, match="line 2: query_id 'a' stands in an earlier line already"):
+    with pytest.raises(InvalidInputError, match="line 2: query_id 'a' is in an earlier line already"):
         rows(write, row, row)
 
 

@@ -10,7 +10,7 @@ from marcorank._text import first_few
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
 from marcorank.collections.rows import read_rows
-from marcorank.collections.texts import read_texts
+from marcorank.collections.texts import check_texts, read_texts
 from marcorank.collections.trec import qrels_and_notes, read_qrels, read_run, run_and_notes, write_run
 from marcorank.errors import InvalidInputError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection as Several
     from collections.abc import Mapping
 
-    from marcorank.collections.records import Run
+    from marcorank.collections.records import Qrels, Run
 
 __all__ = ["read_collection", "read_qrels", "read_run", "write_run"]
 
@@ -82,10 +82,9 @@ def read_collection(
         candidates, run_notes = bm25_run(texts, passages), [f"There is no run; the first stage is {BM25}."]
     else:
         candidates, run_notes = _candidates(run_file, texts)
-        wanted = {doc_id for found in (*candidates.values(), *judged.values()) for doc_id in found}
-        passages, corpus_notes = read_texts(corpus_file, wanted=wanted)
-    _check_texts(candidates, passages, corpus_file)
-    without_text = len({doc_id for grades in judged.values() for doc_id in grades}.difference(passages))
+        passages, corpus_notes = read_texts(corpus_file, wanted=_doc_ids(candidates) | _doc_ids(judged))
+    check_texts(passages, _doc_ids(candidates), "passages of the run", corpus_file)
+    without_text = len(_doc_ids(judged).keys() - passages.keys())
     if without_text:
         corpus_notes.append(f"Judged passages that are not in the corpus: {without_text}.")
     notes = (*split_notes, *qrels_notes, *query_notes, *run_notes, *corpus_notes)
@@ -155,12 +154,7 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
 
 def _queries(path: Path, judged: Several[str]) -> tuple[dict[str, str], list[str]]:
     texts, notes = read_texts(path, wanted=judged)
-    missing = [query_id for query_id in judged if query_id not in texts]
-    if missing:
-        raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} of {len(judged)} judged queries ({first_few(missing)}); "
-            "expected that of each. Do queries and qrels belong together?"
-        )
+    check_texts(texts, judged, "judged queries", path)
     blank = [query_id for query_id, text in texts.items() if not text.strip()]
     if blank:
         raise InvalidInputError(f"{str(path)!r} holds queries that are blank ({first_few(blank)}); expected texts.")
@@ -180,10 +174,6 @@ def _candidates(path: Path, queries: Several[str]) -> tuple[Run, list[str]]:
     return {query_id: run[query_id] for query_id in queries if query_id in run}, notes
 
 
-def _check_texts(candidates: Run, passages: Several[str], path: Path) -> None:
-    missing = list(dict.fromkeys(doc_id for found in candidates.values() for doc_id in found if doc_id not in passages))
-    if missing:
-        raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} passages of the run ({first_few(missing)}); expected "
-            "that of each. Do run and corpus belong together?"
-        )
+def _doc_ids(results: Run | Qrels) -> dict[str, None]:
+    """Return each doc_id once, in order of first appearance."""
+    return dict.fromkeys(doc_id for found in results.values() for doc_id in found)
