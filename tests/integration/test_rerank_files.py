@@ -453,7 +453,7 @@ def test_links_and_large_endings_are_read_by_their_name(tmp_path, ending):
 def test_an_input_inside_the_output_is_named(tmp_path):
     """What is written must not be read."""
     (tmp_path / "monday.jsonl").write_text('{"query": "red", "passages": ["car"]}\n', encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="names only files of the output folder"):
+    with pytest.raises(InvalidInputError, match="matches only files of the output folder"):
         plan(tmp_path, tmp_path, Reranker(WordOverlapScorer()))
 
 

@@ -94,7 +94,7 @@ def test_the_order_is_that_of_scores_then_of_ids_descending(write):
     path = write("q Q0 a 1 1.5 x\nq Q0 b 2 1.5 x\nq Q0 c 3 9 x\nq Q0 B 4 1.5 x\n")
     run, notes = run_and_notes(path)
     assert list(run["q"].items()) == [("c", 9.0), ("b", 1.5), ("a", 1.5), ("B", 1.5)]
-    ties = "results with the score of another one of their query: 2 of 4; such ties are ordered by doc_id, descending"
+    ties = "results with the score of another result of their query: 2 of 4; ties are ordered by doc_id, descending"
     assert notes == [f"{str(path)!r}: {ties}, as in trec_eval."]
 
 
@@ -172,7 +172,10 @@ def test_ranks_in_the_place_of_scores_are_found(write):
         ("q1 d1 1e999", "', line 1: the score is '1e999'; expected a finite number."),
         ("q1 d1 1_0", "', line 1: the score is '1_0'; expected a finite number."),
         ("q1 0 d1 1", "', line 1: the rank is 'd1'; expected a whole number in the third of four columns"),
-        ("q1 d1 2\nq2 d1 2\nq1 d1 3", "', line 3: doc_id 'd1' of query_id 'q1' stands in line 1 already. A run holds"),
+        (
+            "q1 d1 2\nq2 d1 2\nq1 d1 3",
+            "', line 3: doc_id 'd1' of query_id 'q1' is in an earlier line already. A run hol",
+        ),
         ("", "' is empty; expected a run of 6 columns (query_id Q0 doc_id rank score tag) or 4 columns"),
         (" \n\t\n", "' is empty; expected a run of"),
         ("qid docid score\n", "' is empty; expected a run of"),
@@ -195,7 +198,10 @@ def test_a_broken_run_is_named(write, content, complaint):
         ("q1 0 d1 1.5", "', line 1: the grade is '1.5'; expected a whole number, such as 0, 1 or 2."),
         ("q1 0 d1 yes", "', line 1: the grade is 'yes'; expected a whole number"),
         ("q1 0 d1 1_0", "', line 1: the grade is '1_0'; expected a whole number"),
-        ("q1 0 d1 1\nq1 0 d1 2", "', line 2: doc_id 'd1' of query_id 'q1' stands in line 1 already. Its grade is 1 th"),
+        (
+            "q1 0 d1 1\nq1 0 d1 2",
+            "', line 2: doc_id 'd1' of query_id 'q1' is in an earlier line already. Its grade is 1 t",
+        ),
         ("q1 Q0 d1 1 2.0 x", "', line 1 has 6 columns ('q1 Q0 d1 1 2.0 x'); expected 4 columns (query_id iteration"),
         ("", "' is empty; expected qrels of 4 columns (query_id iteration doc_id grade) or 3 columns"),
     ],
@@ -285,11 +291,11 @@ def test_ids_with_blanks_are_written_with_tabs(tmp_path):
 @pytest.mark.parametrize(
     ("run", "tag", "complaint"),
     [
-        (RUN, "two words", "`tag` is 'two words'; expected a text without blanks that is not empty"),
+        (RUN, "two words", "`tag` is 'two words'; expected a text without spaces that is not empty"),
         (RUN, "", "`tag` is ''; expected"),
-        ({"q": {"a\tb": 1.0}}, "t", r"'a\\tb' cannot stand in a run; expected a text that is not empty, without tabs"),
-        ({"": {"a": 1.0}}, "t", "'' cannot stand in a run"),
-        ({"q": {"half \ud83c": 1.0}}, "t", "cannot stand in a run"),
+        ({"q": {"a\tb": 1.0}}, "t", r"'a\\tb' is not a valid id; expected a text that is not empty, without tabs"),
+        ({"": {"a": 1.0}}, "t", "'' is not a valid id"),
+        ({"q": {"half \ud83c": 1.0}}, "t", "is not a valid id"),
         ({"q": {"a": float("nan")}}, "t", r"`run\['q'\]` holds the score nan; expected a finite number"),
         ({"q": {"a": 1e39}}, "t", "holds the score 1e[+]39; expected a finite number"),
     ],

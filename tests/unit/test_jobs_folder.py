@@ -27,7 +27,7 @@ ROWS = [{"query": f"q{number}", "results": [{"text": "line\nend", "score": 1.5}]
 def begun(tmp_path):
     """A folder that a run has begun."""
     folder.begin(tmp_path, MANIFEST_OF_A_RUN)
-    return Folder(tmp_path, folder.manifest_digest(tmp_path), "jsonl", None)
+    return Folder.open(tmp_path)
 
 
 def changed(**settings):
@@ -48,10 +48,8 @@ def test_no_beginning_of_a_shard_is_taken_for_all_of_it(tmp_path, output_format)
     columns = parquet.answer_columns(
         [parquet.columns_of_requests([Request("q", [Passage("p", {"text": "p"})], {"query": "q"})])]
     )
-    folder.begin(tmp_path, MANIFEST_OF_A_RUN)
-    out = Folder(
-        tmp_path, folder.manifest_digest(tmp_path), output_format, columns if output_format == "parquet" else None
-    )
+    folder.begin(tmp_path, MANIFEST_OF_A_RUN | {"columns": columns if output_format == "parquet" else None})
+    out = Folder.open(tmp_path)
     out.write_shard(0, [{"query": "q", "results": []}] * 3)
     path = out.shard_path(0)
     content = path.read_bytes()

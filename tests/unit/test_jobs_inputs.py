@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.jobs.inputs import Piece, Shard, digest, find_files, read_piece, split, whole
+from marcorank.jobs.inputs import Shard, find_files, read_file, read_shard, split
 
 
 def rows_of(numbers):
@@ -37,10 +37,7 @@ def write_parquet(path, rows, *, group_size=1000):
 
 
 def read(shards, text_field=None):
-    return [
-        [request.query for piece in shard.pieces for request in read_piece(piece, text_field=text_field)]
-        for shard in shards
-    ]
+    return [[request.query for request in read_shard(shard, text_field=text_field)] for shard in shards]
 
 
 @pytest.mark.parametrize("shard_size", [1, 3, 4, 7, 100])
@@ -113,8 +110,8 @@ def test_files_are_found_in_one_order(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("none*.jsonl", r"none\*\.jsonl' names no file; expected files that end in \.jsonl"),
-        ("folder", "folder' names no file"),
+        ("none*.jsonl", r"none\*\.jsonl' matches no file; expected files that end in \.jsonl"),
+        ("folder", "folder' matches no file"),
         ("notes.txt", r"notes\.txt' is not a JSONL or Parquet file; expected a file that ends in \.jsonl"),
     ],
 )
@@ -193,20 +190,15 @@ def test_rows_in_the_middle_of_a_large_group_are_found(tmp_path):
     ]
 
 
-def test_a_whole_file_is_one_piece(tmp_path):
-    """All rows of a file, or nothing where it has none."""
-    path = write_jsonl(tmp_path / "in.jsonl", rows_of(range(3)))
-    assert whole(path) == Piece(str(path), 0, 1, 3)
-    assert whole(write_jsonl(tmp_path / "empty.jsonl", [])) is None
-
-
-def test_a_changed_byte_changes_the_digest(tmp_path):
-    """Files of the same size with other content are told apart."""
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b"a" * 3_000_000)
-    before = digest(path)
-    path.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
-    assert digest(path) != before
+def test_a_file_is_read_as_a_whole(tmp_path):
+    """All rows of a file, or nothing if it has none."""
+    for path in (
+        write_jsonl(tmp_path / "in.jsonl", rows_of(range(3))),
+        write_parquet(tmp_path / "in.parquet", rows_of(range(3)), group_size=2),
+    ):
+        assert [request.query for request in read_file(path, text_field=None)] == ["q0", "q1", "q2"]
+    assert list(read_file(write_jsonl(tmp_path / "empty.jsonl", []), text_field=None)) == []
+    assert list(read_file(write_parquet(tmp_path / "empty.parquet", []), text_field=None)) == []
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):

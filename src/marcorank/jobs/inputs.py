@@ -1,15 +1,17 @@
-"""Files of queries with their passages: finding them, splitting them into shards, reading a shard."""
+"""Input files of queries with their passages: find them, split them into shards, read a shard."""
 
 from __future__ import annotations
 
 import glob
 import os
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import errors_named, json_object, numbered_lines, opened_bytes, sha256_of
+from marcorank._files import errors_named, opened_bytes
 from marcorank.collections import parquet
+from marcorank.collections.jsonl import read_objects
 from marcorank.collections.requests import request_of
 from marcorank.errors import InvalidInputError
 
@@ -20,10 +22,7 @@ if TYPE_CHECKING:
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-PARQUET = ".parquet"
-_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
-# ASCII whitespace; a line of any other whitespace is invalid JSON, which is an error.
-_BLANKS = " \t\n\r\x0b\x0c"
+_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -94,9 +93,9 @@ def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
         named = [file.absolute() for file in _named(os.path.expanduser(os.fspath(path)))]  # noqa: PTH111
         kept = {file.resolve(): file for file in sorted(named, reverse=True) if out not in file.resolve().parents}
         if not kept:
-            where = "only files of the output folder, which cannot be input" if named else "no file"
+            matched = "only files of the output folder, which cannot be input" if named else "no file"
             raise InvalidInputError(
-                f"{os.fspath(path)!r} names {where}; expected files that end in {', '.join(_ENDINGS)}, a folder "
+                f"{os.fspath(path)!r} matches {matched}; expected files that end in {', '.join(_ENDINGS)}, a folder "
                 "with such files, or a pattern that matches them."
             )
         found = {**kept, **found}
@@ -120,49 +119,35 @@ def split(files: Iterable[Path], shard_size: int) -> list[Shard]:
     return [Shard(number, tuple(of_shard)) for number, of_shard in pieces.items()]
 
 
-def read_piece(piece: Piece, *, text_field: str | None) -> Iterator[Request]:
-    """Read the rows of a piece.
+def read_shard(shard: Shard, *, text_field: str | None) -> list[Request]:
+    """Read the rows of a shard.
 
     Raises:
-        InvalidInputError: The file cannot be read, has lost rows, or a row is not a query with passages.
-        MissingExtraError: It is Parquet, and pyarrow is not installed.
+        InvalidInputError: A file cannot be read or has lost rows, or a row is not a query with passages.
+        MissingExtraError: There is Parquet, and pyarrow is not installed.
     """
-    shown = repr(piece.path)
-    rows = 0
-    for location, row in _parquet_rows(piece) if is_parquet(Path(piece.path)) else _jsonl_rows(piece):
-        yield request_of(row, f"{shown}, {location}", text_field)
-        rows += 1
-    if rows != piece.rows:
-        raise InvalidInputError(f"{shown} lost rows while it was read; let no one write to it, and start again.")
+    requests: list[Request] = []
+    for piece in shard.pieces:
+        found = list(islice(_rows(piece.path, piece.start, piece.number, text_field), piece.rows))
+        if len(found) != piece.rows:
+            raise InvalidInputError(f"{piece.path!r} lost rows while it was read; leave it unchanged and start again.")
+        requests += found
+    return requests
 
 
-def whole(file: Path) -> Piece | None:
-    """Return all rows of a file as one piece; None if it has no rows.
+def read_file(path: Path, *, text_field: str | None) -> Iterator[Request]:
+    """Read all rows of a file.
 
     Raises:
-        InvalidInputError: The file cannot be read.
+        InvalidInputError: The file cannot be read, or a row is not a query with passages.
         MissingExtraError: It is Parquet, and pyarrow is not installed.
     """
-    found = split([file], _MORE_THAN_ANY)
-    return found[0].pieces[0] if found else None
+    return _rows(str(path), 0, 1, text_field)
 
 
 def is_parquet(file: Path) -> bool:
     """Whether a file is Parquet, judged by its name."""
-    return file.suffix.lower() == PARQUET
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file, in hex.
-
-    Raises:
-        InvalidInputError: The file cannot be read.
-    """
-    with errors_named(repr(str(path))):
-        return sha256_of(path)
-
-
-_MORE_THAN_ANY = 1 << 62
+    return file.suffix.lower() == ".parquet"
 
 
 def _named(path: str) -> list[Path]:
@@ -204,17 +189,11 @@ def _split_parquet(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
         start, left = start + rows, left - rows
 
 
-def _jsonl_rows(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    left = piece.rows
-    for number, line in numbered_lines(piece.path, offset=piece.start, first=piece.number):
-        if not left:
-            return
-        if line.strip(_BLANKS):
-            location = f"line {number}"
-            yield location, json_object(line, f"{piece.path!r}, {location}", expected="an object with a query")
-            left -= 1
-
-
-def _parquet_rows(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = parquet.read_rows(piece.path, piece.start, piece.rows)
-    return ((f"row {number}", row) for number, row in enumerate(rows, piece.number))
+def _rows(path: str, start: int, number: int, text_field: str | None) -> Iterator[Request]:
+    """Yield rows from an offset to the end of the file; `number` is that of the first one, for messages."""
+    if is_parquet(Path(path)):
+        for row_number, row in enumerate(parquet.read_rows(path, start), number):
+            yield request_of(row, f"{path!r}, row {row_number}", text_field)
+    else:
+        for _, location, row in read_objects(path, expected="an object with a query", offset=start, first=number):
+            yield request_of(row, location, text_field)

@@ -7,12 +7,12 @@ import platform
 import time
 import uuid
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from marcorank import __version__
 from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none, whole_number
+from marcorank._files import errors_named, sha256_of
 from marcorank._models.fingerprint import advice, differences
 from marcorank.collections import parquet
 from marcorank.collections.requests import answer_row
@@ -123,9 +123,7 @@ class Job:
         Raises:
             MarcoRankError: The input cannot be read, the model fails, or the folder cannot be written.
         """
-        requests = list(
-            chain.from_iterable(inputs.read_piece(piece, text_field=self.text_field) for piece in shard.pieces)
-        )
+        requests = inputs.read_shard(shard, text_field=self.text_field)
         rankings = reranker.rank_many(
             [request.texts for request in requests], top_n=self.top_n, score_threshold=self.score_threshold
         )
@@ -197,16 +195,8 @@ def plan(
 
     The first start reads every row, so that invalid rows are found before the job runs for hours.
 
-    Args:
-        source: Paths of files and folders, or patterns; or the files of a run.
-        output: The output folder.
-        reranker: The scorer. Its model is not loaded, but its files are read, and downloaded if they are not cached.
-        top_n: Maximum number of results of a query; None for all.
-        score_threshold: Minimum score of a result, on the scale of the activation.
-        text_field: Field of a passage that holds its text; None for the first of `requests.TEXT_FIELDS`.
-        shard_size: Rows per shard.
-        output_format: None for the format of the input: Parquet if all files are.
-        overwrite: Whether to delete the output of an earlier run and start again.
+    The arguments are those of `rerank_dataset`. The model of the reranker is not loaded, but its files are read, and
+    downloaded if they are not cached.
 
     Raises:
         InvalidInputError: An argument is not allowed, the input cannot be read, a row is not a request, or the folder
@@ -222,51 +212,50 @@ def plan(
     size = whole_number("shard_size", shard_size, 1)
     one_of("output_format", output_format, (None, *FORMATS))
     out = Path(output).expanduser().absolute()
-    found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
     files = list(source.paths) if isinstance(source, RunFiles) else inputs.find_files(source, outside=out)
-    sources = [_source(file) for file in files]
     if output_format is None:
         output_format = "parquet" if all(inputs.is_parquet(file) for file in files) else "jsonl"
-    scorer = scorer_fingerprint(reranker)
+    settings = {
+        "activation": plain_activation(reranker.activation),
+        "top_n": top_n_or_none(top_n),
+        "score_threshold": score_threshold_or_none(score_threshold),
+        "text_field": text_or_none("text_field", text_field),
+        "shard_size": size,
+        "output_format": output_format,
+    }
+    found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
     manifest: dict[str, Any] = {
         "marcorank": __version__,
         # Another one in a run that starts anew with the same settings.
         "run": uuid.uuid4().hex,
-        "scorer": scorer,
-        "input": sources,
-        "settings": {
-            "activation": plain_activation(reranker.activation),
-            "top_n": top_n_or_none(top_n),
-            "score_threshold": score_threshold_or_none(score_threshold),
-            "text_field": text_or_none("text_field", text_field),
-            "shard_size": size,
-            "output_format": output_format,
-        },
+        "scorer": scorer_fingerprint(reranker),
+        "input": [_identity(file) for file in files],
+        "settings": settings,
     }
     if found is not None:
         folder.check_same(out, found, manifest)
-    _make(out)
-    joined = _joined(source, sources, out) if isinstance(source, RunFiles) else None
-    files = files if joined is None else [joined]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{str(out)!r} cannot be created: {error.strerror or error}.") from error
+    joined = None
+    if isinstance(source, RunFiles):
+        content = hashlib.sha256("".join(file["sha256"] for file in manifest["input"]).encode()).hexdigest()
+        joined = out / f"_candidates-{content[:16]}.jsonl"
+        if not joined.exists():
+            join(source, joined)
+        files = [joined]
     shards = inputs.split(files, size)
     if found is None:
-        columns = _check_rows(files, text_field, as_parquet=output_format == "parquet")
-        manifest["columns"] = None if columns is None else parquet.to_text(columns)
+        manifest["columns"] = _check_rows(files, text_field, as_parquet=output_format == "parquet")
         if overwrite:
             folder.start_anew(out, keep=joined)
         folder.begin(out, manifest)
     folder.clear_unfinished(out)
-    begun = folder.read_manifest(out) or {}
-    columns_text = begun.get("columns")
-    to_write = Folder(
-        out,
-        folder.manifest_digest(out),
-        output_format,
-        parquet.from_text(columns_text) if isinstance(columns_text, str) else None,
-    )
+    to_write = Folder.open(out)
     left = tuple(shard for shard in shards if not to_write.is_finished(shard.number, shard.rows))
     return Plan(
-        Job(to_write, scorer, top_n, score_threshold, text_field),
+        Job(to_write, manifest["scorer"], top_n, score_threshold, text_field),
         left,
         ShardRun(str(out), len(shards), len(shards) - len(left)),
     )
@@ -281,33 +270,16 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
-def _joined(source: RunFiles, sources: Sequence[dict[str, Any]], out: Path) -> Path:
-    """Return the file of rows joined from the files of a run; its name depends on their content."""
-    identity = hashlib.sha256("".join(file["sha256"] for file in sources).encode()).hexdigest()[:16]
-    joined = out / f"_candidates-{identity}.jsonl"
-    if not joined.exists():
-        join(source, joined)
-    return joined
+def _identity(path: Path) -> dict[str, Any]:
+    with errors_named(repr(str(path))):
+        return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{str(out)!r} cannot be created: {error.strerror or error}.") from error
-
-
-def _source(path: Path) -> dict[str, Any]:
-    sha256 = inputs.digest(path)
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256}
-
-
-def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> bytes | None:
-    """Read every row once; return the columns of the output, None where it is JSONL."""
+def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> str | None:
+    """Read every row once; return the columns of the output, None if it is JSONL."""
     columns = []
     for file in files:
-        piece = inputs.whole(file)
-        requests = () if piece is None else inputs.read_piece(piece, text_field=text_field)
+        requests = inputs.read_file(file, text_field=text_field)
         if as_parquet and not inputs.is_parquet(file):
             columns.append(parquet.columns_of_requests(requests))
             continue
