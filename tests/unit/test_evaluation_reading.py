@@ -142,6 +142,7 @@ def test_ids_may_hold_blanks_where_only_tabs_separate(write):
     }
     assert read_qrels(write("query-id\tcorpus-id\tscore\nq1\t0 b\t1\n")) == {"q1": {"0 b": 1}}
     assert read_run(write("q1\ta long name\t3.5\n")) == {"q1": {"a long name": 3.5}}
+    assert read_run(write("q1\td 1\t2\nq1\td 2\t1\n")) == {"q1": {"d 1": 2.0, "d 2": 1.0}}
     assert read_run(write("q1 no-break\u00a0space 3.5\n")) == {"q1": {"no-break\u00a0space": 3.5}}
 
 
@@ -164,7 +165,6 @@ def test_ranks_in_the_place_of_scores_are_found(write):
         ("word", "', line 1 has 1 column ('word'); expected 6 columns (query_id Q0 doc_id rank score tag) or 4"),
         ("q1\td1\t1\nq1\td2 1", None),
         ("q1\td1\t1\nq1\td2\t1 x", "', line 2: the score is '1 x'; expected a finite number."),
-        ("q1\td 1\t1\nq1\td 2\t1", "', line 1 mixes tabs and spaces: it has 3 columns by tabs and 4 by both. Use one"),
         ("query-id\tcorpus-id\tscore\nq1\t\t1", "', line 2 has an empty column; expected query_id doc_id score."),
         ("q1 d1 1.0\nq1 d2 high", "', line 2: the score is 'high'; expected a finite number."),
         ("q1 d1 nan", "', line 1: the score is 'nan'; expected a finite number."),
@@ -356,12 +356,12 @@ def test_the_split_is_chosen(folder, write):
     """`split` names a file of qrels; the only one there is taken with a note, and of several none is guessed."""
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert read_collection(folder).notes == (
-        "There are no judgements of the split 'test'; those of dev.tsv were read.",
+        "There are no judgements of the split 'test'; those in dev.tsv were read.",
     )
     assert read_collection(folder, split="dev").notes == ()
     write("q1 0 d2 1\n", "qrels/train.trec.gz")
     assert read_collection(folder, split="train").qrels == {"q1": {"d2": 1}}
-    with pytest.raises(InvalidInputError, match=r"no judgements of the split 'test'; there are dev.tsv, train.trec.gz"):
+    with pytest.raises(InvalidInputError, match=r"no judgements of the split 'test'; found dev.tsv, train.trec.gz"):
         read_collection(folder)
 
 
@@ -384,20 +384,20 @@ def test_notes_say_what_became_of_odd_input(folder, write):
         (
             "run.trec",
             "q7 d1 1",
-            r"No query of '.*run.trec' is judged: it holds 'q7', judged are 'q1', 'q2'. Do run and",
+            r"run.trec' has no judged query, only 'q7'; judged are 'q1', 'q2'. Do run and",
         ),
         (
             "run.trec",
             "q1 d7 2\nq2 d8 1\nq1 d8 1",
             r"corpus.jsonl' has no text for 2 of the 2 passages of the run \('d7', 'd8'\)",
         ),
-        ("run.tsv", "q1 d1 1", r"holds run.tsv and run.trec; leave one, or name it with `run`"),
+        ("run.tsv", "q1 d1 1", r"has run.tsv and run.trec; keep one, or name it with `run`"),
         (
             "qrels/test.tsv",
             "q1 0 d1 1\nq5 0 d1 1",
             r"queries.jsonl' has no text for 1 of the 2 judged queries \('q5'\)",
         ),
-        ("queries.jsonl", '{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "a"}', r"queries that are blank \('q1'\)"),
+        ("queries.jsonl", '{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "a"}', r"has blank queries \('q1'\)"),
         (
             "queries.jsonl",
             '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}',
@@ -432,9 +432,9 @@ def test_files_that_are_broken_or_do_not_belong_together_are_named(folder, write
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("queries.jsonl", r"holds no queries.jsonl; expected it there .* or its path as `queries`"),
-        ("corpus.jsonl", r"holds no corpus.jsonl; expected it there"),
-        ("qrels/test.tsv", r"qrels' holds no judgements of the split 'test'; there is none. Name one with `split`"),
+        ("queries.jsonl", r"has no queries.jsonl; expected it there .* or its path as `queries`"),
+        ("corpus.jsonl", r"has no corpus.jsonl; expected it there"),
+        ("qrels/test.tsv", r"qrels' has no judgements of the split 'test'; found no file. Choose one with `split`"),
     ],
 )
 def test_a_missing_file_of_a_folder_is_named(folder, name, complaint):
@@ -448,7 +448,7 @@ def test_a_folder_without_judgements_is_named(folder):
     """Neither a folder qrels nor a file of that name: the message has both places and the argument."""
     (folder / "qrels" / "test.tsv").unlink()
     (folder / "qrels").rmdir()
-    with pytest.raises(InvalidInputError, match=r"holds no judgements; expected qrels/test.tsv or qrels.tsv there, or"):
+    with pytest.raises(InvalidInputError, match=r"has no judgements; expected qrels/test.tsv or qrels.tsv, or"):
         read_collection(folder)
 
 
@@ -633,5 +633,7 @@ def test_a_source_that_cannot_be_meant_is_named(write, tmp_path):
         read_collection(tmp_path / "none")
     with pytest.raises(InvalidInputError, match=r"pairs.jsonl' is empty; expected rows such as"):
         rows(write, "")
-    with pytest.raises(InvalidInputError, match=r"`run` is given, but '.*pairs.jsonl' is a file, in which everything"):
+    with pytest.raises(
+        InvalidInputError, match=r"`run` goes with a folder, but '.*pairs.jsonl' is a file that contains everything"
+    ):
         read_collection(tmp_path / "pairs.jsonl", run="run.trec")

@@ -15,7 +15,7 @@ from marcorank.jobs import folder
 from marcorank.jobs.folder import MANIFEST, Folder
 
 MANIFEST_OF_A_RUN = {
-    "marcorank": "1",
+    "scorer": {"marcorank": "1"},
     "settings": {"model": "bundled", "top_n": None},
     "input": [{"path": "/data/a.jsonl", "bytes": 10, "sha256": "aa"}],
     "columns": None,
@@ -119,10 +119,10 @@ def test_a_run_ends_when_another_takes_its_folder(begun):
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (changed(top_n=3), "something else: top_n was null and is 3. Use another folder, or start again"),
+        (changed(top_n=3), "something else: top_n was null and is 3. Use another folder, or `overwrite`"),
         (changed(model="x", top_n=1), 'model was "bundled" and is "x"; top_n was null and is 1'),
         (changed(url="http"), 'url was not known and is "http"'),
-        (MANIFEST_OF_A_RUN | {"marcorank": "2"}, 'marcorank was "1" and is "2"'),
+        (MANIFEST_OF_A_RUN | {"scorer": {"marcorank": "2"}}, 'marcorank was "1" and is "2"'),
         (
             MANIFEST_OF_A_RUN | {"input": [{"path": "/data/a.jsonl", "bytes": 10, "sha256": "bb"}]},
             r"the input 'a\.jsonl' \(file 1\) has another content",

@@ -1,4 +1,4 @@
-"""`marcorank rerank --input ... --output FOLDER`: any number of files, a shard at a time."""
+"""`marcorank rerank --input FILES --output FOLDER`: rerank any number of files, shard by shard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from marcorank.jobs.planning import ShardRun
 
@@ -22,8 +22,8 @@ ENGINES = ("local", "ray")
 
 
 def add_options(parser: Any) -> None:
-    """Add the options that go with files."""
-    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder then")
+    """Add the options for files."""
+    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is then a folder")
     group.add_argument(
         "--input", nargs="+", metavar="FILES", help="files, folders or patterns of JSONL or Parquet: {query, passages}"
     )
@@ -31,17 +31,19 @@ def add_options(parser: Any) -> None:
     group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run, as JSONL or .tsv")
     group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run, as JSONL or .tsv")
     group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of actors")
-    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows of a shard (default: {SHARD_SIZE})")
+    group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows per shard (default: {SHARD_SIZE})")
     group.add_argument("--output-format", choices=FORMATS, help="default: parquet if all of the input is, else jsonl")
-    group.add_argument("--overwrite", action="store_true", help="start anew: remove what an earlier run wrote")
+    group.add_argument("--overwrite", action="store_true", help="delete the output of an earlier run and start again")
     group.add_argument(
-        "--workers", type=at_least(1), metavar="N", help="actors of ray (default: those that fill the cores)"
+        "--workers", type=at_least(1), metavar="N", help="Ray actors (default: as many as there are cores for)"
     )
-    group.add_argument("--ray-address", metavar="ADDRESS", help="of a Ray cluster; auto for the one on this machine")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="address of a Ray cluster; auto for the one on this machine"
+    )
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
-    """Say whether files are to be ranked; an option that needs them and stands alone is wrong usage."""
+    """Whether files are to be ranked; an option for files without --input or --run is a usage error."""
     if args.input is not None or args.run_file is not None:
         return True
     for name in ("queries", "corpus", "engine", "shard_size", "output_format", "overwrite", "workers", "ray_address"):
@@ -51,16 +53,28 @@ def is_wanted(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Rank the files and write the folder.
-
-    Args:
-        args: Of the command line.
-        settings: Of the reranker, but the model.
-    """
+    """Rank the files and write the folder; `settings` are those of the reranker without the model."""
     _check_usage(args)
-    engine = _with_ray if args.engine == "ray" else _in_this_process
-    with Progress("Reading the input") as progress:
-        done = engine(args, settings, lambda so_far: setattr(progress, "text", _so_far(so_far)))
+    source = args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
+    options = {
+        "top_n": args.top_n,
+        "score_threshold": args.score_threshold,
+        "text_field": args.text_field,
+        "shard_size": args.shard_size or SHARD_SIZE,
+        "output_format": args.output_format,
+        "overwrite": args.overwrite,
+    }
+    with Progress("Reading the input") as line:
+
+        def show(run: ShardRun) -> None:
+            line.text = _progress_text(run)
+
+        if args.engine == "ray":
+            done = _rank_with_ray(args, source, {**options, **settings, "progress": show})
+        else:
+            with Reranker(args.model, **settings) as reranker:
+                planned = plan(source, args.output, reranker, **options)
+                done = planned.follow(planned.rank_here(reranker), show)
     print(f"marcorank: {_summary(done)}", file=sys.stderr)
     return 0
 
@@ -78,67 +92,36 @@ def _check_usage(args: argparse.Namespace) -> None:
         args.usage_error("--workers and --ray-address go with --engine ray; --threads is for one process")
 
 
-def _source(args: argparse.Namespace) -> Sequence[str] | RunFiles:
-    return args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
-
-
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "top_n": args.top_n,
-        "score_threshold": args.score_threshold,
-        "text_field": args.text_field,
-        "shard_size": args.shard_size or SHARD_SIZE,
-        "output_format": args.output_format,
-        "overwrite": args.overwrite,
-    }
-
-
-def _in_this_process(
-    args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]
-) -> ShardRun:
-    with Reranker(args.model, **settings) as reranker:
-        planned = plan(_source(args), args.output, reranker, **_options(args))
-        return planned.follow(planned.rank_here(reranker), progress)
-
-
-def _with_ray(args: argparse.Namespace, settings: dict[str, Any], progress: Callable[[ShardRun], None]) -> ShardRun:
+def _rank_with_ray(args: argparse.Namespace, source: Sequence[str] | RunFiles, options: dict[str, Any]) -> ShardRun:
     if not args.debug:
-        # Ray's own processes write to this terminal what belongs into a log.
+        # Otherwise Ray's own processes log to this terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from marcorank.ray.datasets import rerank_dataset
 
+    options["threads"] = args.threads
     return rerank_dataset(
-        _source(args),
-        args.output,
-        model=args.model,
-        num_actors=args.workers,
-        threads=args.threads,
-        address=args.ray_address,
-        progress=progress,
-        **_options(args),
-        **{name: value for name, value in settings.items() if name != "threads"},
+        source, args.output, model=args.model, num_actors=args.workers, address=args.ray_address, **options
     )
 
 
-def _so_far(run: ShardRun) -> str:
-    done = run.skipped + run.ranked
-    left = run.seconds_left
-    if left is None:
-        return f"Ranking: {done} of {run.shards} shards"
-    return f"Ranking: {done} of {run.shards} shards, {run.pairs_per_second:,.0f} pairs a second, {_time(left)} left"
+def _progress_text(run: ShardRun) -> str:
+    text = f"Ranking: {run.skipped + run.ranked} of {run.shards} shards"
+    if run.seconds_left is None:
+        return text
+    return f"{text}, {run.pairs_per_second:,.0f} pairs a second, {_duration(run.seconds_left)} left"
 
 
 def _summary(run: ShardRun) -> str:
     parts = []
     if run.ranked or not run.skipped:
-        speed = f" in {_time(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
+        speed = f" in {_duration(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
         parts.append(f"ranked {run.ranked} shards ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
     if run.skipped:
         parts.append(f"skipped {run.skipped} shards that were finished")
     return f"{', '.join(parts)}; {run.output!r} holds all {run.shards}"
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

@@ -71,31 +71,23 @@ def _is_header(line: str) -> bool:
 
 
 def _separator(shown: str, header: str, lines: Sequence[_Line], formats: Formats) -> tuple[_Split, list[str]]:
-    """Return how to split lines: at tabs alone if the header shows it or only this fits, since ids may hold spaces."""
-    with_tabs = sum("\t" in line for _, line in lines)
-    if "\t" in header and with_tabs == len(lines):
+    """Return how to split lines: at tabs and spaces, or at tabs alone if ids seem to contain spaces."""
+    tabs = ["\t" in line for _, line in lines]
+    spaces = any(" " in cell for _, line in lines for cell in _by_tabs(line))
+    counts = {len(_by_tabs(line)) for _, line in lines}
+    fits_tabs = len(counts) == 1 and counts <= formats.keys() and not _has_iteration(lines, formats)
+    if all(tabs) and ("\t" in header or (spaces and fits_tabs)):
         return _by_tabs, []
-    both = [(number, line) for number, line in lines if "\t" in line and any(" " in cell for cell in _by_tabs(line))]
-    if with_tabs == len(lines) and both and _fits(lines, _by_tabs, formats):
-        if not _fits(lines, _by_spaces, formats):
-            return _by_tabs, []
-        number, line = both[0]
-        if not {"Q0", "iteration"}.intersection(formats[len(_by_spaces(line))]):
-            raise InvalidInputError(
-                f"{shown}, line {number} mixes tabs and spaces: it has {len(_by_tabs(line))} columns by tabs and "
-                f"{len(_by_spaces(line))} by both. Use one of them for the whole file."
-            )
-    mixed = both or 0 < with_tabs < len(lines)
-    return _by_spaces, [f"{shown} mixes tabs and spaces; both were read as separators."] if mixed else []
+    mixed = f"{shown} mixes tabs and spaces; both were read as separators."
+    return _by_spaces, [mixed] if spaces and any(tabs) else []
 
 
-def _fits(lines: Sequence[_Line], split: _Split, formats: Formats) -> bool:
-    """Whether all lines have the columns of one format, with a plausible Q0 or iteration if it has one."""
-    names = formats.get(len(split(lines[0][1])), ())
-    has_iteration = names[1:2] in {("Q0",), ("iteration",)}
+def _has_iteration(lines: Sequence[_Line], formats: Formats) -> bool:
+    """Whether lines that are split at tabs and spaces have TREC's second column, a Q0 or a number."""
+    rows = (_by_spaces(line) for _, line in lines)
     return all(
-        len(cells) == len(names) and (not has_iteration or re.fullmatch("[Qq]?[0-9]+", cells[1]))
-        for cells in (split(line) for _, line in lines)
+        formats.get(len(cells), ())[1:2] in {("Q0",), ("iteration",)} and re.fullmatch("[Qq]?[0-9]+", cells[1])
+        for cells in rows
     )
 
 

@@ -1,8 +1,7 @@
-"""The output folder of a job: its finished shards, and the manifest that records what they were made from.
+"""The output folder of a job: its finished shards, and the manifest that records how they were made.
 
-A shard is written under a temporary name and renamed once it is complete and on disk, so a shard under its final name
-is finished. The manifest, `_marcorank.json`, records the scorer, the input and the settings; a run with others is
-refused.
+A shard is renamed from a temporary name once it is complete and on disk, so a shard under its final name is finished.
+The manifest, `_marcorank.json`, records the scorer, the input and the settings; a run with others is refused.
 """
 
 from __future__ import annotations
@@ -29,9 +28,7 @@ MANIFEST = "_marcorank.json"
 _SHARD = re.compile(r"part-\d{5,}\.(jsonl|parquet)")
 _UNFINISHED = re.compile(r"\.(part-\d{5,}\.(jsonl|parquet)|_marcorank\.json|_candidates-\w+\.jsonl)\.\w+\.tmp")
 _JOINED = re.compile(r"_candidates-\w+\.jsonl")
-_RECOVERY_HINT = (
-    "Use another folder, or start again with `overwrite` (--overwrite), which deletes the shards in this one."
-)
+_RECOVERY_HINT = "Use another folder, or `overwrite` (--overwrite) to delete the shards in this one and start again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +83,12 @@ class Folder:
 
     def _check_mine(self) -> None:
         try:
-            found = _digest((self.path / MANIFEST).read_bytes())
+            mine = _digest((self.path / MANIFEST).read_bytes()) == self.manifest_digest
         except FileNotFoundError:
-            found = ""
-        if found != self.manifest_digest:
+            mine = False
+        if not mine:
             raise InvalidInputError(
-                f"{str(self.path)!r} was taken over by another run, so this one stops here. Give each run a folder of "
-                "its own."
+                f"{str(self.path)!r} was taken over by another run, so this one stops. Use a folder for each run."
             )
 
 
@@ -141,7 +137,7 @@ def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest of a new run.
 
     Raises:
-        InvalidInputError: The folder cannot be written, or another run has started there meanwhile with something else.
+        InvalidInputError: The folder cannot be written, or a different run has started there in the meantime.
     """
     content = (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
     try:
@@ -151,11 +147,7 @@ def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def start_anew(folder: Path, *, keep: Path | None) -> None:
-    """Delete the manifest, shards and joined files of an earlier run, and nothing else.
-
-    Args:
-        folder: The output folder.
-        keep: A file to keep.
+    """Delete the manifest, shards and joined files of an earlier run, except `keep`.
 
     Raises:
         InvalidInputError: A file cannot be removed.
@@ -184,7 +176,7 @@ def _digest(content: bytes) -> str:
 
 def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fingerprint of the scorer and the settings of the job in one."""
-    return {"marcorank": manifest.get("marcorank"), **manifest.get("scorer", {}), **manifest.get("settings", {})}
+    return {**manifest.get("scorer", {}), **manifest.get("settings", {})}
 
 
 def _input(manifest: Mapping[str, Any]) -> dict[str, tuple[object, ...]]:

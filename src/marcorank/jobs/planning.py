@@ -8,9 +8,8 @@ import time
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from marcorank import __version__
 from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none, whole_number
 from marcorank._files import errors_named, sha256_of
 from marcorank._models.fingerprint import advice, differences
@@ -67,14 +66,8 @@ class ShardRun:
         return left * self.seconds / self.ranked if self.ranked else None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The result of ranking a shard.
-
-    Attributes:
-        requests: Number of queries.
-        pairs: Number of pairs of query and passage.
-    """
+class Done(NamedTuple):
+    """Number of queries, and of pairs of query and passage, in a shard that was ranked."""
 
     requests: int
     pairs: int
@@ -139,11 +132,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job and the shards that are left.
+    """A job and its remaining shards.
 
     Attributes:
-        job: How to rank.
-        shards: The shards that are left.
+        job: How to rank them.
+        shards: The remaining shards.
         begun: Progress at the start.
     """
 
@@ -152,12 +145,7 @@ class Plan:
     begun: ShardRun
 
     def follow(self, done: Iterable[Done], progress: Callable[[ShardRun], None] | None) -> ShardRun:
-        """Count shards as they come, and report each.
-
-        Args:
-            done: The results of the shards, in any order.
-            progress: Called once at the start and after each shard.
-        """
+        """Count the shards that are done, in any order; call `progress` at the start and after each of them."""
         run, started = self.begun, time.monotonic()
         if progress is not None:
             progress(run)
@@ -193,10 +181,9 @@ def plan(
 ) -> Plan:
     """Check the input and the finished shards, and start the folder if it is new; nothing is ranked yet.
 
-    The first start reads every row, so that invalid rows are found before the job runs for hours.
-
-    The arguments are those of `rerank_dataset`. The model of the reranker is not loaded, but its files are read, and
-    downloaded if they are not cached.
+    The first start reads every row, so that invalid rows are found before the job runs for hours. The arguments are
+    those of `rerank_dataset`. The model of the reranker is not loaded, but its files are read, and downloaded if they
+    are not cached.
 
     Raises:
         InvalidInputError: An argument is not allowed, the input cannot be read, a row is not a request, or the folder
@@ -225,8 +212,7 @@ def plan(
     }
     found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
     manifest: dict[str, Any] = {
-        "marcorank": __version__,
-        # Another one in a run that starts anew with the same settings.
+        # Differs if a run starts again with the same settings.
         "run": uuid.uuid4().hex,
         "scorer": scorer_fingerprint(reranker),
         "input": [_identity(file) for file in files],
