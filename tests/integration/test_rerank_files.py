@@ -233,11 +233,14 @@ def test_other_settings_are_refused(candidates, tmp_path, run, options, message)
 
 
 def test_another_input_is_refused(candidates, tmp_path, run):
-    """A changed row, a new file and a missing one are noticed; threads and a touched file are no other run."""
+    """A changed row, a new file and a missing one are noticed; threads and files that were moved make no difference."""
     command = ["--input", f"{candidates}/*.jsonl", "--output", tmp_path / "out", "--shard-size", 8]
     assert run(*command)[0] == 0
     (candidates / "in-0.jsonl").touch()
     assert run(*command, "--threads", 1)[0] == 0
+    candidates = candidates.rename(tmp_path / "moved")
+    command[1] = f"{candidates}/*.jsonl"
+    assert run(*command)[1].startswith("marcorank: skipped 8 shards")
     text = (candidates / "in-1.jsonl").read_text()
     (candidates / "in-1.jsonl").write_text(text.replace("berlin", "BERLIN", 1))
     assert "the input 'in-1.jsonl' (file 2) has another content" in run(*command)[1]

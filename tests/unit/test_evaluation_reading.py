@@ -494,7 +494,7 @@ def test_bm25_finds_stems_and_orders_ties_by_id():
 def test_bm25_names_the_extra(monkeypatch):
     """Who has no bm25s learns the command that brings it, and the way around it."""
     monkeypatch.setitem(__import__("sys").modules, "bm25s", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]". Without them, bring a run'):
+    with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]". Without them, pass a run'):
         bm25_run({"q": "bees"}, {"a": "bees"})
 
 

@@ -17,7 +17,7 @@ from marcorank.jobs.folder import MANIFEST, Folder
 MANIFEST_OF_A_RUN = {
     "scorer": {"marcorank": "1"},
     "settings": {"model": "bundled", "top_n": None},
-    "input": [{"path": "/data/a.jsonl", "bytes": 10, "sha256": "aa"}],
+    "input": {"'a.jsonl' (file 1)": "aa"},
     "columns": None,
 }
 ROWS = [{"query": f"q{number}", "results": [{"text": "line\nend", "score": 1.5}]} for number in range(3)]
@@ -124,14 +124,14 @@ def test_a_run_ends_when_another_takes_its_folder(begun):
         (changed(url="http"), 'url was not known and is "http"'),
         (MANIFEST_OF_A_RUN | {"scorer": {"marcorank": "2"}}, 'marcorank was "1" and is "2"'),
         (
-            MANIFEST_OF_A_RUN | {"input": [{"path": "/data/a.jsonl", "bytes": 10, "sha256": "bb"}]},
+            MANIFEST_OF_A_RUN | {"input": {"'a.jsonl' (file 1)": "bb"}},
             r"the input 'a\.jsonl' \(file 1\) has another content",
         ),
         (
-            MANIFEST_OF_A_RUN | {"input": [*MANIFEST_OF_A_RUN["input"], {"path": "/data/b.jsonl"}]},
+            MANIFEST_OF_A_RUN | {"input": MANIFEST_OF_A_RUN["input"] | {"'b.jsonl' (file 2)": "bb"}},
             r"the input 'b\.jsonl' \(file 2\) is new",
         ),
-        (MANIFEST_OF_A_RUN | {"input": []}, r"the input 'a\.jsonl' \(file 1\) is gone"),
+        (MANIFEST_OF_A_RUN | {"input": {}}, r"the input 'a\.jsonl' \(file 1\) is gone"),
     ],
 )
 def test_another_input_or_setting_is_refused(begun, wanted, message):
@@ -144,9 +144,8 @@ def test_another_input_or_setting_is_refused(begun, wanted, message):
 
 
 def test_the_same_run_may_begin_twice(begun):
-    """Also where its files have moved to another folder; the first manifest stays."""
-    moved = MANIFEST_OF_A_RUN | {"input": [{"path": "/mnt/a.jsonl", "bytes": 10, "sha256": "aa"}]}
-    folder.begin(begun.path, moved)
+    """The first manifest stays."""
+    folder.begin(begun.path, MANIFEST_OF_A_RUN | {"run": "second"})
     assert json.loads((begun.path / MANIFEST).read_text()) == MANIFEST_OF_A_RUN
 
 

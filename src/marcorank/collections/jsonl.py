@@ -1,4 +1,7 @@
-"""JSONL: the objects of a file, and checked values from their fields."""
+"""JSONL: read the objects of a file, and check the values of their fields.
+
+`location` is the file and line for messages, `names` are the names of fields.
+"""
 
 from __future__ import annotations
 
@@ -58,12 +61,6 @@ def missing_field(row: dict[str, Any], names: Sequence[str], location: str, *, h
 
 def text_of(row: dict[str, Any], names: Sequence[str], location: str, *, hint: str = "") -> str:
     """Return the text in the first of these fields that an object has.
-
-    Args:
-        row: The object.
-        names: Names of the fields.
-        location: File and line, for messages.
-        hint: What to do if none of the fields is there, after a space.
 
     Raises:
         InvalidInputError: The object has none of the fields, or the value is not a text.

@@ -45,7 +45,7 @@ def passage_of(row: dict[str, Any], location: str, text_field: str | None) -> Pa
     Args:
         row: The object.
         location: File and line, for messages.
-        text_field: Field that holds the text; None for the first of `TEXT_FIELDS` that the object has.
+        text_field: Field with the text; None for the first of `TEXT_FIELDS` that the object has.
 
     Raises:
         InvalidInputError: The object has no text.
@@ -64,7 +64,7 @@ def request_of(row: dict[str, Any], location: str, text_field: str | None) -> Re
     Args:
         row: The row.
         location: File and line, for messages.
-        text_field: Field that holds the text of a passage; None for the first of `TEXT_FIELDS` that the passage has.
+        text_field: Field with the text of a passage; None for the first of `TEXT_FIELDS` that the passage has.
 
     Raises:
         InvalidInputError: The row has no query or no passages, or they are not texts.

@@ -50,13 +50,7 @@ def read_texts(
 
 
 def check_texts(texts: Container[str], ids: Collection[str], what: str, path: Path) -> None:
-    """Check that a file had the text of each id.
-
-    Args:
-        texts: The texts that were read.
-        ids: The ids.
-        what: What the ids stand for, such as "passages of the run".
-        path: The file.
+    """Check that a file had the text of each id; `what` names the ids, such as "passages of the run".
 
     Raises:
         InvalidInputError: A text is missing.

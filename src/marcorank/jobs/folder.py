@@ -11,7 +11,6 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from marcorank._files import json_line, write_durably
@@ -21,6 +20,7 @@ from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 OutputFormat = Literal["jsonl", "parquet"]
 
@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a folder; None if it has none.
 
     Raises:
-        InvalidInputError: It cannot be read, there are shards without one, or the path is not a folder.
+        InvalidInputError: The manifest cannot be read, shards are there without one, or the path is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"{str(folder)!r} is a file; expected a folder, or a path that does not exist yet.")
@@ -123,8 +123,9 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     Raises:
         InvalidInputError: Something differs.
     """
-    there, here = _settings(found), _settings(wanted)
-    different = differences(there, here) + content_differences("input", _input(found), _input(wanted))
+    there, here = ({**manifest.get("scorer", {}), **manifest.get("settings", {})} for manifest in (found, wanted))
+    different = differences(there, here)
+    different += content_differences("input", found.get("input", {}), wanted.get("input", {}))
     if different:
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
         hints = " ".join(filter(None, (advice(there, here), _RECOVERY_HINT)))
@@ -134,7 +135,7 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
 
 
 def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a new run.
+    """Write the manifest of a new run, unless the same run has started already.
 
     Raises:
         InvalidInputError: The folder cannot be written, or a different run has started there in the meantime.
@@ -153,7 +154,7 @@ def start_anew(folder: Path, *, keep: Path | None) -> None:
         InvalidInputError: A file cannot be removed.
     """
     try:
-        # The manifest goes first: a run that still writes notices, and shards without a manifest do not count.
+        # The manifest goes first: it stops a run that still writes, and without it no shard counts as finished.
         (folder / MANIFEST).unlink(missing_ok=True)
         for file in list(folder.glob("*")):
             if file != keep and (_SHARD.fullmatch(file.name) or _JOINED.fullmatch(file.name)):
@@ -172,16 +173,3 @@ def clear_unfinished(folder: Path) -> None:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fingerprint of the scorer and the settings of the job in one."""
-    return {**manifest.get("scorer", {}), **manifest.get("settings", {})}
-
-
-def _input(manifest: Mapping[str, Any]) -> dict[str, tuple[object, ...]]:
-    """Return the size and digest of each input file, by its name and position; folders may have moved."""
-    return {
-        f"{Path(file['path']).name!r} (file {number})": (file.get("bytes"), file.get("sha256"))
-        for number, file in enumerate(manifest.get("input", []), 1)
-    }

@@ -1,4 +1,4 @@
-"""A job over many requests: which shards are left, and how one is ranked."""
+"""A job over many requests: plan its shards, rank one of them, count what is done."""
 
 from __future__ import annotations
 
@@ -215,7 +215,8 @@ def plan(
         # Differs if a run starts again with the same settings.
         "run": uuid.uuid4().hex,
         "scorer": scorer_fingerprint(reranker),
-        "input": [_identity(file) for file in files],
+        # Without folders: the files may have moved.
+        "input": {f"{file.name!r} (file {number})": _sha256(file) for number, file in enumerate(files, 1)},
         "settings": settings,
     }
     if found is not None:
@@ -226,7 +227,7 @@ def plan(
         raise InvalidInputError(f"{str(out)!r} cannot be created: {error.strerror or error}.") from error
     joined = None
     if isinstance(source, RunFiles):
-        content = hashlib.sha256("".join(file["sha256"] for file in manifest["input"]).encode()).hexdigest()
+        content = hashlib.sha256("".join(manifest["input"].values()).encode()).hexdigest()
         joined = out / f"_candidates-{content[:16]}.jsonl"
         if not joined.exists():
             join(source, joined)
@@ -256,9 +257,9 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
-def _identity(path: Path) -> dict[str, Any]:
+def _sha256(path: Path) -> str:
     with errors_named(repr(str(path))):
-        return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        return sha256_of(path)
 
 
 def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> str | None:
