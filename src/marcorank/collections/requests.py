@@ -87,24 +87,21 @@ def request_of(row: dict[str, Any], location: str, text_field: str | None) -> Re
     return Request(query, found, {name: value for name, value in row.items() if name != "passages"})
 
 
-def answer_row(request: Request, ranking: Ranking, *, every_field: bool = False) -> dict[str, Any]:
-    """Return a row of output: the fields of the input, and what the ranking adds.
-
-    Args:
-        request: The query and its passages.
-        ranking: Their ranking.
-        every_field: Whether results keep the fields whose value is None, as the columns of a table do.
-    """
-    rows = [result_row(request.passages[result.index], result, every_field=every_field) for result in ranking]
+def answer_row(request: Request, ranking: Ranking) -> dict[str, Any]:
+    """Return a row of output: the fields of the input, and the ranking of its passages."""
+    rows = [result_row(request.passages[result.index], result) for result in ranking]
     added = {"model": ranking.model, "query_truncated": ranking.query_truncated, "results": rows}
     return extended(request.fields, added)
 
 
-def result_row(passage: Passage, result: RankedPassage, *, every_field: bool = False) -> dict[str, Any]:
-    """Return one result: the fields of the passage, and its index and scores; see `answer_row`."""
+def result_row(passage: Passage, result: RankedPassage) -> dict[str, Any]:
+    """Return one result: the fields of the passage, its index, and those scores and properties that are known."""
     found = result.to_dict()
     del found["text"]
-    return extended(passage.fields, {name: value for name, value in found.items() if every_field or value is not None})
+    row = extended(passage.fields, found)
+    for name in [name for name, value in found.items() if value is None]:
+        del row[name]
+    return row
 
 
 def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:

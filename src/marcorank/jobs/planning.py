@@ -120,13 +120,8 @@ class Job:
         rankings = reranker.rank_many(
             [request.texts for request in requests], top_n=self.top_n, score_threshold=self.score_threshold
         )
-        self.folder.write_shard(
-            shard.number,
-            [
-                answer_row(request, ranking, every_field=self.folder.columns is not None)
-                for request, ranking in zip(requests, rankings, strict=True)
-            ],
-        )
+        rows = [answer_row(request, ranking) for request, ranking in zip(requests, rankings, strict=True)]
+        self.folder.write_shard(shard.number, rows)
         return Done(len(requests), sum(len(request.passages) for request in requests))
 
 
