@@ -73,21 +73,21 @@ def _is_header(line: str) -> bool:
 def _separator(shown: str, header: str, lines: Sequence[_Line], formats: Formats) -> tuple[_Split, list[str]]:
     """Return how to split lines: at tabs and spaces, or at tabs alone if ids seem to contain spaces."""
     tabs = ["\t" in line for _, line in lines]
-    spaces = any(" " in cell for _, line in lines for cell in _by_tabs(line))
-    counts = {len(_by_tabs(line)) for _, line in lines}
-    fits_tabs = len(counts) == 1 and counts <= formats.keys() and not _has_iteration(lines, formats)
-    if all(tabs) and ("\t" in header or (spaces and fits_tabs)):
+    spaces = any(" " in cell for _, line in lines if " " in line for cell in _by_tabs(line))
+    if all(tabs) and ("\t" in header or (spaces and _fits_tabs_alone(lines, formats))):
         return _by_tabs, []
     mixed = f"{shown} mixes tabs and spaces; both were read as separators."
     return _by_spaces, [mixed] if spaces and any(tabs) else []
 
 
-def _has_iteration(lines: Sequence[_Line], formats: Formats) -> bool:
-    """Whether lines that are split at tabs and spaces have TREC's second column, a Q0 or a number."""
-    rows = (_by_spaces(line) for _, line in lines)
-    return all(
+def _fits_tabs_alone(lines: Sequence[_Line], formats: Formats) -> bool:
+    counts = {len(_by_tabs(line)) for _, line in lines}
+    if len(counts) > 1 or not counts <= formats.keys():
+        return False
+    # Split at spaces too, lines would have TREC's second column, a Q0 or a number.
+    return not all(
         formats.get(len(cells), ())[1:2] in {("Q0",), ("iteration",)} and re.fullmatch("[Qq]?[0-9]+", cells[1])
-        for cells in rows
+        for cells in (_by_spaces(line) for _, line in lines)
     )
 
 
