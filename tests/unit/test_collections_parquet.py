@@ -33,7 +33,7 @@ def schema_of(columns):
 
 
 def test_columns_of_the_input_stay_as_they_are(tmp_path):
-    """Types are kept, passages become results with what a ranking adds, and names that are taken move aside."""
+    """Types are kept, passages become results with the fields of a ranking, and conflicting names are renamed."""
     of_passage = pa.struct([("id", pa.int32()), ("text", pa.string()), ("score", pa.float32())])
     of_input = pa.schema(
         [("day", pa.date32()), ("query", pa.large_string()), ("passages", pa.list_(of_passage)), ("model", pa.int8())]
@@ -54,7 +54,7 @@ def test_columns_of_the_input_stay_as_they_are(tmp_path):
 
 
 def test_columns_of_json_hold_all_rows():
-    """Fields that only some rows have, numbers of two kinds, texts beside objects, and empty lists go together."""
+    """Columns unify fields that only some rows have, integers and floats, texts and objects, and empty lists."""
     rows = requests_of(
         {"query": "a", "passages": []},
         {"query": "b", "passages": ["x"], "n": 1},
@@ -72,13 +72,13 @@ def test_columns_of_json_hold_all_rows():
 
 
 def test_columns_without_any_passage_are_those_of_texts():
-    """An input whose lists are all empty has the columns of every other."""
+    """An input whose lists are all empty has the columns of passages with a text."""
     found = schema_of([parquet.columns_of_requests(requests_of({"query": "a", "passages": []}))])
     assert found.field("results").type == pa.list_(pa.struct([("text", pa.string()), *ADDED.items()]))
 
 
 def test_values_that_no_column_holds_are_an_error():
-    """The message names the way out, in one chunk of rows, across chunks, and across files."""
+    """The error suggests JSONL, in one batch of rows, across batches, and across files."""
     number, text = {"query": "a", "passages": [], "n": 1}, {"query": "a", "passages": [], "n": "one"}
     message = "field whose values cannot be a column of Parquet: .* Write JSONL"
     with pytest.raises(InvalidInputError, match=message):
@@ -90,7 +90,7 @@ def test_values_that_no_column_holds_are_an_error():
 
 
 def test_written_rows_come_back():
-    """What a row lacks is null."""
+    """Missing fields are null."""
     columns = parquet.answer_columns([pa.schema([("day", pa.date32()), ("query", pa.string())])])
     file = io.BytesIO()
     row = {"day": dt.date(2024, 2, 29), "query": "q", "model": "m", "query_truncated": None}

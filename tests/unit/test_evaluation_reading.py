@@ -67,7 +67,7 @@ def in_order(run):
 @pytest.mark.parametrize("separator", [" ", "\t", "   ", " \t "])
 @pytest.mark.parametrize("name", ["run.trec", "run.tsv.gz"])
 def test_a_run_has_six_four_or_three_columns(write, columns, separator, name):
-    """Each usual form of a run gives the same scores, whatever separates the columns, packed or not."""
+    """Each usual format of a run gives the same scores, whatever separates the columns, compressed or not."""
     content = "\r\n".join(line.replace(" ", separator) for line in RUN_LINES[columns]) + "\n\n"
     assert in_order(read_run(write(content, name))) == in_order(RUN)
 
@@ -82,15 +82,15 @@ def test_qrels_have_four_or_three_columns(write, columns, separator, name):
 
 
 @pytest.mark.parametrize("header", ["query-id\tcorpus-id\tscore", "qid docid score", "\ufeffquery_id\tdoc_id\tgrade"])
-def test_a_header_is_no_row(write, header):
-    """BEIR's first line names the columns, and so do those of others."""
+def test_a_header_is_skipped(write, header):
+    """BEIR and others name the columns in the first line."""
     assert read_qrels(write(f"{header}\nq1\td1\t2\n")) == {"q1": {"d1": 2}}
     assert read_run(write(f"{header}\nq1\td1\t2.5\n")) == {"q1": {"d1": 2.5}}
     assert read_run(write("topic Q0 d1 1 2.5 tag")) == {"topic": {"d1": 2.5}}
 
 
 def test_the_order_is_that_of_scores_then_of_ids_descending(write):
-    """Neither the lines nor the ranks decide; equal scores are ordered as trec_eval does, and that is said."""
+    """Results are sorted by score, not by line or rank; ties are ordered as in trec_eval, with a note."""
     path = write("q Q0 a 1 1.5 x\nq Q0 b 2 1.5 x\nq Q0 c 3 9 x\nq Q0 B 4 1.5 x\n")
     run, notes = run_and_notes(path)
     assert list(run["q"].items()) == [("c", 9.0), ("b", 1.5), ("a", 1.5), ("B", 1.5)]
@@ -101,7 +101,7 @@ def test_the_order_is_that_of_scores_then_of_ids_descending(write):
 @given(data=st.data())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_is_that_of_trec_eval(data, tmp_path):
-    """The rank of one relevant passage is what trec_eval, through ir_measures, says of the file, with ties too."""
+    """The rank of one relevant passage is that of trec_eval, through ir_measures, with ties too."""
     ids = data.draw(st.lists(st.text("aBé1_", min_size=1), min_size=1, max_size=8, unique=True))
     scores = data.draw(st.lists(st.sampled_from([-1, 0.25, 2]), min_size=len(ids), max_size=len(ids)))
     relevant = data.draw(st.sampled_from(ids))
@@ -128,7 +128,7 @@ def test_mixed_tabs_and_spaces_are_read_and_noted(write, lines, expected):
     assert notes == [f"{str(path)!r} mixes tabs and spaces; both were read as separators."]
 
 
-def test_mixed_qrels_are_read_where_the_iteration_shows_what_is_meant(write):
+def test_mixed_qrels_are_read_by_their_iteration_number(write):
     """Three columns by tabs and four by both: the iteration number decides."""
     grades, notes = qrels_and_notes(write("q1\t0 d1\t1\nq1\t0 d2\t0\n"))
     assert grades == {"q1": {"d1": 1, "d2": 0}}
@@ -136,7 +136,7 @@ def test_mixed_qrels_are_read_where_the_iteration_shows_what_is_meant(write):
 
 
 def test_ids_may_hold_blanks_where_only_tabs_separate(write):
-    """File names make doc_ids with blanks; a file with tabs can hold them, with a header or without."""
+    """File names make doc_ids with spaces; a file with tabs can contain them, with or without a header."""
     assert read_qrels(write("q1\tmy file.txt\t1\nq1\tno-break\u00a0space\t0\n")) == {
         "q1": {"my file.txt": 1, "no-break\u00a0space": 0}
     }
@@ -146,8 +146,8 @@ def test_ids_may_hold_blanks_where_only_tabs_separate(write):
     assert read_run(write("q1 no-break\u00a0space 3.5\n")) == {"q1": {"no-break\u00a0space": 3.5}}
 
 
-def test_ranks_in_the_place_of_scores_are_found(write):
-    """MS MARCO's query_id, doc_id and rank would be read upside down as scores."""
+def test_ranks_instead_of_scores_are_detected(write):
+    """In MS MARCO's files of query_id, doc_id and rank the lowest number is the best."""
     lines = [f"q1\td{rank}\t{rank}" for rank in range(1, 7)] + ["q2\td1\t1", "q2\td2\t2"]
     run, notes = run_and_notes(write("\n".join(lines)))
     assert list(run["q1"]) == ["d1", "d2", "d3", "d4", "d5", "d6"]
@@ -183,7 +183,7 @@ def test_ranks_in_the_place_of_scores_are_found(write):
     ],
 )
 def test_a_broken_run_is_named(write, content, complaint):
-    """Whoever repairs a run learns the file, the line, what is there and what belongs there."""
+    """The error names the file, the line, what was found and what was expected."""
     path = write(content)
     if complaint is None:
         assert read_run(path) == {"q1": {"d2": 1.0, "d1": 1.0}}
@@ -207,14 +207,14 @@ def test_a_broken_run_is_named(write, content, complaint):
     ],
 )
 def test_broken_qrels_are_named(write, content, complaint):
-    """Whoever repairs judgements learns the file, the line, what is there and what belongs there."""
+    """The error names the file, the line, what was found and what was expected."""
     path = write(content)
     with pytest.raises(InvalidInputError, match=rf"^'{re.escape(str(path) + complaint)}"):
         read_qrels(path)
 
 
 def test_a_judgement_that_is_repeated_counts_once(write):
-    """The same grade twice harms nothing, and is noted."""
+    """A judgement repeated with the same grade is kept once, with a note."""
     path = write("q1 0 d1 1\nq1 0 d1 1.0\nq1 0 d2 0\n")
     assert qrels_and_notes(path) == (
         {"q1": {"d1": 1, "d2": 0}},
@@ -223,8 +223,8 @@ def test_a_judgement_that_is_repeated_counts_once(write):
 
 
 @pytest.mark.parametrize("read", [read_run, read_qrels])
-def test_what_is_no_file_is_named(read, write, tmp_path):
-    """A missing file, a folder, a damaged and a wrongly named .gz end in one line that names them."""
+def test_an_unreadable_file_is_named(read, write, tmp_path):
+    """The error for a missing file, a folder, and a damaged or wrongly named .gz names it in one line."""
     with pytest.raises(InvalidInputError, match=r"none.trec' cannot be read: No such file or directory"):
         read(tmp_path / "none.trec")
     with pytest.raises(InvalidInputError, match="cannot be read: Is a directory"):
@@ -240,7 +240,7 @@ def test_what_is_no_file_is_named(read, write, tmp_path):
 
 @pytest.mark.parametrize("name", ["out.trec", "out.trec.gz"])
 def test_a_run_is_written_as_trec_has_it(tmp_path, name):
-    """Six columns, ranks from 1, the tag in each line; packed where the name says so, the same bytes each time."""
+    """Six columns, ranks from 1, the tag in each line; compressed if named .gz, the same bytes each time."""
     path = tmp_path / name
     write_run(RUN, path, tag="bm25")
     first = path.read_bytes()
@@ -260,7 +260,7 @@ LOGITS = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1.0 - 1e-9]), st.floats(-12,
 @given(st.dictionaries(st.text("ab7", min_size=1), LOGITS, min_size=1, max_size=12))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_written_run_keeps_its_order_everywhere(tmp_path, results):
-    """Read again, it has the order it had; scores fall strictly in single precision too, and those that did stay."""
+    """Reading keeps the order; scores decrease strictly in single precision too, and unchanged if they already did."""
     path = tmp_path / "run"
     write_run({"q": results}, path, tag="t")
     scores = [float(line.split()[4]) for line in path.read_text().splitlines()]
@@ -273,7 +273,7 @@ def test_a_written_run_keeps_its_order_everywhere(tmp_path, results):
 
 
 def test_trec_eval_sees_the_order_that_was_written(tmp_path):
-    """A tie that trec_eval would break by doc_id is none any more in the file."""
+    """A tie that trec_eval would break by doc_id is resolved in the file."""
     path = tmp_path / "run"
     write_run({"q": {"a": 0.99999999871, "z": 0.99999999854, "y": 0.99999999854}}, path, tag="t")
     judged = [ir_measures.Qrel("q", "a", 1)]
@@ -282,7 +282,7 @@ def test_trec_eval_sees_the_order_that_was_written(tmp_path):
 
 
 def test_ids_with_blanks_are_written_with_tabs(tmp_path):
-    """A doc_id that is a file name comes back whole."""
+    """A doc_id that contains spaces is read back unchanged."""
     run = {"q 1": {"my file.txt": 2.0, "b": 1.0}}
     write_run(run, tmp_path / "run", tag="t")
     assert read_run(tmp_path / "run") == run
@@ -300,8 +300,8 @@ def test_ids_with_blanks_are_written_with_tabs(tmp_path):
         ({"q": {"a": 1e39}}, "t", "holds the score 1e[+]39; expected a finite number"),
     ],
 )
-def test_what_cannot_be_written_is_named_and_leaves_no_file(tmp_path, run, tag, complaint):
-    """No half file and no file that nobody can read."""
+def test_an_invalid_run_is_an_error_and_leaves_no_file(tmp_path, run, tag, complaint):
+    """An error leaves no file behind."""
     with pytest.raises(InvalidInputError, match=complaint):
         write_run(run, tmp_path / "run", tag=tag)
     assert not list(tmp_path.iterdir())
@@ -321,7 +321,7 @@ def test_a_beir_folder_is_a_collection(folder):
 
 
 def test_other_spellings_of_the_folder(write, tmp_path):
-    """`id` for `_id`, qrels and run directly in the folder, everything packed, whole numbers as ids."""
+    """`id` for `_id`, qrels and run directly in the folder, everything compressed, integers as ids."""
     write('{"id": 1, "text": "bees"}\n', "queries.jsonl.gz")
     write('{"id": "d1", "text": "honey"}\n\n', "corpus.jsonl.gz")
     write("1 0 d1 1\n", "qrels.txt.gz")
@@ -330,7 +330,7 @@ def test_other_spellings_of_the_folder(write, tmp_path):
     assert (found.name, found.queries, found.run) == ("mine", {"1": "bees"}, {"1": {"d1": 2.5}})
 
 
-def test_texts_may_stand_in_columns(write, tmp_path):
+def test_texts_may_be_tab_separated(write, tmp_path):
     """MS MARCO has queries and passages as an id, a tab and a text; tabs in the text are text."""
     write("1\tbees\n", "queries.tsv")
     write("d1\thoney\tand wax\n", "corpus.tsv")
@@ -339,8 +339,8 @@ def test_texts_may_stand_in_columns(write, tmp_path):
     assert read_collection(tmp_path).passages == {"d1": "honey\tand wax"}
 
 
-def test_paths_that_are_given_win(folder, write):
-    """Each file of the folder can be replaced by one from elsewhere."""
+def test_given_paths_replace_those_of_the_folder(folder, write):
+    """Each file of the folder can be replaced by another path."""
     elsewhere = {
         "run": write("q2 d4 1\n", "other/run"),
         "qrels": write("q2 0 d4 3\n", "other/qrels"),
@@ -353,7 +353,7 @@ def test_paths_that_are_given_win(folder, write):
 
 
 def test_the_split_is_chosen(folder, write):
-    """`split` names a file of qrels; the only one there is taken with a note, and of several none is guessed."""
+    """`split` names a file of qrels; a single other file is read with a note, and of several none is guessed."""
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert read_collection(folder).notes == (
         "There are no judgements of the split 'test'; those in dev.tsv were read.",
@@ -365,7 +365,7 @@ def test_the_split_is_chosen(folder, write):
         read_collection(folder)
 
 
-def test_notes_say_what_became_of_odd_input(folder, write):
+def test_notes_report_irregularities(folder, write):
     """Unjudged queries, queries without results and judged passages without text are counted, not dropped silently."""
     write("q1 0 d1 1\nq1 0 gone 1\nq2 0 gone 1\nq2 0 d2 0\n", "qrels/test.tsv")
     write("q1 d1 2.0\nq9 d1 2.0\nq8 d1 1.0\n", "run.trec")
@@ -423,7 +423,7 @@ def test_notes_say_what_became_of_odd_input(folder, write):
     ],
 )
 def test_files_that_are_broken_or_do_not_belong_together_are_named(folder, write, name, content, complaint):
-    """A complaint about a collection names the file, and the line or the ids that are at fault."""
+    """The error names the file, and the line or the ids that are wrong."""
     write(content, name)
     with pytest.raises(InvalidInputError, match=complaint):
         read_collection(folder)
@@ -438,14 +438,14 @@ def test_files_that_are_broken_or_do_not_belong_together_are_named(folder, write
     ],
 )
 def test_a_missing_file_of_a_folder_is_named(folder, name, complaint):
-    """What a folder lacks is said before anything is searched or scored."""
+    """A missing file is an error before anything is retrieved or scored."""
     (folder / name).unlink()
     with pytest.raises(InvalidInputError, match=complaint):
         read_collection(folder)
 
 
 def test_a_folder_without_judgements_is_named(folder):
-    """Neither a folder qrels nor a file of that name: the message has both places and the argument."""
+    """Without a folder qrels or a file of that name, the error names both paths and the argument."""
     (folder / "qrels" / "test.tsv").unlink()
     (folder / "qrels").rmdir()
     with pytest.raises(InvalidInputError, match=r"has no judgements; expected qrels/test.tsv or qrels.tsv, or"):
@@ -453,7 +453,7 @@ def test_a_folder_without_judgements_is_named(folder):
 
 
 def test_texts_that_are_repeated_count_once(folder, write):
-    """The same row twice is one passage, and is noted."""
+    """A repeated row is one passage, with a note."""
     path = write(
         '{"_id": "d1", "text": "a"}\n' * 2 + '{"_id": "d2", "text": "b"}\n{"_id": "d3", "text": "c"}', "c.jsonl"
     )
@@ -463,7 +463,7 @@ def test_texts_that_are_repeated_count_once(folder, write):
 
 
 def test_without_a_run_bm25_is_the_first_stage(folder, capfd):
-    """A corpus alone is enough; the notes say what found the candidates, and nothing is printed."""
+    """A corpus is enough; the notes name the first stage, and nothing is printed."""
     (folder / "run.trec").unlink()
     found = read_collection(folder)
     assert {query_id: list(results) for query_id, results in found.run.items()} == {"q1": ["d1"], "q2": ["d2"]}
@@ -481,7 +481,7 @@ def test_bm25_by_hand():
 
 
 def test_bm25_finds_stems_and_orders_ties_by_id():
-    """Inflected words match, equal scores are ordered by doc_id descending also at the cut, and misses are left out."""
+    """Inflected words match, ties are ordered by doc_id descending also at `top_k`, and misses are left out."""
     passages = {"a": "bee", "c": "bees", "b": "bee", "d": "", "e": "the wax"}
     run = bm25_run({"q1": "The bees!", "q2": "the", "q3": "zebra", "q4": "wax"}, passages, 2)
     assert {query_id: list(results) for query_id, results in run.items()} == {"q1": ["c", "b"], "q4": ["e"]}
@@ -492,7 +492,7 @@ def test_bm25_finds_stems_and_orders_ties_by_id():
 
 
 def test_bm25_names_the_extra(monkeypatch):
-    """Who has no bm25s learns the command that brings it, and the way around it."""
+    """Without bm25s, the error names the command to install it and the alternative."""
     monkeypatch.setitem(__import__("sys").modules, "bm25s", None)
     with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]". Without them, pass a run'):
         bm25_run({"q": "bees"}, {"a": "bees"})
@@ -504,7 +504,7 @@ def rows(write, *content, name="pairs.jsonl"):
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
 def test_rows_of_texts_are_a_collection(write, name):
-    """A row a query: the list is the first stage's order, and each passage of it is judged."""
+    """One row per query: the list has the order of the first stage, and each passage in it is judged."""
     found = rows(
         write,
         {"query": "bees", "passages": ["honey", "", "wax"], "relevant": [2]},
@@ -526,7 +526,7 @@ OBJECTS = [{"id": "b", "text": "honey", "score": 2.5}, {"id": "a", "text": "wax"
 
 @pytest.mark.parametrize("relevant", [[1], ["a"], ["wax"], ["a", "wax", 1], {"a": 1}])
 def test_relevant_passages_are_named_by_index_id_or_text(write, relevant):
-    """Each way of naming the same passage means the same; scores that fall with the list are kept."""
+    """Each way of naming a passage gives the same judgements; scores that decrease with the list are kept."""
     found = rows(write, {"query": "bees", "passages": OBJECTS, "relevant": relevant})
     assert found.qrels == {"1": {"b": 0, "a": 1}}
     assert in_order(found.run) == {"1": [("b", 2.5), ("a", 2.5)]}
@@ -534,21 +534,21 @@ def test_relevant_passages_are_named_by_index_id_or_text(write, relevant):
 
 
 def test_an_object_gives_grades(write):
-    """Keys are ids, texts, or, where there are no ids, indexes."""
+    """Keys are ids, texts, or, if there are no ids, indexes."""
     grades = {"2": 3, "honey": -1}
     found = rows(write, {"query": "bees", "passages": ["honey", "wax", "sting"], "relevant": grades})
     assert found.qrels == {"1": {"1:0": -1, "1:1": 0, "1:2": 3}}
 
 
 def test_whole_numbers_are_ids_where_ids_are_whole_numbers(write):
-    """A table's primary keys are not mistaken for places in the list."""
+    """A table's primary keys are not mistaken for indexes of the list."""
     passages = [{"id": 1, "text": "honey"}, {"id": 2, "text": "wax"}, {"id": 0, "text": "sting"}]
     found = rows(write, {"query": "bees", "passages": passages, "relevant": [1]})
     assert found.qrels == {"1": {"1": 1, "2": 0, "0": 0}}
 
 
 def test_relevant_passages_that_were_not_found_count_as_missed(write):
-    """What the first stage missed stays in the judgements, so that recall is honest."""
+    """Relevant passages that the first stage missed are kept in the judgements and count for recall."""
     found = rows(
         write,
         {"query": "bees", "passages": ["honey"], "relevant": ["wax", "wax", "honey"]},
@@ -560,7 +560,7 @@ def test_relevant_passages_that_were_not_found_count_as_missed(write):
 
 
 def test_equal_passages_of_a_row_are_one(write):
-    """The first place counts, a later index or id means the same passage, the best grade holds; it is noted."""
+    """Equal passages count once, at the first index and with the highest grade, with a note."""
     passages = ["honey", "wax", "honey", {"id": "h", "text": "honey"}, "sting"]
     for relevant in ([2], ["h"], {"h": 1, "honey": 0}):
         found = rows(write, {"query": "bees", "passages": passages, "relevant": relevant})
@@ -570,7 +570,7 @@ def test_equal_passages_of_a_row_are_one(write):
 
 
 def test_the_list_counts_where_scores_say_something_else(write):
-    """Distances, which grow, do not turn the first stage around."""
+    """Increasing scores, such as distances, do not reverse the first stage."""
     passages = [{"text": "honey", "score": 0.1}, {"text": "wax", "score": 0.7}]
     found = rows(write, {"query": "bees", "passages": passages, "relevant": [0]})
     assert in_order(found.run) == {"1": [("1:0", 2.0), ("1:1", 1.0)]}
@@ -580,7 +580,7 @@ def test_the_list_counts_where_scores_say_something_else(write):
 
 
 def test_a_passage_may_stand_in_several_rows(write):
-    """The same id means the same passage; another text under it is an error."""
+    """The same id means the same passage; another text with this id is an error."""
     row = {"query": "bees", "passages": [{"id": "a", "text": "honey"}], "relevant": ["a"]}
     assert rows(write, row, row).passages == {"a": "honey"}
     with pytest.raises(InvalidInputError, match="line 2: doc_id 'a' has another text in an earlier line"):
@@ -615,20 +615,20 @@ def test_a_passage_may_stand_in_several_rows(write):
     ],
 )
 def test_a_broken_row_is_named(write, row, complaint):
-    """A complaint about a row names the line, the field, what is there and what belongs there."""
+    """The error names the line, the field, what was found and what was expected."""
     with pytest.raises(InvalidInputError, match=complaint):
         rows(write, row)
 
 
 def test_queries_need_ids_of_their_own(write):
-    """A query_id that stands twice would make two queries one."""
+    """A repeated query_id is an error."""
     row = {"id": "a", "query": "q", "passages": [], "relevant": []}
     with pytest.raises(InvalidInputError, match="line 2: query_id 'a' is in an earlier line already"):
         rows(write, row, row)
 
 
-def test_a_source_that_cannot_be_meant_is_named(write, tmp_path):
-    """A path that is nowhere, an empty file, and a file beside arguments that go with a folder."""
+def test_an_invalid_source_is_named(write, tmp_path):
+    """A missing path, an empty file, and a file with arguments for a folder are errors."""
     with pytest.raises(InvalidInputError, match="none' does not exist; expected a folder or a JSONL file"):
         read_collection(tmp_path / "none")
     with pytest.raises(InvalidInputError, match=r"pairs.jsonl' is empty; expected rows such as"):

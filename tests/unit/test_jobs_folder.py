@@ -35,7 +35,7 @@ def changed(**settings):
 
 
 def test_a_written_shard_is_finished_and_nothing_else_is_left(begun):
-    """The shard has its rows, one a line, and no other file stays."""
+    """The shard has its rows, one per line, and no other file is left."""
     begun.write_shard(17, ROWS)
     assert begun.is_finished(17, 3)
     assert [json.loads(line) for line in (begun.path / "part-00017.jsonl").read_text().splitlines()] == ROWS
@@ -43,8 +43,8 @@ def test_a_written_shard_is_finished_and_nothing_else_is_left(begun):
 
 
 @pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
-def test_no_beginning_of_a_shard_is_taken_for_all_of_it(tmp_path, output_format):
-    """However a finished file is cut, it is not finished any more; nor is one that is missing or has other rows."""
+def test_a_truncated_shard_is_not_finished(tmp_path, output_format):
+    """A file that is truncated anywhere is not finished, nor is one that is missing or has other rows."""
     columns = parquet.answer_columns(
         [parquet.columns_of_requests([Request("q", [Passage("p", {"text": "p"})], {"query": "q"})])]
     )
@@ -63,7 +63,7 @@ def test_no_beginning_of_a_shard_is_taken_for_all_of_it(tmp_path, output_format)
 
 
 def test_a_write_that_fails_leaves_nothing(begun):
-    """A row that cannot be written leaves neither a shard nor a part of one."""
+    """A row that cannot be written leaves neither a shard nor an unfinished file."""
     loop = {}
     loop["self"] = loop
     with pytest.raises(ValueError, match="Circular"):
@@ -72,7 +72,7 @@ def test_a_write_that_fails_leaves_nothing(begun):
 
 
 def test_what_a_killed_run_left_is_cleared(begun):
-    """Unfinished files of ours go, and files of others stay."""
+    """Our unfinished files are deleted, other files are kept."""
     mine = [".part-00001.jsonl.0123abcd.tmp", "._marcorank.json.0123abcd.tmp", "._candidates-ab12.jsonl.01ab.tmp"]
     others = ["part-00002.jsonl", ".part.tmp", "notes.tmp", ".hidden"]
     for name in [*mine, *others]:
@@ -82,7 +82,7 @@ def test_what_a_killed_run_left_is_cleared(begun):
 
 
 def test_a_run_whose_unfinished_file_is_cleared_writes_it_again(tmp_path):
-    """A second start in the same folder clears what the first is writing; the first shard comes all the same."""
+    """If a second start in the same folder deletes an unfinished file, the first run writes it again."""
     attempts = []
 
     def fill(file):
@@ -99,14 +99,14 @@ def test_a_run_whose_unfinished_file_is_cleared_writes_it_again(tmp_path):
 
 
 def test_a_folder_that_is_removed_is_an_error(begun):
-    """A run that has nowhere to write to says so."""
+    """The error says that the folder was removed."""
     shutil.rmtree(begun.path)
     with pytest.raises(InvalidInputError, match=r"part-00000\.jsonl' cannot be written: its folder was removed"):
         begun.write_shard(0, ROWS)
 
 
 def test_a_run_ends_when_another_takes_its_folder(begun):
-    """Its shards would be of other settings; it says so, and the shard does not appear."""
+    """Its shards would have other settings: it raises an error, and the shard does not appear."""
     folder.start_anew(begun.path, keep=None)
     with pytest.raises(InvalidInputError, match="was taken over by another run, so this one stops"):
         begun.write_shard(0, ROWS)
@@ -135,7 +135,7 @@ def test_a_run_ends_when_another_takes_its_folder(begun):
     ],
 )
 def test_another_input_or_setting_is_refused(begun, wanted, message):
-    """The message names what differs and the way out, whether the other run looks first or begins at the same time."""
+    """The error names the difference and what to do, also if both runs start at the same time."""
     with pytest.raises(InvalidInputError, match=message):
         folder.check_same(begun.path, folder.read_manifest(begun.path), wanted)
     with pytest.raises(InvalidInputError, match=message):
@@ -150,7 +150,7 @@ def test_the_same_run_may_begin_twice(begun):
 
 
 def test_shards_without_a_manifest_are_refused(tmp_path):
-    """Nobody knows what they are of, such as after a start anew that was killed."""
+    """Their settings are unknown, for example after an `--overwrite` that was killed."""
     (tmp_path / "part-00000.jsonl").touch()
     with pytest.raises(InvalidInputError, match=r"holds part-00000\.jsonl but no _marcorank\.json"):
         folder.read_manifest(tmp_path)
@@ -158,22 +158,22 @@ def test_shards_without_a_manifest_are_refused(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "{", "[]"])
 def test_a_broken_manifest_is_refused(tmp_path, content):
-    """It is named, with the way out."""
+    """The error names the file and what to do."""
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(InvalidInputError, match=r"_marcorank\.json' (cannot be read|is not a manifest).*--overwrite"):
         folder.read_manifest(tmp_path)
 
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
-    """The message says what stands there."""
+    """The error says that the path is a file."""
     path = tmp_path / "out"
     path.touch()
     with pytest.raises(InvalidInputError, match="out' is a file; expected a folder, or a path"):
         folder.read_manifest(path)
 
 
-def test_to_start_anew_removes_shards_and_nothing_else(begun):
-    """Files of others stay, and so does the file that is to be kept."""
+def test_starting_again_deletes_shards_and_nothing_else(begun):
+    """Other files are kept, and so is the file in `keep`."""
     begun.write_shard(0, ROWS)
     kept = ["notes.txt", "part.jsonl", "_candidates-new.jsonl"]
     for name in [*kept, "part-00001.parquet", "_candidates-old.jsonl"]:
