@@ -174,7 +174,7 @@ def test_ranks_instead_of_scores_are_detected(write):
         ("q1 0 d1 1", "', line 1: the rank is 'd1'; expected a whole number in the third of four columns"),
         (
             "q1 d1 2\nq2 d1 2\nq1 d1 3",
-            "', line 3: doc_id 'd1' of query_id 'q1' is in an earlier line already. A run hol",
+            "', line 3: doc_id 'd1' of query_id 'q1' is in an earlier line already. A run has",
         ),
         ("", "' is empty; expected a run of 6 columns (query_id Q0 doc_id rank score tag) or 4 columns"),
         (" \n\t\n", "' is empty; expected a run of"),
@@ -296,8 +296,8 @@ def test_ids_with_blanks_are_written_with_tabs(tmp_path):
         ({"q": {"a\tb": 1.0}}, "t", r"'a\\tb' is not a valid id; expected a text that is not empty, without tabs"),
         ({"": {"a": 1.0}}, "t", "'' is not a valid id"),
         ({"q": {"half \ud83c": 1.0}}, "t", "is not a valid id"),
-        ({"q": {"a": float("nan")}}, "t", r"`run\['q'\]` holds the score nan; expected a finite number"),
-        ({"q": {"a": 1e39}}, "t", "holds the score 1e[+]39; expected a finite number"),
+        ({"q": {"a": float("nan")}}, "t", r"`run\['q'\]` has the score nan; expected a finite number"),
+        ({"q": {"a": 1e39}}, "t", "has the score 1e[+]39; expected a finite number"),
     ],
 )
 def test_an_invalid_run_is_an_error_and_leaves_no_file(tmp_path, run, tag, complaint):
@@ -607,9 +607,9 @@ def test_a_passage_may_stand_in_several_rows(write):
             "passage 1: the id 'a' is in this row already, with another text",
         ),
         ({"query": "q", "passages": ["a"], "relevant": 0}, "'relevant' is 0; expected a list of indexes, ids or texts"),
-        ({"query": "q", "passages": ["a"], "relevant": [1]}, "holds the index 1; there are 1 passages, counted from 0"),
-        ({"query": "q", "passages": ["a"], "relevant": [-1]}, "holds the index -1; there are 1 passages"),
-        ({"query": "q", "passages": ["a"], "relevant": [True]}, "'relevant' holds true; expected an index, an id or"),
+        ({"query": "q", "passages": ["a"], "relevant": [1]}, "has the index 1; there are 1 passages, counted from 0"),
+        ({"query": "q", "passages": ["a"], "relevant": [-1]}, "has the index -1; there are 1 passages"),
+        ({"query": "q", "passages": ["a"], "relevant": [True]}, "'relevant' has true; expected an index, an id or"),
         ({"query": "q", "passages": ["a"], "relevant": {"0": 1.5}}, "gives '0' the grade 1.5; expected a whole number"),
         ({"query": "q", "passages": ["a"], "relevant": {"0": True}}, "gives '0' the grade true; expected a whole"),
     ],

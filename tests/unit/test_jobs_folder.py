@@ -107,7 +107,7 @@ def test_a_folder_that_is_removed_is_an_error(begun):
 
 def test_a_run_ends_when_another_takes_its_folder(begun):
     """Its shards would have other settings: it raises an error, and the shard does not appear."""
-    folder.start_anew(begun.path, keep=None)
+    folder.clear(begun.path, keep=None)
     with pytest.raises(InvalidInputError, match="was taken over by another run, so this one stops"):
         begun.write_shard(0, ROWS)
     folder.begin(begun.path, changed(top_n=3))
@@ -152,7 +152,7 @@ def test_the_same_run_may_begin_twice(begun):
 def test_shards_without_a_manifest_are_refused(tmp_path):
     """Their settings are unknown, for example after an `--overwrite` that was killed."""
     (tmp_path / "part-00000.jsonl").touch()
-    with pytest.raises(InvalidInputError, match=r"holds part-00000\.jsonl but no _marcorank\.json"):
+    with pytest.raises(InvalidInputError, match=r"has part-00000\.jsonl but no _marcorank\.json"):
         folder.read_manifest(tmp_path)
 
 
@@ -178,5 +178,5 @@ def test_starting_again_deletes_shards_and_nothing_else(begun):
     kept = ["notes.txt", "part.jsonl", "_candidates-new.jsonl"]
     for name in [*kept, "part-00001.parquet", "_candidates-old.jsonl"]:
         (begun.path / name).touch()
-    folder.start_anew(begun.path, keep=begun.path / "_candidates-new.jsonl")
+    folder.clear(begun.path, keep=begun.path / "_candidates-new.jsonl")
     assert sorted(path.name for path in begun.path.iterdir()) == sorted(kept)

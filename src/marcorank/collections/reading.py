@@ -123,7 +123,7 @@ def _file(folder: Path, stem: str, endings: Several[str], given: _Path | None = 
     """Return the given path, or else the only file of that name in the folder, if there is one."""
     if given is not None:
         return Path(given)
-    paths = (folder / f"{stem}{ending}{packed}" for ending in endings for packed in ("", ".gz"))
+    paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", ".gz"))
     found = [path for path in paths if path.is_file()]
     if len(found) > 1:
         raise InvalidInputError(

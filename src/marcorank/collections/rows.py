@@ -139,7 +139,7 @@ def _doc_id(entry: object, candidates: _Candidates, location: str) -> str | None
     """Return the doc_id that an entry of `relevant` names; None if it is the text of a passage that was not found."""
     if isinstance(entry, bool) or not isinstance(entry, (int, str)):
         raise InvalidInputError(
-            f"{location}: 'relevant' holds {brief(entry)}; expected an index, an id or a text of a passage."
+            f"{location}: 'relevant' has {brief(entry)}; expected an index, an id or a text of a passage."
         )
     name = str(entry)
     is_index = isinstance(entry, int) and not any(map(str.isdecimal, candidates.of_id))
@@ -148,12 +148,12 @@ def _doc_id(entry: object, candidates: _Candidates, location: str) -> str | None
     if is_index or (not candidates.of_id and name.isdecimal() and len(name) < 10):
         if not 0 <= int(name) < len(candidates.doc_ids):
             raise InvalidInputError(
-                f"{location}: 'relevant' holds the index {name}; there are {len(candidates.doc_ids)} passages, counted "
+                f"{location}: 'relevant' has the index {name}; there are {len(candidates.doc_ids)} passages, counted "
                 "from 0."
             )
         return candidates.doc_ids[int(name)]
     if not candidates.of_id:
         return None
     if not is_id(name):
-        raise InvalidInputError(f"{location}: 'relevant' holds {brief(entry)}; expected an id: {ID_RULE}.")
+        raise InvalidInputError(f"{location}: 'relevant' has {brief(entry)}; expected an id: {ID_RULE}.")
     return name

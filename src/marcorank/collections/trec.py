@@ -69,7 +69,7 @@ def run_and_notes(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, flo
         query_id, doc_id, score = cells["query_id"], cells["doc_id"], cells["score"]
         results = found.setdefault(query_id, {})
         if doc_id in results:
-            raise _repeated(location, query_id, doc_id, "A run holds each result once.")
+            raise _repeated(location, query_id, doc_id, "A run has each result once.")
         results[doc_id] = _score(score, location)
         maybe_ranks = maybe_ranks and len(cells) == 3 and score.isdigit()
         if len(cells) == 4 and not _WHOLE.fullmatch(cells["rank"]):
@@ -165,7 +165,7 @@ def _falling(scores: Iterable[float], shown: str) -> list[float]:
     last = np.float32(np.inf)
     for score in map(float, scores):
         if not abs(score) <= _GREATEST:
-            raise InvalidInputError(f"{shown} holds the score {score!r}; expected a finite number.")
+            raise InvalidInputError(f"{shown} has the score {score!r}; expected a finite number.")
         if np.float32(score) < last:
             kept.append(score)
             last = np.float32(score)

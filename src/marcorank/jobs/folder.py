@@ -108,7 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
         if shard is None:
             return None
         raise InvalidInputError(
-            f"{str(folder)!r} holds {shard} but no {MANIFEST} that records how it was made. {_RECOVERY_HINT}"
+            f"{str(folder)!r} has {shard} but no {MANIFEST} that records how it was made. {_RECOVERY_HINT}"
         ) from None
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{str(path)!r} cannot be read: {error}. {_RECOVERY_HINT}") from error
@@ -147,7 +147,7 @@ def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
         check_same(folder, read_manifest(folder) or {}, manifest)
 
 
-def start_anew(folder: Path, *, keep: Path | None) -> None:
+def clear(folder: Path, *, keep: Path | None) -> None:
     """Delete the manifest, shards and joined files of an earlier run, except `keep`.
 
     Raises:

@@ -82,7 +82,7 @@ class Job:
         scorer: Fingerprint of the scorer; see `scorer_fingerprint`.
         top_n: Maximum number of results of a query.
         score_threshold: Minimum score of a result.
-        text_field: Field of a passage that holds its text.
+        text_field: Field of a passage with its text.
     """
 
     folder: Folder
@@ -92,7 +92,7 @@ class Job:
     text_field: str | None
 
     def check_scorer(self, reranker: Reranker) -> None:
-        """Check that a reranker in this process computes the same scores as the folder holds; nothing is scored.
+        """Check that a reranker in this process computes the same scores as those in the folder; nothing is scored.
 
         Raises:
             InvalidInputError: It computes something else.
@@ -132,16 +132,16 @@ class Plan:
     Attributes:
         job: How to rank them.
         shards: The remaining shards.
-        begun: Progress at the start.
+        initial: Progress at the start.
     """
 
     job: Job
     shards: tuple[Shard, ...]
-    begun: ShardRun
+    initial: ShardRun
 
     def follow(self, done: Iterable[Done], progress: Callable[[ShardRun], None] | None) -> ShardRun:
         """Count the shards that are done, in any order; call `progress` at the start and after each of them."""
-        run, started = self.begun, time.monotonic()
+        run, started = self.initial, time.monotonic()
         if progress is not None:
             progress(run)
         for one in done:
@@ -231,7 +231,7 @@ def plan(
     if found is None:
         manifest["columns"] = _check_rows(files, text_field, as_parquet=output_format == "parquet")
         if overwrite:
-            folder.start_anew(out, keep=joined)
+            folder.clear(out, keep=joined)
         folder.begin(out, manifest)
     folder.clear_unfinished(out)
     to_write = Folder.open(out)
