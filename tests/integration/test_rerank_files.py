@@ -65,14 +65,14 @@ def candidates(tmp_path):
     folder = tmp_path / "candidates"
     folder.mkdir()
     rows = make_rows(60)
-    for place, start in enumerate((0, 23, 40)):
-        write_jsonl(folder / f"in-{place}.jsonl", rows[start : (23, 40, 60)[place]])
+    for index, start in enumerate((0, 23, 40)):
+        write_jsonl(folder / f"in-{index}.jsonl", rows[start : (23, 40, 60)[index]])
     return folder
 
 
 @pytest.fixture
 def expected(candidates, tmp_path):
-    """The rows that `--requests` makes of them."""
+    """The rows that `--requests` writes for them."""
     write_jsonl(tmp_path / "all.jsonl", make_rows(60))
     assert main(["rerank", "--requests", str(tmp_path / "all.jsonl"), "--output", str(tmp_path / "one.jsonl")]) == 0
     return (tmp_path / "one.jsonl").read_text(encoding="utf-8")
@@ -97,17 +97,17 @@ def run(capsys):
 def test_the_rows_are_those_of_one_process(candidates, expected, tmp_path, run):
     """Byte by byte the same as `--requests` writes, in shards; a second start has nothing left to do."""
     command = ("--input", candidates, "--output", tmp_path / "out", "--shard-size", 8)
-    status, told = run(*command)
+    status, stderr = run(*command)
     pairs = sum(len(row["passages"]) for row in make_rows(60))
     assert status == 0
     assert re.fullmatch(
         rf"marcorank: ranked 8 shards \(60 queries, {pairs} pairs in \d+ s, [\d,]+ a second\); '.*out' holds all 8\n",
-        told,
+        stderr,
     )
     assert jsonl_of(tmp_path / "out") == expected
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
-    status, told = run(*command)
-    assert (status, told) == (
+    status, stderr = run(*command)
+    assert (status, stderr) == (
         0,
         f"marcorank: skipped 8 shards that were finished; {str(tmp_path / 'out')!r} holds all 8\n",
     )
@@ -157,7 +157,7 @@ def test_names_that_are_taken_move_aside_in_parquet_too(tmp_path, run):
 
 
 def test_what_json_lacks_becomes_text(tmp_path, run):
-    """A date of Parquet can stand in JSONL."""
+    """A date in Parquet is written to JSONL as text."""
     rows = pa.table({"query": ["lake"], "passages": [["a lake"]], "day": pa.array([19782], pa.date32())})
     pq.write_table(rows, tmp_path / "in.parquet")
     assert run("--input", tmp_path / "in.parquet", "--output", tmp_path / "out", "--output-format", "jsonl")[0] == 0
@@ -188,19 +188,19 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
             assert [result | {"span": None} for result in row["results"]] == wanted
     (joined,) = (tmp_path / "out").glob("_candidates-*")
     before = joined.stat().st_mtime_ns
-    status, told = run(*command)
+    status, stderr = run(*command)
     assert status == 0
-    assert "skipped 2 shards" in told
+    assert "skipped 2 shards" in stderr
     assert joined.stat().st_mtime_ns == before
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": f"d{n}", "text": word} for n, word in enumerate(WORDS)])
-    status, told = run(*command)
+    status, stderr = run(*command)
     assert status == 1
-    assert "the input 'corpus.jsonl' (file 3) has changed" in told
+    assert "the input 'corpus.jsonl' (file 3) has changed" in stderr
     assert len([*(tmp_path / "out").glob("_candidates-*")]) == 1
     write_jsonl(tmp_path / "corpus.jsonl", [{"_id": "d1", "text": "x"}])
-    status, told = run(*command, "--overwrite")
+    status, stderr = run(*command, "--overwrite")
     assert status == 1
-    assert re.search(r"corpus\.jsonl' has no text for 5 of the 6 passages of the run \('d3', 'd4', 'd5', …\)", told)
+    assert re.search(r"corpus\.jsonl' has no text for 5 of the 6 passages of the run \('d3', 'd4', 'd5', …\)", stderr)
     assert [json.loads(line) for line in jsonl_of(tmp_path / "out").splitlines()] == rows
 
 
@@ -218,14 +218,14 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
     ],
 )
 def test_other_settings_are_refused(candidates, tmp_path, run, options, message):
-    """Rows of two kinds never come into one folder; `--overwrite` starts anew."""
+    """A folder never mixes rows of two settings; `--overwrite` starts again."""
     command = ["--input", candidates, "--output", tmp_path / "out"]
     assert run(*command, "--shard-size", "8")[0] == 0
     before = jsonl_of(tmp_path / "out")
     again = [*command, *options] if "--shard-size" in options else [*command, "--shard-size", "8", *options]
-    status, told = run(*again)
+    status, stderr = run(*again)
     assert status == 1
-    assert f"out' was started with something else: {message}. Use another folder" in told
+    assert f"out' was started with something else: {message}. Use another folder" in stderr
     assert jsonl_of(tmp_path / "out") == before
     assert run(*again, "--overwrite")[0] == 0
     assert len({path.suffix for path in shards_of(tmp_path / "out")}) == 1
@@ -233,11 +233,14 @@ def test_other_settings_are_refused(candidates, tmp_path, run, options, message)
 
 
 def test_another_input_is_refused(candidates, tmp_path, run):
-    """A changed row, a new file and a missing one are noticed; threads and a touched file are no other run."""
+    """A changed row, a new file and a missing one are noticed; threads and files that were moved make no difference."""
     command = ["--input", f"{candidates}/*.jsonl", "--output", tmp_path / "out", "--shard-size", 8]
     assert run(*command)[0] == 0
     (candidates / "in-0.jsonl").touch()
     assert run(*command, "--threads", 1)[0] == 0
+    candidates = candidates.rename(tmp_path / "moved")
+    command[1] = f"{candidates}/*.jsonl"
+    assert run(*command)[1].startswith("marcorank: skipped 8 shards")
     text = (candidates / "in-1.jsonl").read_text()
     (candidates / "in-1.jsonl").write_text(text.replace("berlin", "BERLIN", 1))
     assert "the input 'in-1.jsonl' (file 2) has changed" in run(*command)[1]
@@ -250,13 +253,13 @@ def test_another_input_is_refused(candidates, tmp_path, run):
 
 
 def test_a_bad_row_is_found_before_anything_is_ranked(candidates, tmp_path, run):
-    """The error names file and line; when the row is mended, the same command does all of it."""
+    """The error names file and line; after the row is repaired, the same command ranks everything."""
     good = (candidates / "in-2.jsonl").read_text()
     (candidates / "in-2.jsonl").write_text(good + '{"query": "no passages"}\n')
     command = ["--input", candidates, "--output", tmp_path / "out", "--shard-size", 8]
-    status, told = run(*command)
+    status, stderr = run(*command)
     assert status == 1
-    assert re.search(r"in-2\.jsonl', line 21 has no field 'passages'", told)
+    assert re.search(r"in-2\.jsonl', line 21 has no field 'passages'", stderr)
     assert not [*(tmp_path / "out").iterdir()]
     (candidates / "in-2.jsonl").write_text(good)
     assert run(*command)[0] == 0
@@ -276,9 +279,9 @@ def test_a_damaged_shard_is_ranked_again(candidates, expected, tmp_path, run):
 def test_an_input_without_rows_is_no_error(tmp_path, run):
     """A day without candidates gives a folder without shards."""
     write_jsonl(tmp_path / "in.jsonl", [])
-    status, told = run("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
+    status, stderr = run("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out")
     assert (status, shards_of(tmp_path / "out")) == (0, [])
-    assert "ranked 0 shards (0 queries, 0 pairs)" in told
+    assert "ranked 0 shards (0 queries, 0 pairs)" in stderr
 
 
 @pytest.mark.parametrize(
@@ -297,14 +300,14 @@ def test_an_input_without_rows_is_no_error(tmp_path, run):
     ],
 )
 def test_options_that_do_not_go_together(run, arguments, message):
-    """Wrong usage ends with status 2 and a reason."""
-    status, told = run(*arguments)
+    """A usage error exits with status 2 and a reason."""
+    status, stderr = run(*arguments)
     assert status == 2
-    assert message in told
+    assert message in stderr
 
 
-def test_a_scorer_of_ones_own_is_known_by_its_kind(candidates, tmp_path):
-    """A folder that one scorer began is refused to another."""
+def test_a_custom_scorer_is_known_by_its_class(candidates, tmp_path):
+    """A folder that was started with one scorer is refused to another."""
     with Reranker(WordOverlapScorer()) as reranker:
         planned = plan(candidates, tmp_path / "out", reranker, shard_size=50)
         assert planned.follow(planned.rank_here(reranker), None).ranked == 2
@@ -319,13 +322,13 @@ def test_a_scorer_of_ones_own_is_known_by_its_kind(candidates, tmp_path):
     "setting", [{"on_error": "passthrough"}, {"fallback": "bundled"}], ids=lambda value: next(iter(value))
 )
 def test_rows_are_all_of_one_model(candidates, tmp_path, setting):
-    """What nobody ranked, or somebody else, has no place among them."""
+    """Settings that could add unranked rows, or rows of another model, are refused."""
     with pytest.raises(InvalidInputError, match="cannot be used in a job: all rows have scores of one model"):
         plan(candidates, tmp_path / "ranked", Reranker("bundled", **setting))
 
 
 def test_a_run_that_is_killed_again_and_again_ends_the_same(candidates, expected, tmp_path):
-    """After SIGKILL at random moments no row is missing, doubled or different, and nothing unfinished stays."""
+    """After SIGKILL at random moments no row is missing, duplicated or different, and no unfinished file is left."""
     out = tmp_path / "out"
     command = [*COMMAND, "--input", str(candidates), "--output", str(out), "--shard-size", "1"]
     chance = random.Random(7)  # noqa: S311
@@ -357,7 +360,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(candidates, expected
 
 
 def test_two_starts_at_once_end_the_same(candidates, expected, tmp_path):
-    """Both write whole shards of the same rows, and clear nothing that the other needs."""
+    """Both write complete shards of the same rows, and neither deletes what the other needs."""
     command = [*COMMAND, "--input", str(candidates), "--output", str(tmp_path / "out"), "--shard-size", "1"]
     both = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     assert [(process.communicate(timeout=PATIENCE_S)[1], process.returncode)[1] for process in both] == [0, 0]
@@ -365,23 +368,23 @@ def test_two_starts_at_once_end_the_same(candidates, expected, tmp_path):
 
 
 def test_ctrl_c_leaves_what_is_finished(candidates, tmp_path):
-    """It ends with status 130 and one line, and the same command goes on."""
+    """The command exits with status 130 and one line, and running it again resumes."""
     out = tmp_path / "out"
     command = [*COMMAND, "--input", str(candidates), "--output", str(out), "--shard-size", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not (out.is_dir() and shards_of(out)):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=PATIENCE_S)
-    assert (process.returncode, told) == (130, "marcorank: interrupted\n")
+    _, stderr = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, stderr) == (130, "marcorank: interrupted\n")
     assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert re.search(r"skipped \d+ shards that were finished; '.*' holds all 60", done.stderr)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals on Windows")
-def test_a_terminal_sees_how_far_it_is(tmp_path):
-    """Shards done, pairs a second and the time left; the line goes, and the last one stays."""
+def test_a_terminal_shows_progress(tmp_path):
+    """The progress line has finished shards, pairs a second and the remaining time; only the summary is left."""
     write_jsonl(tmp_path / "in.jsonl", make_rows(700))
     command = [*COMMAND, "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out"), "--shard-size", "5"]
     ours, theirs = pty.openpty()
@@ -402,8 +405,8 @@ def test_a_terminal_sees_how_far_it_is(tmp_path):
     assert shown.rstrip().endswith(b"out' holds all 140")
 
 
-def test_a_model_that_changed_in_its_folder_is_another(candidates, tmp_path, small_bert):
-    """Scores of two models never stand in one folder."""
+def test_a_model_that_changed_in_its_folder_is_refused(candidates, tmp_path, small_bert):
+    """A folder never mixes scores of two models."""
     model = shutil.copytree(small_bert, tmp_path / "model")
     made = tmp_path / "ranked"
     plan(candidates, made, Reranker(model))
@@ -417,14 +420,14 @@ def test_a_model_that_changed_in_its_folder_is_another(candidates, tmp_path, sma
 
 
 def test_the_scale_of_a_scorer_is_part_of_a_run(candidates, tmp_path):
-    """Logits and probabilities never stand in one folder either."""
+    """A folder never mixes logits and probabilities."""
     plan(candidates, tmp_path / "ranked", Reranker(WordOverlapScorer()))
     with pytest.raises(InvalidInputError, match="activation was"):
         plan(candidates, tmp_path / "ranked", Reranker(WordOverlapScorer(), activation="sigmoid"))
 
 
-def test_a_run_that_starts_anew_ends_the_one_before(candidates, tmp_path):
-    """Also with the same settings: the model may have changed."""
+def test_a_run_that_starts_again_ends_the_one_before(candidates, tmp_path):
+    """This holds for the same settings too: the model may have changed."""
     reranker = Reranker(WordOverlapScorer())
     first = plan(candidates, tmp_path / "ranked", reranker, shard_size=50)
     plan(candidates, tmp_path / "ranked", reranker, shard_size=50, overwrite=True)
@@ -433,8 +436,8 @@ def test_a_run_that_starts_anew_ends_the_one_before(candidates, tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".jsonl", ".PARQUET", ".jsonl.GZ"])
-def test_links_and_large_endings_are_read_by_their_name(tmp_path, ending):
-    """As the caches of hubs and of data versions have them: the name of the target says nothing."""
+def test_links_and_uppercase_extensions_are_read_by_their_name(tmp_path, ending):
+    """Caches of hubs and of data versions contain links whose targets have no file extension."""
     row = {"query": "red", "passages": ["red", "car"]}
     blob = tmp_path / "0123abc"
     if ending == ".PARQUET":
@@ -451,15 +454,15 @@ def test_links_and_large_endings_are_read_by_their_name(tmp_path, ending):
 
 
 def test_an_input_inside_the_output_is_named(tmp_path):
-    """What is written must not be read."""
+    """Files of the output folder are never input."""
     (tmp_path / "monday.jsonl").write_text('{"query": "red", "passages": ["car"]}\n', encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="names only files of the output folder"):
+    with pytest.raises(InvalidInputError, match="matches only files of the output folder"):
         plan(tmp_path, tmp_path, Reranker(WordOverlapScorer()))
 
 
 @pytest.mark.parametrize("text", ['"meta": {}', '"note": "\\ud800"'], ids=["no fields", "half a character"])
 def test_what_no_column_holds_is_found_before_anything_is_ranked(tmp_path, text):
-    """Not with the first shard at night."""
+    """A value that no column can hold is an error before anything is ranked."""
     file = tmp_path / "monday.jsonl"
     file.write_text('{"query": "red", "passages": ["car"], ' + text + "}\n", encoding="utf-8")
     with pytest.raises(InvalidInputError, match="cannot be a column of Parquet"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime as dt
 import io
 
@@ -28,11 +29,11 @@ def requests_of(*rows):
 
 
 def schema_of(columns):
-    return pa.ipc.read_schema(pa.py_buffer(parquet.answer_columns(columns)))
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(parquet.answer_columns(columns))))
 
 
 def test_columns_of_the_input_stay_as_they_are(tmp_path):
-    """Types are kept, passages become results with what a ranking adds, and names that are taken move aside."""
+    """Types are kept, passages become results with the fields of a ranking, and conflicting names are renamed."""
     of_passage = pa.struct([("id", pa.int32()), ("text", pa.string()), ("score", pa.float32())])
     of_input = pa.schema(
         [("day", pa.date32()), ("query", pa.large_string()), ("passages", pa.list_(of_passage)), ("model", pa.int8())]
@@ -53,7 +54,7 @@ def test_columns_of_the_input_stay_as_they_are(tmp_path):
 
 
 def test_columns_of_json_hold_all_rows():
-    """Fields that only some rows have, numbers of two kinds, texts beside objects, and empty lists go together."""
+    """Columns unify fields that only some rows have, integers and floats, texts and objects, and empty lists."""
     rows = requests_of(
         {"query": "a", "passages": []},
         {"query": "b", "passages": ["x"], "n": 1},
@@ -71,13 +72,13 @@ def test_columns_of_json_hold_all_rows():
 
 
 def test_columns_without_any_passage_are_those_of_texts():
-    """An input whose lists are all empty has the columns of every other."""
+    """An input whose lists are all empty has the columns of passages with a text."""
     found = schema_of([parquet.columns_of_requests(requests_of({"query": "a", "passages": []}))])
     assert found.field("results").type == pa.list_(pa.struct([("text", pa.string()), *ADDED.items()]))
 
 
 def test_values_that_no_column_holds_are_an_error():
-    """The message names the way out, in one chunk of rows, across chunks, and across files."""
+    """The error suggests JSONL, in one batch of rows, across batches, and across files."""
     number, text = {"query": "a", "passages": [], "n": 1}, {"query": "a", "passages": [], "n": "one"}
     message = "field whose values cannot be a column of Parquet: .* Write JSONL"
     with pytest.raises(InvalidInputError, match=message):
@@ -89,11 +90,11 @@ def test_values_that_no_column_holds_are_an_error():
 
 
 def test_written_rows_come_back():
-    """What a row lacks is null."""
+    """Missing fields are null."""
     columns = parquet.answer_columns([pa.schema([("day", pa.date32()), ("query", pa.string())])])
     file = io.BytesIO()
     row = {"day": dt.date(2024, 2, 29), "query": "q", "model": "m", "query_truncated": None}
-    parquet.write_rows(file, [row, {"query": "r"}], parquet.from_text(parquet.to_text(columns)))
+    parquet.write_rows(file, [row, {"query": "r"}], columns)
     found = pq.read_table(pa.BufferReader(file.getvalue())).to_pylist()
     assert found == [
         row | {"results": None},

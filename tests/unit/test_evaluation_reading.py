@@ -67,7 +67,7 @@ def in_order(run):
 @pytest.mark.parametrize("separator", [" ", "\t", "   ", " \t "])
 @pytest.mark.parametrize("name", ["run.trec", "run.tsv.gz"])
 def test_a_run_has_six_four_or_three_columns(write, columns, separator, name):
-    """Each usual form of a run gives the same scores, whatever separates the columns, packed or not."""
+    """Each usual format of a run gives the same scores, whatever separates the columns, compressed or not."""
     content = "\r\n".join(line.replace(" ", separator) for line in RUN_LINES[columns]) + "\n\n"
     assert in_order(read_run(write(content, name))) == in_order(RUN)
 
@@ -82,26 +82,26 @@ def test_qrels_have_four_or_three_columns(write, columns, separator, name):
 
 
 @pytest.mark.parametrize("header", ["query-id\tcorpus-id\tscore", "qid docid score", "\ufeffquery_id\tdoc_id\tgrade"])
-def test_a_header_is_no_row(write, header):
-    """BEIR's first line names the columns, and so do those of others."""
+def test_a_header_is_skipped(write, header):
+    """BEIR and others name the columns in the first line."""
     assert read_qrels(write(f"{header}\nq1\td1\t2\n")) == {"q1": {"d1": 2}}
     assert read_run(write(f"{header}\nq1\td1\t2.5\n")) == {"q1": {"d1": 2.5}}
     assert read_run(write("topic Q0 d1 1 2.5 tag")) == {"topic": {"d1": 2.5}}
 
 
 def test_the_order_is_that_of_scores_then_of_ids_descending(write):
-    """Neither the lines nor the ranks decide; equal scores are ordered as trec_eval does, and that is said."""
+    """Results are sorted by score, not by line or rank; ties are ordered as in trec_eval, with a note."""
     path = write("q Q0 a 1 1.5 x\nq Q0 b 2 1.5 x\nq Q0 c 3 9 x\nq Q0 B 4 1.5 x\n")
     run, notes = run_and_notes(path)
     assert list(run["q"].items()) == [("c", 9.0), ("b", 1.5), ("a", 1.5), ("B", 1.5)]
-    ties = "results with the score of another one of their query: 2 of 4; such ties are ordered by doc_id, descending"
+    ties = "results with the score of another result of their query: 2 of 4; ties are ordered by doc_id, descending"
     assert notes == [f"{str(path)!r}: {ties}, as in trec_eval."]
 
 
 @given(data=st.data())
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_order_is_that_of_trec_eval(data, tmp_path):
-    """The rank of one relevant passage is what trec_eval, through ir_measures, says of the file, with ties too."""
+    """The rank of one relevant passage is that of trec_eval, through ir_measures, with ties too."""
     ids = data.draw(st.lists(st.text("aBé1_", min_size=1), min_size=1, max_size=8, unique=True))
     scores = data.draw(st.lists(st.sampled_from([-1, 0.25, 2]), min_size=len(ids), max_size=len(ids)))
     relevant = data.draw(st.sampled_from(ids))
@@ -128,7 +128,7 @@ def test_mixed_tabs_and_spaces_are_read_and_noted(write, lines, expected):
     assert notes == [f"{str(path)!r} mixes tabs and spaces; both were read as separators."]
 
 
-def test_mixed_qrels_are_read_where_the_iteration_shows_what_is_meant(write):
+def test_mixed_qrels_are_read_by_their_iteration_number(write):
     """Three columns by tabs and four by both: the iteration number decides."""
     grades, notes = qrels_and_notes(write("q1\t0 d1\t1\nq1\t0 d2\t0\n"))
     assert grades == {"q1": {"d1": 1, "d2": 0}}
@@ -136,17 +136,18 @@ def test_mixed_qrels_are_read_where_the_iteration_shows_what_is_meant(write):
 
 
 def test_ids_may_hold_blanks_where_only_tabs_separate(write):
-    """File names make doc_ids with blanks; a file with tabs can hold them, with a header or without."""
+    """File names make doc_ids with spaces; a file with tabs can contain them, with or without a header."""
     assert read_qrels(write("q1\tmy file.txt\t1\nq1\tno-break\u00a0space\t0\n")) == {
         "q1": {"my file.txt": 1, "no-break\u00a0space": 0}
     }
     assert read_qrels(write("query-id\tcorpus-id\tscore\nq1\t0 b\t1\n")) == {"q1": {"0 b": 1}}
     assert read_run(write("q1\ta long name\t3.5\n")) == {"q1": {"a long name": 3.5}}
+    assert read_run(write("q1\td 1\t2\nq1\td 2\t1\n")) == {"q1": {"d 1": 2.0, "d 2": 1.0}}
     assert read_run(write("q1 no-break\u00a0space 3.5\n")) == {"q1": {"no-break\u00a0space": 3.5}}
 
 
-def test_ranks_in_the_place_of_scores_are_found(write):
-    """MS MARCO's query_id, doc_id and rank would be read upside down as scores."""
+def test_ranks_instead_of_scores_are_detected(write):
+    """In MS MARCO's files of query_id, doc_id and rank the lowest number is the best."""
     lines = [f"q1\td{rank}\t{rank}" for rank in range(1, 7)] + ["q2\td1\t1", "q2\td2\t2"]
     run, notes = run_and_notes(write("\n".join(lines)))
     assert list(run["q1"]) == ["d1", "d2", "d3", "d4", "d5", "d6"]
@@ -164,7 +165,6 @@ def test_ranks_in_the_place_of_scores_are_found(write):
         ("word", "', line 1 has 1 column ('word'); expected 6 columns (query_id Q0 doc_id rank score tag) or 4"),
         ("q1\td1\t1\nq1\td2 1", None),
         ("q1\td1\t1\nq1\td2\t1 x", "', line 2: the score is '1 x'; expected a finite number."),
-        ("q1\td 1\t1\nq1\td 2\t1", "', line 1 mixes tabs and spaces: it has 3 columns by tabs and 4 by both. Use one"),
         ("query-id\tcorpus-id\tscore\nq1\t\t1", "', line 2 has an empty column; expected query_id doc_id score."),
         ("q1 d1 1.0\nq1 d2 high", "', line 2: the score is 'high'; expected a finite number."),
         ("q1 d1 nan", "', line 1: the score is 'nan'; expected a finite number."),
@@ -172,7 +172,10 @@ def test_ranks_in_the_place_of_scores_are_found(write):
         ("q1 d1 1e999", "', line 1: the score is '1e999'; expected a finite number."),
         ("q1 d1 1_0", "', line 1: the score is '1_0'; expected a finite number."),
         ("q1 0 d1 1", "', line 1: the rank is 'd1'; expected a whole number in the third of four columns"),
-        ("q1 d1 2\nq2 d1 2\nq1 d1 3", "', line 3: doc_id 'd1' of query_id 'q1' stands in line 1 already. A run holds"),
+        (
+            "q1 d1 2\nq2 d1 2\nq1 d1 3",
+            "', line 3: doc_id 'd1' of query_id 'q1' is in an earlier line already. A run has",
+        ),
         ("", "' is empty; expected a run of 6 columns (query_id Q0 doc_id rank score tag) or 4 columns"),
         (" \n\t\n", "' is empty; expected a run of"),
         ("qid docid score\n", "' is empty; expected a run of"),
@@ -180,7 +183,7 @@ def test_ranks_in_the_place_of_scores_are_found(write):
     ],
 )
 def test_a_broken_run_is_named(write, content, complaint):
-    """Whoever repairs a run learns the file, the line, what is there and what belongs there."""
+    """The error names the file, the line, what was found and what was expected."""
     path = write(content)
     if complaint is None:
         assert read_run(path) == {"q1": {"d2": 1.0, "d1": 1.0}}
@@ -195,20 +198,23 @@ def test_a_broken_run_is_named(write, content, complaint):
         ("q1 0 d1 1.5", "', line 1: the grade is '1.5'; expected a whole number, such as 0, 1 or 2."),
         ("q1 0 d1 yes", "', line 1: the grade is 'yes'; expected a whole number"),
         ("q1 0 d1 1_0", "', line 1: the grade is '1_0'; expected a whole number"),
-        ("q1 0 d1 1\nq1 0 d1 2", "', line 2: doc_id 'd1' of query_id 'q1' stands in line 1 already. Its grade is 1 th"),
+        (
+            "q1 0 d1 1\nq1 0 d1 2",
+            "', line 2: doc_id 'd1' of query_id 'q1' is in an earlier line already. Its grade is 1 t",
+        ),
         ("q1 Q0 d1 1 2.0 x", "', line 1 has 6 columns ('q1 Q0 d1 1 2.0 x'); expected 4 columns (query_id iteration"),
         ("", "' is empty; expected qrels of 4 columns (query_id iteration doc_id grade) or 3 columns"),
     ],
 )
 def test_broken_qrels_are_named(write, content, complaint):
-    """Whoever repairs judgements learns the file, the line, what is there and what belongs there."""
+    """The error names the file, the line, what was found and what was expected."""
     path = write(content)
     with pytest.raises(InvalidInputError, match=rf"^'{re.escape(str(path) + complaint)}"):
         read_qrels(path)
 
 
 def test_a_judgement_that_is_repeated_counts_once(write):
-    """The same grade twice harms nothing, and is noted."""
+    """A judgement repeated with the same grade is kept once, with a note."""
     path = write("q1 0 d1 1\nq1 0 d1 1.0\nq1 0 d2 0\n")
     assert qrels_and_notes(path) == (
         {"q1": {"d1": 1, "d2": 0}},
@@ -217,8 +223,8 @@ def test_a_judgement_that_is_repeated_counts_once(write):
 
 
 @pytest.mark.parametrize("read", [read_run, read_qrels])
-def test_what_is_no_file_is_named(read, write, tmp_path):
-    """A missing file, a folder, a damaged and a wrongly named .gz end in one line that names them."""
+def test_an_unreadable_file_is_named(read, write, tmp_path):
+    """The error for a missing file, a folder, and a damaged or wrongly named .gz names it in one line."""
     with pytest.raises(InvalidInputError, match=r"none.trec' cannot be read: No such file or directory"):
         read(tmp_path / "none.trec")
     with pytest.raises(InvalidInputError, match="cannot be read: Is a directory"):
@@ -234,7 +240,7 @@ def test_what_is_no_file_is_named(read, write, tmp_path):
 
 @pytest.mark.parametrize("name", ["out.trec", "out.trec.gz"])
 def test_a_run_is_written_as_trec_has_it(tmp_path, name):
-    """Six columns, ranks from 1, the tag in each line; packed where the name says so, the same bytes each time."""
+    """Six columns, ranks from 1, the tag in each line; compressed if named .gz, the same bytes each time."""
     path = tmp_path / name
     write_run(RUN, path, tag="bm25")
     first = path.read_bytes()
@@ -254,7 +260,7 @@ LOGITS = st.one_of(st.sampled_from([0.0, -0.0, 1.0, 1.0 - 1e-9]), st.floats(-12,
 @given(st.dictionaries(st.text("ab7", min_size=1), LOGITS, min_size=1, max_size=12))
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_written_run_keeps_its_order_everywhere(tmp_path, results):
-    """Read again, it has the order it had; scores fall strictly in single precision too, and those that did stay."""
+    """Reading keeps the order; scores decrease strictly in single precision too, and unchanged if they already did."""
     path = tmp_path / "run"
     write_run({"q": results}, path, tag="t")
     scores = [float(line.split()[4]) for line in path.read_text().splitlines()]
@@ -267,7 +273,7 @@ def test_a_written_run_keeps_its_order_everywhere(tmp_path, results):
 
 
 def test_trec_eval_sees_the_order_that_was_written(tmp_path):
-    """A tie that trec_eval would break by doc_id is none any more in the file."""
+    """A tie that trec_eval would break by doc_id is resolved in the file."""
     path = tmp_path / "run"
     write_run({"q": {"a": 0.99999999871, "z": 0.99999999854, "y": 0.99999999854}}, path, tag="t")
     judged = [ir_measures.Qrel("q", "a", 1)]
@@ -276,7 +282,7 @@ def test_trec_eval_sees_the_order_that_was_written(tmp_path):
 
 
 def test_ids_with_blanks_are_written_with_tabs(tmp_path):
-    """A doc_id that is a file name comes back whole."""
+    """A doc_id that contains spaces is read back unchanged."""
     run = {"q 1": {"my file.txt": 2.0, "b": 1.0}}
     write_run(run, tmp_path / "run", tag="t")
     assert read_run(tmp_path / "run") == run
@@ -285,17 +291,17 @@ def test_ids_with_blanks_are_written_with_tabs(tmp_path):
 @pytest.mark.parametrize(
     ("run", "tag", "complaint"),
     [
-        (RUN, "two words", "`tag` is 'two words'; expected a text without blanks that is not empty"),
+        (RUN, "two words", "`tag` is 'two words'; expected a text without spaces that is not empty"),
         (RUN, "", "`tag` is ''; expected"),
-        ({"q": {"a\tb": 1.0}}, "t", r"'a\\tb' cannot stand in a run; expected a text that is not empty, without tabs"),
-        ({"": {"a": 1.0}}, "t", "'' cannot stand in a run"),
-        ({"q": {"half \ud83c": 1.0}}, "t", "cannot stand in a run"),
-        ({"q": {"a": float("nan")}}, "t", r"`run\['q'\]` holds the score nan; expected a finite number"),
-        ({"q": {"a": 1e39}}, "t", "holds the score 1e[+]39; expected a finite number"),
+        ({"q": {"a\tb": 1.0}}, "t", r"'a\\tb' is not a valid id; expected a text that is not empty, without tabs"),
+        ({"": {"a": 1.0}}, "t", "'' is not a valid id"),
+        ({"q": {"half \ud83c": 1.0}}, "t", "is not a valid id"),
+        ({"q": {"a": float("nan")}}, "t", r"`run\['q'\]` has the score nan; expected a finite number"),
+        ({"q": {"a": 1e39}}, "t", "has the score 1e[+]39; expected a finite number"),
     ],
 )
-def test_what_cannot_be_written_is_named_and_leaves_no_file(tmp_path, run, tag, complaint):
-    """No half file and no file that nobody can read."""
+def test_an_invalid_run_is_an_error_and_leaves_no_file(tmp_path, run, tag, complaint):
+    """An error leaves no file behind."""
     with pytest.raises(InvalidInputError, match=complaint):
         write_run(run, tmp_path / "run", tag=tag)
     assert not list(tmp_path.iterdir())
@@ -315,7 +321,7 @@ def test_a_beir_folder_is_a_collection(folder):
 
 
 def test_other_spellings_of_the_folder(write, tmp_path):
-    """`id` for `_id`, qrels and run directly in the folder, everything packed, whole numbers as ids."""
+    """`id` for `_id`, qrels and run directly in the folder, everything compressed, integers as ids."""
     write('{"id": 1, "text": "bees"}\n', "queries.jsonl.gz")
     write('{"id": "d1", "text": "honey"}\n\n', "corpus.jsonl.gz")
     write("1 0 d1 1\n", "qrels.txt.gz")
@@ -324,7 +330,7 @@ def test_other_spellings_of_the_folder(write, tmp_path):
     assert (found.name, found.queries, found.run) == ("mine", {"1": "bees"}, {"1": {"d1": 2.5}})
 
 
-def test_texts_may_stand_in_columns(write, tmp_path):
+def test_texts_may_be_tab_separated(write, tmp_path):
     """MS MARCO has queries and passages as an id, a tab and a text; tabs in the text are text."""
     write("1\tbees\n", "queries.tsv")
     write("d1\thoney\tand wax\n", "corpus.tsv")
@@ -333,8 +339,8 @@ def test_texts_may_stand_in_columns(write, tmp_path):
     assert read_collection(tmp_path).passages == {"d1": "honey\tand wax"}
 
 
-def test_paths_that_are_given_win(folder, write):
-    """Each file of the folder can be replaced by one from elsewhere."""
+def test_given_paths_replace_those_of_the_folder(folder, write):
+    """Each file of the folder can be replaced by another path."""
     elsewhere = {
         "run": write("q2 d4 1\n", "other/run"),
         "qrels": write("q2 0 d4 3\n", "other/qrels"),
@@ -347,19 +353,19 @@ def test_paths_that_are_given_win(folder, write):
 
 
 def test_the_split_is_chosen(folder, write):
-    """`split` names a file of qrels; the only one there is taken with a note, and of several none is guessed."""
+    """`split` names a file of qrels; a single other file is read with a note, and of several none is guessed."""
     (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "dev.tsv")
     assert read_collection(folder).notes == (
-        "There are no judgements of the split 'test'; those of dev.tsv were read.",
+        "There are no judgements of the split 'test'; those in dev.tsv were read.",
     )
     assert read_collection(folder, split="dev").notes == ()
     write("q1 0 d2 1\n", "qrels/train.trec.gz")
     assert read_collection(folder, split="train").qrels == {"q1": {"d2": 1}}
-    with pytest.raises(InvalidInputError, match=r"no judgements of the split 'test'; there are dev.tsv, train.trec.gz"):
+    with pytest.raises(InvalidInputError, match=r"no judgements of the split 'test'; found dev.tsv, train.trec.gz"):
         read_collection(folder)
 
 
-def test_notes_say_what_became_of_odd_input(folder, write):
+def test_notes_report_irregularities(folder, write):
     """Unjudged queries, queries without results and judged passages without text are counted, not dropped silently."""
     write("q1 0 d1 1\nq1 0 gone 1\nq2 0 gone 1\nq2 0 d2 0\n", "qrels/test.tsv")
     write("q1 d1 2.0\nq9 d1 2.0\nq8 d1 1.0\n", "run.trec")
@@ -378,29 +384,33 @@ def test_notes_say_what_became_of_odd_input(folder, write):
         (
             "run.trec",
             "q7 d1 1",
-            r"No query of '.*run.trec' is judged: it holds 'q7', judged are 'q1', 'q2'. Do run and",
+            r"run.trec' has no judged query, only 'q7'; judged are 'q1', 'q2'. Do run and",
         ),
         (
             "run.trec",
             "q1 d7 2\nq2 d8 1\nq1 d8 1",
-            r"corpus.jsonl' holds no text of 2 passages of the run \('d7', 'd8'\)",
+            r"corpus.jsonl' has no text for 2 of the 2 passages of the run \('d7', 'd8'\)",
         ),
-        ("run.tsv", "q1 d1 1", r"holds run.tsv and run.trec; leave one, or name it with `run`"),
-        ("qrels/test.tsv", "q1 0 d1 1\nq5 0 d1 1", r"queries.jsonl' holds no text of 1 of 2 judged queries \('q5'\)"),
-        ("queries.jsonl", '{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "a"}', r"queries that are blank \('q1'\)"),
+        ("run.tsv", "q1 d1 1", r"has run.tsv and run.trec; keep one, or name it with `run`"),
+        (
+            "qrels/test.tsv",
+            "q1 0 d1 1\nq5 0 d1 1",
+            r"queries.jsonl' has no text for 1 of the 2 judged queries \('q5'\)",
+        ),
+        ("queries.jsonl", '{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "a"}', r"has blank queries \('q1'\)"),
         (
             "queries.jsonl",
             '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}',
-            "line 2: the id 'q1' stands in an e",
+            "line 2: the id 'q1' is in an e",
         ),
         ("queries.jsonl", "", r"queries.jsonl' is empty; expected a text with its id in each line"),
         ("corpus.jsonl", '{"_id": "d1", "text": "a"}\n{broken', r"corpus.jsonl', line 2 is not JSON: Expecting"),
         ("corpus.jsonl", '"text"', r"corpus.jsonl', line 1 is \"text\"; expected an object with an id and a text"),
-        ("corpus.jsonl", '{"text": "a"}', r"line 1 has the fields 'text'; expected '_id' or 'id' among them"),
+        ("corpus.jsonl", '{"text": "a"}', r"line 1 has the fields 'text'; expected '_id' or 'id'"),
         (
             "corpus.jsonl",
             '{"_id": "a", "body": "b"}',
-            r"line 1 has the fields '_id', 'body'; expected 'text' among them",
+            r"line 1 has the fields '_id', 'body'; expected 'text'",
         ),
         ("corpus.jsonl", '{"_id": "a", "text": null}', r"line 1: 'text' is null; expected a text"),
         ("corpus.jsonl", '{"_id": "a", "text": "b", "title": 5}', r"line 1: 'title' is 5; expected a text"),
@@ -413,7 +423,7 @@ def test_notes_say_what_became_of_odd_input(folder, write):
     ],
 )
 def test_files_that_are_broken_or_do_not_belong_together_are_named(folder, write, name, content, complaint):
-    """A complaint about a collection names the file, and the line or the ids that are at fault."""
+    """The error names the file, and the line or the ids that are wrong."""
     write(content, name)
     with pytest.raises(InvalidInputError, match=complaint):
         read_collection(folder)
@@ -422,28 +432,28 @@ def test_files_that_are_broken_or_do_not_belong_together_are_named(folder, write
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("queries.jsonl", r"holds no queries.jsonl; expected it there .* or its path as `queries`"),
-        ("corpus.jsonl", r"holds no corpus.jsonl; expected it there"),
-        ("qrels/test.tsv", r"qrels' holds no judgements of the split 'test'; there is none. Name one with `split`"),
+        ("queries.jsonl", r"has no queries.jsonl; expected it there .* or its path as `queries`"),
+        ("corpus.jsonl", r"has no corpus.jsonl; expected it there"),
+        ("qrels/test.tsv", r"qrels' has no judgements of the split 'test'; found no file. Choose one with `split`"),
     ],
 )
 def test_a_missing_file_of_a_folder_is_named(folder, name, complaint):
-    """What a folder lacks is said before anything is searched or scored."""
+    """A missing file is an error before anything is retrieved or scored."""
     (folder / name).unlink()
     with pytest.raises(InvalidInputError, match=complaint):
         read_collection(folder)
 
 
 def test_a_folder_without_judgements_is_named(folder):
-    """Neither a folder qrels nor a file of that name: the message has both places and the argument."""
+    """Without a folder qrels or a file of that name, the error names both paths and the argument."""
     (folder / "qrels" / "test.tsv").unlink()
     (folder / "qrels").rmdir()
-    with pytest.raises(InvalidInputError, match=r"holds no judgements; expected qrels/test.tsv or qrels.tsv there, or"):
+    with pytest.raises(InvalidInputError, match=r"has no judgements; expected qrels/test.tsv or qrels.tsv, or"):
         read_collection(folder)
 
 
 def test_texts_that_are_repeated_count_once(folder, write):
-    """The same row twice is one passage, and is noted."""
+    """A repeated row is one passage, with a note."""
     path = write(
         '{"_id": "d1", "text": "a"}\n' * 2 + '{"_id": "d2", "text": "b"}\n{"_id": "d3", "text": "c"}', "c.jsonl"
     )
@@ -453,7 +463,7 @@ def test_texts_that_are_repeated_count_once(folder, write):
 
 
 def test_without_a_run_bm25_is_the_first_stage(folder, capfd):
-    """A corpus alone is enough; the notes say what found the candidates, and nothing is printed."""
+    """A corpus is enough; the notes name the first stage, and nothing is printed."""
     (folder / "run.trec").unlink()
     found = read_collection(folder)
     assert {query_id: list(results) for query_id, results in found.run.items()} == {"q1": ["d1"], "q2": ["d2"]}
@@ -471,7 +481,7 @@ def test_bm25_by_hand():
 
 
 def test_bm25_finds_stems_and_orders_ties_by_id():
-    """Inflected words match, equal scores are ordered by doc_id descending also at the cut, and misses are left out."""
+    """Inflected words match, ties are ordered by doc_id descending also at `top_k`, and misses are left out."""
     passages = {"a": "bee", "c": "bees", "b": "bee", "d": "", "e": "the wax"}
     run = bm25_run({"q1": "The bees!", "q2": "the", "q3": "zebra", "q4": "wax"}, passages, 2)
     assert {query_id: list(results) for query_id, results in run.items()} == {"q1": ["c", "b"], "q4": ["e"]}
@@ -482,9 +492,9 @@ def test_bm25_finds_stems_and_orders_ties_by_id():
 
 
 def test_bm25_names_the_extra(monkeypatch):
-    """Who has no bm25s learns the command that brings it, and the way around it."""
+    """Without bm25s, the error names the command to install it and the alternative."""
     monkeypatch.setitem(__import__("sys").modules, "bm25s", None)
-    with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]". Without them, bring a run'):
+    with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[evaluation\]". Without them, pass a run'):
         bm25_run({"q": "bees"}, {"a": "bees"})
 
 
@@ -494,7 +504,7 @@ def rows(write, *content, name="pairs.jsonl"):
 
 @pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
 def test_rows_of_texts_are_a_collection(write, name):
-    """A row a query: the list is the first stage's order, and each passage of it is judged."""
+    """One row per query: the list has the order of the first stage, and each passage in it is judged."""
     found = rows(
         write,
         {"query": "bees", "passages": ["honey", "", "wax"], "relevant": [2]},
@@ -516,7 +526,7 @@ OBJECTS = [{"id": "b", "text": "honey", "score": 2.5}, {"id": "a", "text": "wax"
 
 @pytest.mark.parametrize("relevant", [[1], ["a"], ["wax"], ["a", "wax", 1], {"a": 1}])
 def test_relevant_passages_are_named_by_index_id_or_text(write, relevant):
-    """Each way of naming the same passage means the same; scores that fall with the list are kept."""
+    """Each way of naming a passage gives the same judgements; scores that decrease with the list are kept."""
     found = rows(write, {"query": "bees", "passages": OBJECTS, "relevant": relevant})
     assert found.qrels == {"1": {"b": 0, "a": 1}}
     assert in_order(found.run) == {"1": [("b", 2.5), ("a", 2.5)]}
@@ -524,21 +534,21 @@ def test_relevant_passages_are_named_by_index_id_or_text(write, relevant):
 
 
 def test_an_object_gives_grades(write):
-    """Keys are ids, texts, or, where there are no ids, indexes."""
+    """Keys are ids, texts, or, if there are no ids, indexes."""
     grades = {"2": 3, "honey": -1}
     found = rows(write, {"query": "bees", "passages": ["honey", "wax", "sting"], "relevant": grades})
     assert found.qrels == {"1": {"1:0": -1, "1:1": 0, "1:2": 3}}
 
 
 def test_whole_numbers_are_ids_where_ids_are_whole_numbers(write):
-    """A table's primary keys are not mistaken for places in the list."""
+    """A table's primary keys are not mistaken for indexes of the list."""
     passages = [{"id": 1, "text": "honey"}, {"id": 2, "text": "wax"}, {"id": 0, "text": "sting"}]
     found = rows(write, {"query": "bees", "passages": passages, "relevant": [1]})
     assert found.qrels == {"1": {"1": 1, "2": 0, "0": 0}}
 
 
 def test_relevant_passages_that_were_not_found_count_as_missed(write):
-    """What the first stage missed stays in the judgements, so that recall is honest."""
+    """Relevant passages that the first stage missed are kept in the judgements and count for recall."""
     found = rows(
         write,
         {"query": "bees", "passages": ["honey"], "relevant": ["wax", "wax", "honey"]},
@@ -550,17 +560,17 @@ def test_relevant_passages_that_were_not_found_count_as_missed(write):
 
 
 def test_equal_passages_of_a_row_are_one(write):
-    """The first place counts, a later index or id means the same passage, the best grade holds; it is noted."""
+    """Equal passages count once, at the first index and with the highest grade, with a note."""
     passages = ["honey", "wax", "honey", {"id": "h", "text": "honey"}, "sting"]
     for relevant in ([2], ["h"], {"h": 1, "honey": 0}):
         found = rows(write, {"query": "bees", "passages": passages, "relevant": relevant})
         assert found.qrels == {"1": {"1:0": 1, "1:1": 0, "1:4": 0}}
         assert list(found.run["1"]) == ["1:0", "1:1", "1:4"]
-        assert found.notes == ("Passages equal to another one of their query, taken for it: 2.",)
+        assert found.notes == ("Passages equal to another one of their query, merged with it: 2.",)
 
 
 def test_the_list_counts_where_scores_say_something_else(write):
-    """Distances, which grow, do not turn the first stage around."""
+    """Increasing scores, such as distances, do not reverse the first stage."""
     passages = [{"text": "honey", "score": 0.1}, {"text": "wax", "score": 0.7}]
     found = rows(write, {"query": "bees", "passages": passages, "relevant": [0]})
     assert in_order(found.run) == {"1": [("1:0", 2.0), ("1:1", 1.0)]}
@@ -570,7 +580,7 @@ def test_the_list_counts_where_scores_say_something_else(write):
 
 
 def test_a_passage_may_stand_in_several_rows(write):
-    """The same id means the same passage; another text under it is an error."""
+    """The same id means the same passage; another text with this id is an error."""
     row = {"query": "bees", "passages": [{"id": "a", "text": "honey"}], "relevant": ["a"]}
     assert rows(write, row, row).passages == {"a": "honey"}
     with pytest.raises(InvalidInputError, match="line 2: doc_id 'a' has another text in an earlier line"):
@@ -594,34 +604,36 @@ def test_a_passage_may_stand_in_several_rows(write):
         ({"query": "q", "passages": [{"text": "a", "score": "1"}], "relevant": []}, "'score' is \"1\"; expected a fin"),
         (
             {"query": "q", "passages": [{"id": "a", "text": "x"}, {"id": "a", "text": "y"}], "relevant": []},
-            "passage 1: the id 'a' stands in this row already, with another text",
+            "passage 1: the id 'a' is in this row already, with another text",
         ),
         ({"query": "q", "passages": ["a"], "relevant": 0}, "'relevant' is 0; expected a list of indexes, ids or texts"),
-        ({"query": "q", "passages": ["a"], "relevant": [1]}, "holds the index 1; there are 1 passages, counted from 0"),
-        ({"query": "q", "passages": ["a"], "relevant": [-1]}, "holds the index -1; there are 1 passages"),
-        ({"query": "q", "passages": ["a"], "relevant": [True]}, "'relevant' holds true; expected an index, an id or"),
+        ({"query": "q", "passages": ["a"], "relevant": [1]}, "has the index 1; there are 1 passages, counted from 0"),
+        ({"query": "q", "passages": ["a"], "relevant": [-1]}, "has the index -1; there are 1 passages"),
+        ({"query": "q", "passages": ["a"], "relevant": [True]}, "'relevant' has true; expected an index, an id or"),
         ({"query": "q", "passages": ["a"], "relevant": {"0": 1.5}}, "gives '0' the grade 1.5; expected a whole number"),
         ({"query": "q", "passages": ["a"], "relevant": {"0": True}}, "gives '0' the grade true; expected a whole"),
     ],
 )
 def test_a_broken_row_is_named(write, row, complaint):
-    """A complaint about a row names the line, the field, what is there and what belongs there."""
+    """The error names the line, the field, what was found and what was expected."""
     with pytest.raises(InvalidInputError, match=complaint):
         rows(write, row)
 
 
 def test_queries_need_ids_of_their_own(write):
-    """A query_id that stands twice would make two queries one."""
+    """A repeated query_id is an error."""
     row = {"id": "a", "query": "q", "passages": [], "relevant": []}
-    with pytest.raises(InvalidInputError, match="line 2: query_id 'a' stands in an earlier line already"):
+    with pytest.raises(InvalidInputError, match="line 2: query_id 'a' is in an earlier line already"):
         rows(write, row, row)
 
 
-def test_a_source_that_cannot_be_meant_is_named(write, tmp_path):
-    """A path that is nowhere, an empty file, and a file beside arguments that go with a folder."""
+def test_an_invalid_source_is_named(write, tmp_path):
+    """A missing path, an empty file, and a file with arguments for a folder are errors."""
     with pytest.raises(InvalidInputError, match="none' does not exist; expected a folder or a JSONL file"):
         read_collection(tmp_path / "none")
     with pytest.raises(InvalidInputError, match=r"pairs.jsonl' is empty; expected rows such as"):
         rows(write, "")
-    with pytest.raises(InvalidInputError, match=r"`run` is given, but '.*pairs.jsonl' is a file, in which everything"):
+    with pytest.raises(
+        InvalidInputError, match=r"`run` goes with a folder, but '.*pairs.jsonl' is a file that contains everything"
+    ):
         read_collection(tmp_path / "pairs.jsonl", run="run.trec")

@@ -1,4 +1,4 @@
-"""Files of requests: which are found, how they are split, and what is wrong in them."""
+"""Files of requests: which are found, how they are split, and errors in them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.jobs.inputs import Piece, Shard, digest, find_files, read_piece, split, whole
+from marcorank.jobs.inputs import Shard, find_files, read_file, read_shard, split
 
 
 def rows_of(numbers):
@@ -23,7 +23,7 @@ def rows_of(numbers):
 
 def write_jsonl(path, rows, *, blank_after=()):
     lines = "".join(
-        json.dumps(row) + "\n" + ("\n \n" if place in blank_after else "") for place, row in enumerate(rows)
+        json.dumps(row) + "\n" + ("\n \n" if index in blank_after else "") for index, row in enumerate(rows)
     )
     data = lines.encode()
     path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
@@ -37,15 +37,12 @@ def write_parquet(path, rows, *, group_size=1000):
 
 
 def read(shards, text_field=None):
-    return [
-        [request.query for piece in shard.pieces for request in read_piece(piece, text_field=text_field)]
-        for shard in shards
-    ]
+    return [[request.query for request in read_shard(shard, text_field=text_field)] for shard in shards]
 
 
 @pytest.mark.parametrize("shard_size", [1, 3, 4, 7, 100])
 def test_every_row_is_in_one_shard(tmp_path, shard_size):
-    """Rows of all kinds of files come once, in the order of the paths, so many a shard, whatever is blank between."""
+    """Rows of all formats come once, in the order of the paths, `shard_size` a shard, whatever lines are blank."""
     files = [
         write_jsonl(tmp_path / "a.jsonl", rows_of(range(5)), blank_after=(0, 3, 4)),
         write_jsonl(tmp_path / "b.jsonl.gz", rows_of(range(5, 11)), blank_after=(2,)),
@@ -69,23 +66,23 @@ def test_every_row_is_in_one_shard(tmp_path, shard_size):
     last_end=st.booleans(),
 )
 def test_no_row_is_lost_or_read_twice(tmp_path, lines, shard_size, bom, last_end):
-    """Whatever lines a file has, its shards hold each row once."""
+    """Whatever lines a file has, its shards contain each row once."""
     text = [
-        json.dumps({"query": f"q{place}", "passages": []}) if line == "row" else line
-        for place, line in enumerate(lines)
+        json.dumps({"query": f"q{index}", "passages": []}) if line == "row" else line
+        for index, line in enumerate(lines)
     ]
     data = ("\n".join(text) + ("\n" if last_end else "")).encode("utf-8-sig" if bom else "utf-8")
     path = tmp_path / "in.jsonl"
     path.write_bytes(data)
     found = read(split([path], shard_size))
     assert [query for shard in found for query in shard] == [
-        f"q{place}" for place, line in enumerate(lines) if line == "row"
+        f"q{index}" for index, line in enumerate(lines) if line == "row"
     ]
     assert all(len(shard) == shard_size for shard in found[:-1])
 
 
 def test_files_are_found_in_one_order(tmp_path):
-    """Folders, patterns and paths give each file once, ordered by path; hidden files and those of others stay out."""
+    """Folders, patterns and paths give each file once, sorted by path, without hidden files and other formats."""
     for name in (
         "b.jsonl",
         "a.parquet",
@@ -113,13 +110,13 @@ def test_files_are_found_in_one_order(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("none*.jsonl", r"none\*\.jsonl' names no file; expected files that end in \.jsonl"),
-        ("folder", "folder' names no file"),
+        ("none*.jsonl", r"none\*\.jsonl' matches no file; expected files that end in \.jsonl"),
+        ("folder", "folder' matches no file"),
         ("notes.txt", r"notes\.txt' is not a JSONL or Parquet file; expected a file that ends in \.jsonl"),
     ],
 )
 def test_a_path_that_finds_nothing_is_an_error(tmp_path, path, message):
-    """A pattern that matches nothing is a slip, and not an empty input."""
+    """A pattern that matches nothing is an error, not an empty input."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "notes.txt").touch()
     with pytest.raises(InvalidInputError, match=message):
@@ -141,7 +138,7 @@ def test_a_path_that_finds_nothing_is_an_error(tmp_path, path, message):
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line(tmp_path, row, message):
-    """The line is that of the file, also in a later shard and behind blank lines."""
+    """The line number is that of the file, also in a later shard and after blank lines."""
     path = tmp_path / "in.jsonl"
     path.write_text("\n".join([json.dumps(rows_of([0])[0]), "", json.dumps(rows_of([1])[0]), row]) + "\n")
     with pytest.raises(InvalidInputError, match=rf"in\.jsonl', line 4.*{message}"):
@@ -164,7 +161,7 @@ def test_a_bad_row_of_parquet_is_named_by_file_and_row(tmp_path, row, message):
 
 
 def test_damaged_files_are_named(tmp_path):
-    """What is no Parquet, no gzip or not there any more is an error with the name of the file."""
+    """A file that is not Parquet, not gzip or missing is an error that names it."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
     (tmp_path / "b.jsonl.gz").write_bytes(b"no gzip")
     for name, message in {
@@ -186,31 +183,26 @@ def test_a_file_that_shrinks_is_noticed(tmp_path):
 
 
 def test_rows_in_the_middle_of_a_large_group_are_found(tmp_path):
-    """Parquet is read some hundred rows at a time, and a shard may begin anywhere."""
+    """Parquet is read in batches of rows, and a shard may begin anywhere in a row group."""
     path = write_parquet(tmp_path / "in.parquet", rows_of(range(1000)))
     assert read(split([path], 90)) == [
         [f"q{n}" for n in range(1000)][start : start + 90] for start in range(0, 1000, 90)
     ]
 
 
-def test_a_whole_file_is_one_piece(tmp_path):
-    """All rows of a file, or nothing where it has none."""
-    path = write_jsonl(tmp_path / "in.jsonl", rows_of(range(3)))
-    assert whole(path) == Piece(str(path), 0, 1, 3)
-    assert whole(write_jsonl(tmp_path / "empty.jsonl", [])) is None
-
-
-def test_a_changed_byte_changes_the_digest(tmp_path):
-    """Files of the same size with other content are told apart."""
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(b"a" * 3_000_000)
-    before = digest(path)
-    path.write_bytes(b"a" * 1_500_000 + b"b" + b"a" * 1_499_999)
-    assert digest(path) != before
+def test_a_file_is_read_as_a_whole(tmp_path):
+    """All rows of a file, or nothing if it has none."""
+    for path in (
+        write_jsonl(tmp_path / "in.jsonl", rows_of(range(3))),
+        write_parquet(tmp_path / "in.parquet", rows_of(range(3)), group_size=2),
+    ):
+        assert [request.query for request in read_file(path, text_field=None)] == ["q0", "q1", "q2"]
+    assert list(read_file(write_jsonl(tmp_path / "empty.jsonl", []), text_field=None)) == []
+    assert list(read_file(write_parquet(tmp_path / "empty.parquet", []), text_field=None)) == []
 
 
 def test_parquet_without_pyarrow_says_what_to_install(tmp_path, monkeypatch):
-    """The message has the command."""
+    """The message contains the command to install it."""
     path = write_parquet(tmp_path / "in.parquet", rows_of(range(2)))
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=re.escape("Parquet needs pyarrow: pip install 'marcorank[ray]'")):

@@ -1,4 +1,4 @@
-"""`marcorank rerank --input ... --output FOLDER`: rank any number of files, in shards."""
+"""`marcorank rerank --input FILES --output FOLDER`: rerank any number of files, shard by shard."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from marcorank.jobs.planning import ShardRun
 
@@ -23,22 +23,22 @@ ENGINES = ("local", "ray")
 
 def add_options(parser: Any) -> None:
     """Add the options for files."""
-    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is a folder")
+    group = parser.add_argument_group("many files, instead of QUERY and FILE; --output is then a folder")
     group.add_argument(
         "--input",
         nargs="+",
         metavar="FILES",
         help="JSONL or Parquet files with rows of {query, passages}, folders or patterns",
     )
-    group.add_argument("--run", dest="run_file", metavar="FILE", help="TREC run, instead of --input")
-    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run: JSONL or .tsv")
-    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run: JSONL or .tsv")
-    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of Ray actors")
+    group.add_argument("--run", dest="run_file", metavar="FILE", help="a TREC run, instead of --input")
+    group.add_argument("--queries", metavar="FILE", help="texts of the queries of --run, as JSONL or .tsv")
+    group.add_argument("--corpus", metavar="FILE", help="texts of the passages of --run, as JSONL or .tsv")
+    group.add_argument("--engine", choices=ENGINES, help="local: this process (default); ray: a pool of actors")
     group.add_argument("--shard-size", type=at_least(1), metavar="N", help=f"rows per shard (default: {SHARD_SIZE})")
-    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if the whole input is, else jsonl")
-    group.add_argument("--overwrite", action="store_true", help="start again: delete the output of an earlier run")
+    group.add_argument("--output-format", choices=FORMATS, help="default: parquet if all of the input is, else jsonl")
+    group.add_argument("--overwrite", action="store_true", help="delete the output of an earlier run and start again")
     group.add_argument(
-        "--workers", type=at_least(1), metavar="N", help="Ray actors (default: as many as fill the cores)"
+        "--workers", type=at_least(1), metavar="N", help="Ray actors (default: as many as there are cores for)"
     )
     group.add_argument(
         "--ray-address", metavar="ADDRESS", help="address of a Ray cluster; auto for the one on this machine"
@@ -46,7 +46,7 @@ def add_options(parser: Any) -> None:
 
 
 def is_wanted(args: argparse.Namespace) -> bool:
-    """Return whether files are to be ranked; other options that need them are wrong usage on their own."""
+    """Whether files are to be ranked; an option for files without --input or --run is a usage error."""
     if args.input is not None or args.run_file is not None:
         return True
     for name in ("queries", "corpus", "engine", "shard_size", "output_format", "overwrite", "workers", "ray_address"):
@@ -56,7 +56,7 @@ def is_wanted(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace, settings: dict[str, Any]) -> int:
-    """Rank the files and write the folder; `settings` are those of the reranker, without the model."""
+    """Rank the files and write the folder; `settings` are those of the reranker without the model."""
     _check_usage(args)
     source = args.input if args.run_file is None else RunFiles(args.run_file, args.queries, args.corpus)
     options = {
@@ -67,13 +67,13 @@ def run(args: argparse.Namespace, settings: dict[str, Any]) -> int:
         "output_format": args.output_format,
         "overwrite": args.overwrite,
     }
-    with Progress("Reading the input") as progress:
+    with Progress("Reading the input") as line:
 
-        def show(so_far: ShardRun) -> None:
-            progress.text = _so_far(so_far)
+        def show(run: ShardRun) -> None:
+            line.text = _progress_text(run)
 
         if args.engine == "ray":
-            done = _with_ray(args, source, {**settings, **options}, show)
+            done = _rank_with_ray(args, source, {**options, **settings, "progress": show})
         else:
             with Reranker(args.model, **settings) as reranker:
                 planned = plan(source, args.output, reranker, **options)
@@ -95,47 +95,35 @@ def _check_usage(args: argparse.Namespace) -> None:
         args.usage_error("--workers and --ray-address require --engine ray; in this process, use --threads")
 
 
-def _with_ray(
-    args: argparse.Namespace,
-    source: Sequence[str] | RunFiles,
-    options: dict[str, Any],
-    progress: Callable[[ShardRun], None],
-) -> ShardRun:
+def _rank_with_ray(args: argparse.Namespace, source: Sequence[str] | RunFiles, options: dict[str, Any]) -> ShardRun:
     if not args.debug:
-        # Ray's processes would write their log to this terminal.
+        # Otherwise Ray's own processes log to this terminal.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     from marcorank.ray.datasets import rerank_dataset
 
     return rerank_dataset(
-        source,
-        args.output,
-        model=args.model,
-        num_actors=args.workers,
-        address=args.ray_address,
-        progress=progress,
-        **options,
+        source, args.output, model=args.model, num_actors=args.workers, address=args.ray_address, **options
     )
 
 
-def _so_far(run: ShardRun) -> str:
-    done = run.skipped + run.ranked
-    left = run.seconds_left
-    if left is None:
-        return f"Ranking: {done} of {run.shards} shards"
-    return f"Ranking: {done} of {run.shards} shards, {run.pairs_per_second:,.0f} pairs a second, {_time(left)} left"
+def _progress_text(run: ShardRun) -> str:
+    text = f"Ranking: {run.skipped + run.ranked} of {run.shards} shards"
+    if run.seconds_left is None:
+        return text
+    return f"{text}, {run.pairs_per_second:,.0f} pairs a second, {_duration(run.seconds_left)} left"
 
 
 def _summary(run: ShardRun) -> str:
     parts = []
     if run.ranked or not run.skipped:
-        speed = f" in {_time(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
+        speed = f" in {_duration(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
         parts.append(f"ranked {run.ranked} shards ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
     if run.skipped:
         parts.append(f"skipped {run.skipped} shards that were finished")
     return f"{', '.join(parts)}; {run.output!r} holds all {run.shards}"
 
 
-def _time(seconds: float) -> str:
+def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60} min"

@@ -1,4 +1,4 @@
-"""BM25, for who brings a corpus and no run."""
+"""BM25 as the first stage of a collection without a run."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 _K1, _B = 0.9, 0.4
 BM25 = f"BM25 (bm25s, Lucene's variant, k1={_K1}, b={_B}, English stop words, Snowball stemmer)"
-"""What `bm25_run` is, for people."""
+"""Name of the method, for notes."""
 
 
 def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int = 100) -> Run:
-    """Search all passages for the words of each query.
+    """Rank passages for each query with BM25: Lucene's variant with k1=0.9 and b=0.4, as in Anserini.
 
-    Lucene's variant with k1=0.9 and b=0.4, as in Anserini; words of one letter and English stop words are left out, the
-    others are stemmed. The same input gives the same run everywhere.
+    Words of one letter and English stop words are removed, the others are stemmed. The same input gives the same run
+    on every machine.
 
     Args:
         queries: Texts by query_id.
@@ -32,7 +32,8 @@ def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int
         top_k: Maximum number of results of a query.
 
     Returns:
-        The best first, ties by doc_id descending; passages without a word of the query are not results.
+        Scores by query_id and doc_id, best first, ties by doc_id descending; passages without a word of the query are
+        left out.
 
     Raises:
         MissingExtraError: bm25s or PyStemmer is not installed.
@@ -43,7 +44,7 @@ def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int
         import Stemmer
     except ModuleNotFoundError as error:
         raise MissingExtraError(
-            'BM25 needs bm25s and PyStemmer: pip install "marcorank[evaluation]". Without them, bring a run.'
+            'BM25 needs bm25s and PyStemmer: pip install "marcorank[evaluation]". Without them, pass a run.'
         ) from error
 
     def words(texts: Mapping[str, str]) -> list[list[str]]:
@@ -67,8 +68,10 @@ def bm25_run(queries: Mapping[str, str], passages: Mapping[str, str], top_k: int
         searched = [word for word in query if word in known]
         if searched:
             scores = index.get_scores(searched)
-            # More than `top_k` where the last ones are equal: the doc_id decides among them.
-            least = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0.0
-            found = {doc_ids[index]: float(scores[index]) for index in np.flatnonzero((scores >= least) & (scores > 0))}
+            # Can be more than `top_k` if the last scores are equal: the doc_id decides among them.
+            minimum = np.partition(scores, -top_k)[-top_k] if top_k < len(scores) else 0.0
+            found = {
+                doc_ids[index]: float(scores[index]) for index in np.flatnonzero((scores >= minimum) & (scores > 0))
+            }
             run[query_id] = dict(list(best_first(found).items())[:top_k])
     return run

@@ -1,4 +1,8 @@
-"""Rows in and out of Parquet. pyarrow is imported when the first file is read or written."""
+"""Rows in and out of Parquet. pyarrow is imported when the first file is read or written.
+
+Without pyarrow the functions raise `MissingExtraError`. They raise `InvalidInputError` for a file that is not Parquet
+and for values that no column can hold.
+"""
 
 from __future__ import annotations
 
@@ -18,53 +22,32 @@ if TYPE_CHECKING:
 
     from marcorank.collections.requests import Request
 
-_ROWS_AT_ONCE = 256
+_BATCH_ROWS = 256
 _BUFFER_BYTES = 1 << 20
 
 
 def count_rows(path: str | os.PathLike[str]) -> int:
-    """Return how many rows a file has.
-
-    Raises:
-        InvalidInputError: It cannot be read as Parquet.
-        MissingExtraError: pyarrow is not installed.
-    """
+    """Return the number of rows of a file."""
     with _opened(path) as file:
         return int(file.metadata.num_rows)
 
 
-def read_rows(path: str | os.PathLike[str], start: int, rows: int) -> Iterator[dict[str, Any]]:
-    """Read so many rows, from one on that is counted from 0.
-
-    Raises:
-        InvalidInputError: It cannot be read as Parquet.
-        MissingExtraError: pyarrow is not installed.
-    """
+def read_rows(path: str | os.PathLike[str], start: int) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file from index `start` to its end."""
     with _opened(path) as file:
-        groups: list[int] = []
-        first = end = 0
-        for group in range(file.metadata.num_row_groups):
-            begin, end = end, end + file.metadata.row_group(group).num_rows
-            if end > start and begin < start + rows:
-                first = first if groups else begin
-                groups.append(group)
+        group = first = 0
+        while group < file.num_row_groups and first + file.metadata.row_group(group).num_rows <= start:
+            first += file.metadata.row_group(group).num_rows
+            group += 1
+        groups = range(group, file.num_row_groups)
         skip = start - first
-        for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=groups, use_threads=False):
-            wanted = batch.slice(skip, rows)
-            yield from wanted.to_pylist()
-            rows -= wanted.num_rows
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=groups, use_threads=False):
+            yield from batch.slice(skip).to_pylist()
             skip = max(skip - batch.num_rows, 0)
-            if not rows:
-                return
 
 
 def columns_of_file(path: str | os.PathLike[str]) -> pa.Schema:
-    """Return the columns of a file; texts instead of passages are passages with a text alone.
-
-    Raises:
-        InvalidInputError: It cannot be read as Parquet.
-        MissingExtraError: pyarrow is not installed.
-    """
+    """Return the columns of a file; a list of texts as passages counts as a list of structs with a text."""
     pa = _pyarrow()
     with _opened(path) as file:
         columns = file.schema_arrow
@@ -76,65 +59,42 @@ def columns_of_file(path: str | os.PathLike[str]) -> pa.Schema:
 
 
 def columns_of_requests(requests: Iterable[Request]) -> pa.Schema:
-    """Return the columns that can hold these rows, as `columns_of_file` does.
-
-    Raises:
-        InvalidInputError: A field holds values that no column holds together.
-        MissingExtraError: pyarrow is not installed.
-    """
+    """Return columns that can hold these rows, as `columns_of_file` does for a file."""
     pa = _pyarrow()
     columns = pa.schema([])
     rows = (request.fields | {"passages": [passage.fields for passage in request.passages]} for request in requests)
-    while chunk := list(islice(rows, _ROWS_AT_ONCE)):
-        with _errors_of_columns(pa):
-            columns = _joined(pa, [columns, pa.schema(list(pa.array(chunk).type))])
+    while chunk := list(islice(rows, _BATCH_ROWS)):
+        with _column_errors(pa):
+            columns = pa.unify_schemas([columns, pa.schema(list(pa.array(chunk).type))], promote_options="permissive")
     return columns
 
 
-def answer_columns(inputs: Iterable[pa.Schema]) -> bytes:
-    """Return the columns of ranked rows, in a form that `write_rows` reads.
+def answer_columns(inputs: Iterable[pa.Schema]) -> str:
+    """Return the columns of ranked rows as a text for `write_rows`.
 
     Args:
-        inputs: The columns of the rows before, of all files.
-
-    Raises:
-        InvalidInputError: The files have a column of the same name whose types do not go together.
-        MissingExtraError: pyarrow is not installed.
+        inputs: The columns of each input file.
     """
     pa = _pyarrow()
-    with _errors_of_columns(pa):
-        columns = _answer_schema(pa, _joined(pa, [pa.schema([]), *inputs]))
+    with _column_errors(pa):
+        columns = _answer_schema(pa, pa.unify_schemas([pa.schema([]), *inputs], promote_options="permissive"))
         # What no file can hold, such as a struct without fields, is found now and not with the first shard.
         pa.parquet.write_table(columns.empty_table(), pa.BufferOutputStream())
-        return bytes(columns.serialize())
+        return base64.b64encode(columns.serialize()).decode()
 
 
-def write_rows(file: BinaryIO, rows: Sequence[dict[str, Any]], schema: bytes) -> None:
-    """Write rows as a file of Parquet.
+def write_rows(file: BinaryIO, rows: Sequence[dict[str, Any]], columns: str) -> None:
+    """Write rows as a Parquet file.
 
     Args:
-        file: To write to.
-        rows: What to write.
-        schema: What `answer_columns` returned.
-
-    Raises:
-        InvalidInputError: A row holds what no column holds.
-        MissingExtraError: pyarrow is not installed.
+        file: File to write to.
+        rows: The rows.
+        columns: The result of `answer_columns`.
     """
     pa = _pyarrow()
-    columns = pa.ipc.read_schema(pa.py_buffer(schema))
-    with _errors_of_columns(pa):
-        pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=columns), file, compression="zstd")
-
-
-def to_text(schema: bytes) -> str:
-    """Return columns as a text."""
-    return base64.b64encode(schema).decode()
-
-
-def from_text(text: str) -> bytes:
-    """Return the columns that `to_text` made a text of."""
-    return base64.b64decode(text)
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(columns)))
+    with _column_errors(pa):
+        pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), file, compression="zstd")
 
 
 def _answer_schema(pa: Any, of_input: pa.Schema) -> pa.Schema:
@@ -173,18 +133,14 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Any]:
         raise InvalidInputError(f"{str(path)!r} cannot be read as Parquet: {_first_line(error)}.") from error
 
 
-def _joined(pa: Any, columns: Sequence[pa.Schema]) -> pa.Schema:
-    return pa.unify_schemas(columns, promote_options="permissive")
-
-
 @contextmanager
-def _errors_of_columns(pa: Any) -> Iterator[None]:
+def _column_errors(pa: Any) -> Iterator[None]:
     try:
         yield
     except (pa.ArrowException, OverflowError, UnicodeError) as error:
         raise InvalidInputError(
             f"The rows have a field whose values cannot be a column of Parquet: {_first_line(error)}. Write JSONL, "
-            "which takes them as they are."
+            "which keeps any values."
         ) from error
 
 

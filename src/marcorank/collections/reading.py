@@ -1,16 +1,16 @@
-"""Collections from what people have: a BEIR folder, TREC files, or JSONL of queries with their passages."""
+"""Read collections: a BEIR folder, TREC files, or JSONL of queries with their passages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from marcorank._text import first_few
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
 from marcorank.collections.rows import read_rows
-from marcorank.collections.texts import read_texts
+from marcorank.collections.texts import check_texts, read_texts
 from marcorank.collections.trec import qrels_and_notes, read_qrels, read_run, run_and_notes, write_run
 from marcorank.errors import InvalidInputError
 
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Collection as Several
     from collections.abc import Mapping
 
-    from marcorank.collections.records import Run
+    from marcorank.collections.records import Qrels, Run
 
 __all__ = ["read_collection", "read_qrels", "read_run", "write_run"]
 
+_Path: TypeAlias = "str | os.PathLike[str]"
 _TREC_ENDINGS = (".tsv", ".txt", ".trec")
 _TEXT_ENDINGS = (".jsonl", ".tsv")
 
@@ -39,22 +40,21 @@ def read_collection(
 ) -> Collection:
     """Read judged queries with their candidates.
 
-    **A folder**, as BEIR has it: corpus.jsonl (`_id` or `id`, `title`, `text`), queries.jsonl (`_id` or `id`, `text`;
-    or queries.tsv and corpus.tsv of an id, a tab and a text), and the judgements as qrels/SPLIT.tsv or qrels.tsv, .txt
-    or .trec. A first stage may lie there as run.tsv, .txt or .trec; without one, BM25 finds 100 candidates a query in
-    the corpus. With a run, only the texts of candidates and of judged passages are kept.
+    **A folder** in BEIR's layout: corpus.jsonl (`_id` or `id`, `title`, `text`), queries.jsonl (`_id` or `id`, `text`),
+    or corpus.tsv and queries.tsv with an id, a tab and a text, and the judgements as qrels/SPLIT.tsv or qrels.tsv, .txt
+    or .trec. The first stage may be there as run.tsv, .txt or .trec; without one, BM25 retrieves 100 candidates for
+    each query. With a run, only the texts of candidates and of judged passages are kept.
 
     **A file** of JSONL, with a row for each query:
 
         {"query": "...", "passages": ["...", "..."], "relevant": [0]}
 
-    `passages` are texts, or objects with `text` and, where they have them, `id` and `score`; their order is that of
-    the first stage. `relevant` names passages by index from 0, by id or by text, or is an object of grades by id. Whole
-    numbers are indexes, unless ids are whole numbers too. A passage that is not named is judged as not relevant; one
-    that is named and not in the list is one that the first stage did not find. A row may have a `query_id` or `id`;
-    else the number of its line is taken.
+    `passages` are texts, or objects with `text` and optionally `id` and `score`, in the order of the first stage.
+    `relevant` names passages by index from 0, by id or by text, or is an object of grades by id. Whole numbers are
+    indexes, unless ids are whole numbers too. Other passages are judged as not relevant. A relevant passage that is not
+    in the list was not found by the first stage. A row may have a `query_id` or `id`; by default it is the line number.
 
-    Each file may be packed and named .gz. Only judged queries are kept. `Collection.notes` say what was odd.
+    Files may be compressed as .gz. Only judged queries are kept. `Collection.notes` lists irregularities.
 
     Args:
         source: Path of the folder or file.
@@ -62,11 +62,11 @@ def read_collection(
         qrels: Path of the judgements, instead of the folder's; see `read_qrels`.
         queries: Path of the queries' texts, instead of the folder's.
         corpus: Path of the passages' texts, instead of the folder's.
-        name: Of the collection; None for that of the folder or file.
-        split: Which file of the folder qrels is read; where there is only one, it is that.
+        name: Name of the collection; None for that of the folder or file.
+        split: Name of the file in the folder qrels; if there is only one file, it is read anyway.
 
     Raises:
-        InvalidInputError: A file is missing or broken, or the files do not belong together.
+        InvalidInputError: A file is missing or invalid, or the files do not belong together.
         MissingExtraError: There is no run, and the packages for BM25 are not installed.
     """
     folder = Path(source)
@@ -74,18 +74,17 @@ def read_collection(
         return _of_file(folder, {"run": run, "qrels": qrels, "queries": queries, "corpus": corpus}, name)
     qrels_file, split_notes = (Path(qrels), []) if qrels is not None else _qrels_file(folder, split)
     judged, qrels_notes = qrels_and_notes(qrels_file)
-    texts, query_notes = _queries(_given_or_in(folder, "queries", queries), judged)
-    run_file = Path(run) if run is not None else _only(folder, "run", _TREC_ENDINGS)
-    corpus_file = _given_or_in(folder, "corpus", corpus)
+    texts, query_notes = _queries(_texts_file(folder, "queries", queries), judged)
+    run_file = _file(folder, "run", _TREC_ENDINGS, run)
+    corpus_file = _texts_file(folder, "corpus", corpus)
     if run_file is None:
         passages, corpus_notes = read_texts(corpus_file)
         candidates, run_notes = bm25_run(texts, passages), [f"There is no run; the first stage is {BM25}."]
     else:
         candidates, run_notes = _candidates(run_file, texts)
-        wanted = {doc_id for found in (*candidates.values(), *judged.values()) for doc_id in found}
-        passages, corpus_notes = read_texts(corpus_file, wanted=wanted)
-    _check_texts(candidates, passages, corpus_file)
-    without_text = len({doc_id for grades in judged.values() for doc_id in grades}.difference(passages))
+        passages, corpus_notes = read_texts(corpus_file, wanted=_doc_ids(candidates) | _doc_ids(judged))
+    check_texts(passages, _doc_ids(candidates), "passages of the run", corpus_file)
+    without_text = len(_doc_ids(judged).keys() - passages.keys())
     if without_text:
         corpus_notes.append(f"Judged passages that are not in the corpus: {without_text}.")
     notes = (*split_notes, *qrels_notes, *query_notes, *run_notes, *corpus_notes)
@@ -98,7 +97,7 @@ def _of_file(path: Path, given: Mapping[str, object], name: str | None) -> Colle
     too_many = next((argument for argument, value in given.items() if value is not None), None)
     if too_many:
         raise InvalidInputError(
-            f"`{too_many}` is given, but {str(path)!r} is a file, in which everything stands; it goes with a folder."
+            f"`{too_many}` goes with a folder, but {str(path)!r} is a file that contains everything."
         )
     return _noted(read_rows(path, name or path.name.removesuffix(".gz").removesuffix(".jsonl")))
 
@@ -111,59 +110,53 @@ def _noted(collection: Collection) -> Collection:
     return replace(collection, notes=(*collection.notes, note))
 
 
-def _given_or_in(folder: Path, stem: str, given: str | os.PathLike[str] | None) -> Path:
-    found = Path(given) if given is not None else _only(folder, stem, _TEXT_ENDINGS)
+def _texts_file(folder: Path, stem: str, given: _Path | None) -> Path:
+    found = _file(folder, stem, _TEXT_ENDINGS, given)
     if found is None:
         raise InvalidInputError(
-            f"{str(folder)!r} holds no {stem}.jsonl; expected it there (.gz and .tsv go too), or its path as `{stem}`."
+            f"{str(folder)!r} has no {stem}.jsonl; expected it there (or as .gz or .tsv), or its path as `{stem}`."
         )
     return found
 
 
-def _only(folder: Path, stem: str, endings: Several[str]) -> Path | None:
-    """Return the one file of that name; None if there is none."""
-    paths = (folder / f"{stem}{ending}{packed}" for ending in endings for packed in ("", ".gz"))
+def _file(folder: Path, stem: str, endings: Several[str], given: _Path | None = None) -> Path | None:
+    """Return the given path, or else the only file of that name in the folder, if there is one."""
+    if given is not None:
+        return Path(given)
+    paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", ".gz"))
     found = [path for path in paths if path.is_file()]
     if len(found) > 1:
         raise InvalidInputError(
-            f"{str(folder)!r} holds {' and '.join(path.name for path in found)}; leave one, or name it with `{stem}`."
+            f"{str(folder)!r} has {' and '.join(path.name for path in found)}; keep one, or name it with `{stem}`."
         )
     return found[0] if found else None
 
 
 def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
     in_folder = folder / "qrels"
-    if not in_folder.is_dir():
-        found = _only(folder, "qrels", _TREC_ENDINGS)
-        if found is None:
-            raise InvalidInputError(
-                f"{str(folder)!r} holds no judgements; expected qrels/{split}.tsv or qrels.tsv there, or `qrels` with "
-                "their path."
-            )
+    has_splits = in_folder.is_dir()
+    found = _file(in_folder, split, _TREC_ENDINGS) if has_splits else _file(folder, "qrels", _TREC_ENDINGS)
+    if found is not None:
         return found, []
-    chosen = _only(in_folder, split, _TREC_ENDINGS)
-    if chosen is not None:
-        return chosen, []
+    if not has_splits:
+        raise InvalidInputError(
+            f"{str(folder)!r} has no judgements; expected qrels/{split}.tsv or qrels.tsv, or their path as `qrels`."
+        )
     files = sorted(path for path in in_folder.iterdir() if path.name.removesuffix(".gz").endswith(_TREC_ENDINGS))
     if len(files) != 1:
-        there = f"there are {', '.join(path.name for path in files)}" if files else "there is none"
+        names = ", ".join(path.name for path in files) or "no file"
         raise InvalidInputError(
-            f"{str(in_folder)!r} holds no judgements of the split {split!r}; {there}. Name one with `split`."
+            f"{str(in_folder)!r} has no judgements of the split {split!r}; found {names}. Choose one with `split`."
         )
-    return files[0], [f"There are no judgements of the split {split!r}; those of {files[0].name} were read."]
+    return files[0], [f"There are no judgements of the split {split!r}; those in {files[0].name} were read."]
 
 
 def _queries(path: Path, judged: Several[str]) -> tuple[dict[str, str], list[str]]:
     texts, notes = read_texts(path, wanted=judged)
-    missing = [query_id for query_id in judged if query_id not in texts]
-    if missing:
-        raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} of {len(judged)} judged queries ({first_few(missing)}); "
-            "expected that of each. Do queries and qrels belong together?"
-        )
+    check_texts(texts, judged, "judged queries", path)
     blank = [query_id for query_id, text in texts.items() if not text.strip()]
     if blank:
-        raise InvalidInputError(f"{str(path)!r} holds queries that are blank ({first_few(blank)}); expected texts.")
+        raise InvalidInputError(f"{str(path)!r} has blank queries ({first_few(blank)}); expected a text for each.")
     return texts, notes
 
 
@@ -172,7 +165,7 @@ def _candidates(path: Path, queries: Several[str]) -> tuple[Run, list[str]]:
     unjudged = [query_id for query_id in run if query_id not in queries]
     if len(unjudged) == len(run):
         raise InvalidInputError(
-            f"No query of {str(path)!r} is judged: it holds {first_few(unjudged)}, judged are {first_few(queries)}. "
+            f"{str(path)!r} has no judged query, only {first_few(unjudged)}; judged are {first_few(queries)}. "
             "Do run and qrels belong together?"
         )
     if unjudged:
@@ -180,10 +173,6 @@ def _candidates(path: Path, queries: Several[str]) -> tuple[Run, list[str]]:
     return {query_id: run[query_id] for query_id in queries if query_id in run}, notes
 
 
-def _check_texts(candidates: Run, passages: Several[str], path: Path) -> None:
-    missing = list(dict.fromkeys(doc_id for found in candidates.values() for doc_id in found if doc_id not in passages))
-    if missing:
-        raise InvalidInputError(
-            f"{str(path)!r} holds no text of {len(missing)} passages of the run ({first_few(missing)}); expected "
-            "that of each. Do run and corpus belong together?"
-        )
+def _doc_ids(results: Run | Qrels) -> dict[str, None]:
+    """Return each doc_id once, in order of first appearance."""
+    return dict.fromkeys(doc_id for found in results.values() for doc_id in found)

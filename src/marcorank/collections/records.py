@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
-"""Grades by query_id and doc_id; 0 is judged and not relevant."""
+"""Grades by query_id and doc_id; 0 means judged as not relevant."""
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
 """Scores by query_id and doc_id, best first."""
@@ -19,11 +19,11 @@ class Collection:
 
     Attributes:
         name: Shown in tables and reports.
-        queries: Texts by query_id: those that are judged.
-        passages: Texts by doc_id: at least every candidate's.
-        qrels: What is judged.
-        run: First-stage scores of each query's candidates, best first; a query without results has none.
-        notes: What was odd in the input and what became of it, a sentence each.
+        queries: Texts of the judged queries by query_id.
+        passages: Texts by doc_id, at least of every candidate.
+        qrels: The judgements.
+        run: First-stage scores of each query's candidates, best first; queries without results are left out.
+        notes: Irregularities of the input and how they were handled, one sentence each.
     """
 
     name: str

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from marcorank._text import brief
+from marcorank.collections.jsonl import check_fields, text_of
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ TEXT_FIELDS = ("text", "passage", "page_content", "content")
 
 @dataclass(frozen=True, slots=True)
 class Passage:
-    """A passage and the fields that came with it, its text among them."""
+    """A passage: its text, and all fields of its object, including the text."""
 
     text: str
     fields: dict[str, Any]
@@ -39,85 +40,72 @@ class Request:
 
 
 def passage_of(row: dict[str, Any], location: str, text_field: str | None) -> Passage:
-    """Return the passage that an object of JSON is.
+    """Return the passage in an object of JSON.
 
     Args:
         row: The object.
         location: File and line, for messages.
-        text_field: Field that holds the text; None for the first of `TEXT_FIELDS` that it has.
+        text_field: Field with the text; None for the first of `TEXT_FIELDS` that the object has.
 
     Raises:
-        InvalidInputError: There is no text in it.
+        InvalidInputError: The object has no text.
     """
-    names = TEXT_FIELDS if text_field is None else (text_field,)
-    name = next((name for name in names if name in row), None)
-    if name is None:
-        hint = "; a file of queries with their passages is read with --requests" if "passages" in row else ""
-        found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-        raise InvalidInputError(
-            f"{location} has {found}; expected {' or '.join(map(repr, names))}. Name the field that holds the text "
-            f"with --text-field{hint}."
-        )
-    text = row[name]
-    if not isinstance(text, str):
-        raise InvalidInputError(f"{location}: {name!r} is {brief(text)}; expected a text.")
-    return Passage(text, row)
+    if text_field is not None:
+        return Passage(text_of(row, (text_field,), location), row)
+    hint = " Name the field that holds the text with --text-field"
+    if "passages" in row:
+        hint += "; a file of queries with their passages is read with --requests"
+    return Passage(text_of(row, TEXT_FIELDS, location, hint=f"{hint}."), row)
 
 
 def request_of(row: dict[str, Any], location: str, text_field: str | None) -> Request:
-    """Return the query with its passages that a row is.
+    """Return the query and the passages of a row.
 
     Args:
         row: The row.
         location: File and line, for messages.
-        text_field: Field that holds the text of a passage; None for the first of `TEXT_FIELDS` that it has.
+        text_field: Field with the text of a passage; None for the first of `TEXT_FIELDS` that the passage has.
 
     Raises:
-        InvalidInputError: It has no query or no passages, or they are not texts.
+        InvalidInputError: The row has no query or no passages, or they are not texts.
     """
-    missing = [name for name in ("query", "passages") if name not in row]
-    if missing:
-        raise InvalidInputError(
-            f"{location} has no field {' and no field '.join(map(repr, missing))}; expected a row such as "
-            '{"query": "...", "passages": ["...", "..."]}.'
-        )
+    check_fields(row, ("query", "passages"), location, example='{"query": "...", "passages": ["...", "..."]}')
     query, passages = row["query"], row["passages"]
     if not isinstance(query, str) or not query.strip():
         raise InvalidInputError(f"{location}: 'query' is {brief(query)}; expected a text that is not blank.")
     if not isinstance(passages, list):
         raise InvalidInputError(f"{location}: 'passages' is {brief(passages)}; expected a list of texts or objects.")
-    return Request(
-        query,
-        [
-            _passage_of_request(passage, f"{location}: passage {index}", text_field)
-            for index, passage in enumerate(passages)
-        ],
-        {name: value for name, value in row.items() if name != "passages"},
-    )
+    found = []
+    for index, passage in enumerate(passages):
+        here = f"{location}: passage {index}"
+        if isinstance(passage, str):
+            found.append(Passage(passage, {"text": passage}))
+        elif isinstance(passage, dict):
+            found.append(passage_of(passage, here, text_field))
+        else:
+            raise InvalidInputError(f"{here} is {brief(passage)}; expected a text or an object with a text field.")
+    return Request(query, found, {name: value for name, value in row.items() if name != "passages"})
 
 
-def answer_row(request: Request, ranking: Ranking, *, every_field: bool = False) -> dict[str, Any]:
-    """Return a row of output: the fields of the input, and what the ranking adds.
-
-    Args:
-        request: What was asked.
-        ranking: What came of it.
-        every_field: Whether results have the fields whose value is None too, as the columns of a table do.
-    """
-    rows = [result_row(request.passages[result.index], result, every_field=every_field) for result in ranking]
+def answer_row(request: Request, ranking: Ranking) -> dict[str, Any]:
+    """Return a row of output: the fields of the input, and the ranking of its passages."""
+    rows = [result_row(request.passages[result.index], result) for result in ranking]
     added = {"model": ranking.model, "query_truncated": ranking.query_truncated, "results": rows}
     return extended(request.fields, added)
 
 
-def result_row(passage: Passage, result: RankedPassage, *, every_field: bool = False) -> dict[str, Any]:
-    """Return one result: the fields of the passage, and its index and scores; see `answer_row`."""
+def result_row(passage: Passage, result: RankedPassage) -> dict[str, Any]:
+    """Return one result: the fields of the passage, its index, and those scores and properties that are known."""
     found = result.to_dict()
     del found["text"]
-    return extended(passage.fields, {name: value for name, value in found.items() if every_field or value is not None})
+    row = extended(passage.fields, found)
+    for name in [name for name, value in found.items() if value is None]:
+        del row[name]
+    return row
 
 
 def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Add to the fields of the input; those that have the name of an added one are kept under another."""
+    """Add fields to those of the input; an input field with the name of an added one gets the prefix `input_`."""
     kept: dict[str, Any] = {}
     for name, value in fields.items():
         free = name
@@ -125,11 +113,3 @@ def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, A
             free = f"input_{free}"
         kept[free] = value
     return {**kept, **added}
-
-
-def _passage_of_request(passage: object, location: str, text_field: str | None) -> Passage:
-    if isinstance(passage, str):
-        return Passage(passage, {"text": passage})
-    if isinstance(passage, dict):
-        return passage_of(passage, location, text_field)
-    raise InvalidInputError(f"{location} is {brief(passage)}; expected a text or an object with a text field.")

@@ -2,46 +2,45 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from marcorank._files import json_object, numbered_lines
-from marcorank._text import brief
-from marcorank.collections.trec import ID_RULE, is_id
+from marcorank._files import numbered_lines
+from marcorank._text import brief, first_few
+from marcorank.collections.jsonl import id_of, missing_field, read_objects, text_of
+from marcorank.collections.trec import is_id
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Container, Iterator
-
-_COLUMN_ENDINGS = (".tsv", ".txt")
+    from collections.abc import Collection, Container, Iterator
+    from pathlib import Path
 
 
 def read_texts(
     path: str | os.PathLike[str], *, wanted: Container[str] | None = None
 ) -> tuple[dict[str, str], list[str]]:
-    """Read texts by their ids, in the order of the file, and say what was odd in it.
+    """Read texts by their ids, in the order of the file, and return notes about repeated ones.
 
-    A row of JSONL has an `_id` or `id`, a `text`, and may have a `title`, which is put in front with a space. A file
-    that is named .tsv or .txt has an id, a tab and a text in each line.
+    A row of JSONL has an `_id` or `id`, a `text`, and optionally a `title`, which is put before the text. Each line of
+    a file named .tsv or .txt has an id, a tab and a text.
 
     Args:
-        path: Of the file; it is unpacked if it is named .gz.
+        path: The file; one named .gz is decompressed.
         wanted: Ids of the texts to keep; None for all.
 
     Raises:
-        InvalidInputError: The file cannot be read, is empty, a line of it is not a text with its id, or an id has two
-            texts.
+        InvalidInputError: The file cannot be read, is empty, a line is not a text with its id, or an id has two texts.
     """
     texts: dict[str, str] = {}
     repeated = number = 0
-    for number, identifier, text in _identified_texts(path):
+    in_columns = str(path).lower().removesuffix(".gz").endswith((".tsv", ".txt"))
+    for number, identifier, text in _texts_of_columns(path) if in_columns else _texts_of_jsonl(path):
         if wanted is not None and identifier not in wanted:
             continue
         if texts.get(identifier, text) != text:
             raise InvalidInputError(
-                f"{str(path)!r}, line {number}: the id {identifier!r} stands in an earlier line already, with another "
-                "text. Each needs its own."
+                f"{str(path)!r}, line {number}: the id {identifier!r} is in an earlier line with another text. Each "
+                "text needs an id of its own."
             )
         repeated += identifier in texts
         texts[identifier] = text
@@ -50,62 +49,37 @@ def read_texts(
     return texts, [f"{str(path)!r}: texts repeated under the same id, counted once: {repeated}."] if repeated else []
 
 
-def id_of(row: dict[str, Any], names: tuple[str, ...], location: str) -> str | None:
-    """Return the id of an object of JSON, from the first field that it has; None if it has none of them.
+def check_texts(texts: Container[str], ids: Collection[str], what: str, path: Path) -> None:
+    """Check that a file had the text of each id; `what` names the ids, such as "passages of the run".
 
     Raises:
-        InvalidInputError: The field holds no id.
+        InvalidInputError: A text is missing.
     """
-    name = next((name for name in names if row.get(name) is not None), None)
-    if name is None:
-        return None
-    value = row[name]
-    identifier = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
-    if not is_id(identifier):
-        raise InvalidInputError(f"{location}: {name!r} is {brief(value)}; expected {ID_RULE}.")
-    return str(identifier)
+    missing = [identifier for identifier in ids if identifier not in texts]
+    if missing:
+        raise InvalidInputError(
+            f"{str(path)!r} has no text for {len(missing)} of the {len(ids)} {what} ({first_few(missing)}); expected "
+            "the text of each. Do the files belong together?"
+        )
 
 
-def text_of(row: dict[str, Any], name: str, location: str) -> str:
-    """Return the text that a field of an object of JSON holds.
-
-    Raises:
-        InvalidInputError: There is no such field, or it holds something else.
-    """
-    if name not in row:
-        found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-        raise InvalidInputError(f"{location} has {found}; expected {name!r} among them.")
-    text = row[name]
-    if not isinstance(text, str):
-        raise InvalidInputError(f"{location}: {name!r} is {brief(text)}; expected a text.")
-    return text
+def _texts_of_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, str]]:
+    for number, location, row in read_objects(path, expected="an object with an id and a text"):
+        identifier = id_of(row, ("_id", "id"), location)
+        if identifier is None:
+            raise missing_field(row, ("_id", "id"), location)
+        text = text_of(row, ("text",), location)
+        title = "" if row.get("title") is None else text_of(row, ("title",), location)
+        yield number, identifier, f"{title} {text}".strip() if title.strip() else text
 
 
-def _identified_texts(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, str]]:
-    shown = repr(str(path))
-    in_columns = Path(str(path).removesuffix(".gz")).suffix.lower() in _COLUMN_ENDINGS
+def _texts_of_columns(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, str]]:
     for number, line in numbered_lines(path):
         if line.strip():
-            location = f"{shown}, line {number}"
-            yield (number, *(_of_columns(line, location) if in_columns else _of_json(line, location)))
-
-
-def _of_json(line: str, location: str) -> tuple[str, str]:
-    row = json_object(line, location, expected="an object with an id and a text")
-    identifier = id_of(row, ("_id", "id"), location)
-    if identifier is None:
-        found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-        raise InvalidInputError(f"{location} has {found}; expected '_id' or 'id' among them.")
-    text = text_of(row, "text", location)
-    if row.get("title") is None:
-        return identifier, text
-    title = text_of(row, "title", location)
-    return identifier, f"{title} {text}".strip() if title.strip() else text
-
-
-def _of_columns(line: str, location: str) -> tuple[str, str]:
-    identifier, tab, text = line.partition("\t")
-    identifier = identifier.strip(" ")
-    if not tab or not is_id(identifier):
-        raise InvalidInputError(f"{location} is {brief(line)}; expected an id, a tab and a text.")
-    return identifier, text
+            identifier, tab, text = line.partition("\t")
+            identifier = identifier.strip(" ")
+            if not tab or not is_id(identifier):
+                raise InvalidInputError(
+                    f"{str(path)!r}, line {number} is {brief(line)}; expected an id, a tab and a text."
+                )
+            yield number, identifier, text

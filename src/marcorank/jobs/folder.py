@@ -1,8 +1,7 @@
-"""The output folder of a job: its finished shards, and the manifest that records what they were made from.
+"""The output folder of a job: its finished shards, and the manifest that records how they were made.
 
-A shard is written under a temporary name and renamed once it is complete and on disk, so a shard under its final name
-is finished. The manifest, `_marcorank.json`, records the scorer, the input and the settings; a run with others is
-refused.
+A shard is renamed from a temporary name once it is complete and on disk, so a shard under its final name is finished.
+The manifest, `_marcorank.json`, records the scorer, the input and the settings; a run with others is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import json
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from marcorank._files import json_line, write_durably
@@ -22,6 +20,7 @@ from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 OutputFormat = Literal["jsonl", "parquet"]
 
@@ -29,10 +28,7 @@ MANIFEST = "_marcorank.json"
 _SHARD = re.compile(r"part-\d{5,}\.(jsonl|parquet)")
 _UNFINISHED = re.compile(r"\.(part-\d{5,}\.(jsonl|parquet)|_marcorank\.json|_candidates-\w+\.jsonl)\.\w+\.tmp")
 _JOINED = re.compile(r"_candidates-\w+\.jsonl")
-_CHUNK_BYTES = 1 << 20
-_RECOVERY_HINT = (
-    "Use another folder, or start again with `overwrite` (--overwrite), which deletes the shards in this one."
-)
+_RECOVERY_HINT = "Use another folder, or `overwrite` (--overwrite) to delete the shards in this one and start again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,30 +36,35 @@ class Folder:
     """The output folder, as seen by the run that writes to it.
 
     Attributes:
-        path: Of the folder, absolute.
+        path: Absolute path.
         manifest_digest: Digest of the manifest; it changes when another run takes the folder over.
-        output_format: Of the shards.
-        columns: Of Parquet; see `parquet.answer_columns`.
+        columns: Columns of Parquet shards, see `parquet.answer_columns`; None for JSONL.
     """
 
     path: Path
     manifest_digest: str
-    output_format: OutputFormat
-    columns: bytes | None
+    columns: str | None
+
+    @classmethod
+    def open(cls, path: Path) -> Folder:
+        """Open a folder whose manifest is written."""
+        content = (path / MANIFEST).read_bytes()
+        return cls(path, _digest(content), json.loads(content).get("columns"))
 
     def shard_path(self, number: int) -> Path:
-        """Return the path of a shard that is finished."""
-        return self.path / f"part-{number:05d}.{self.output_format}"
+        """Return the path of a finished shard."""
+        return self.path / f"part-{number:05d}.{'jsonl' if self.columns is None else 'parquet'}"
 
     def is_finished(self, number: int, rows: int) -> bool:
         """Whether a shard is there with all its rows."""
         path = self.shard_path(number)
         try:
-            if self.output_format == "parquet":
+            if self.columns is not None:
                 return parquet.count_rows(path) == rows
-            return _ends_after(path, rows)
+            content = path.read_bytes()
         except (OSError, InvalidInputError):
             return False
+        return content.count(b"\n") == rows and content.endswith(b"\n")
 
     def write_shard(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
         """Write a shard; its final name appears once it is complete and on disk.
@@ -82,13 +83,12 @@ class Folder:
 
     def _check_mine(self) -> None:
         try:
-            found = _digest((self.path / MANIFEST).read_bytes())
+            mine = _digest((self.path / MANIFEST).read_bytes()) == self.manifest_digest
         except FileNotFoundError:
-            found = ""
-        if found != self.manifest_digest:
+            mine = False
+        if not mine:
             raise InvalidInputError(
-                f"{str(self.path)!r} was taken over by another run, so this one stops here. Give each run a folder of "
-                "its own."
+                f"{str(self.path)!r} was taken over by another run, so this one stops. Use a folder for each run."
             )
 
 
@@ -96,7 +96,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a folder; None if it has none.
 
     Raises:
-        InvalidInputError: It cannot be read, there are shards without one, or the path is not a folder.
+        InvalidInputError: The manifest cannot be read, shards are there without one, or the path is not a folder.
     """
     if folder.exists() and not folder.is_dir():
         raise InvalidInputError(f"{str(folder)!r} is a file; expected a folder, or a path that does not exist yet.")
@@ -104,11 +104,11 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
-        shard = next((file.name for file in _files(folder) if _SHARD.fullmatch(file.name)), None)
+        shard = next((file.name for file in folder.glob("part-*") if _SHARD.fullmatch(file.name)), None)
         if shard is None:
             return None
         raise InvalidInputError(
-            f"{str(folder)!r} holds {shard} but no {MANIFEST} that records how it was made. {_RECOVERY_HINT}"
+            f"{str(folder)!r} has {shard} but no {MANIFEST} that records how it was made. {_RECOVERY_HINT}"
         ) from None
     except (OSError, ValueError) as error:
         raise InvalidInputError(f"{str(path)!r} cannot be read: {error}. {_RECOVERY_HINT}") from error
@@ -123,48 +123,40 @@ def check_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]
     Raises:
         InvalidInputError: Something differs.
     """
-    there, here = _settings(found), _settings(wanted)
-    different = differences(there, here) + content_differences("input", _input(found), _input(wanted))
+    there, here = ({**manifest.get("scorer", {}), **manifest.get("settings", {})} for manifest in (found, wanted))
+    different = differences(there, here)
+    different += content_differences("input", found.get("input", {}), wanted.get("input", {}))
     if different:
         more = f" (and {len(different) - 4} more)" if len(different) > 4 else ""
-        ways_out = " ".join(filter(None, (advice(there, here), _RECOVERY_HINT)))
+        hints = " ".join(filter(None, (advice(there, here), _RECOVERY_HINT)))
         raise InvalidInputError(
-            f"{str(folder)!r} was started with something else: {'; '.join(different[:4])}{more}. {ways_out}"
+            f"{str(folder)!r} was started with something else: {'; '.join(different[:4])}{more}. {hints}"
         )
 
 
 def begin(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Write the manifest of a new run.
+    """Write the manifest of a new run, unless the same run has started already.
 
     Raises:
-        InvalidInputError: The folder cannot be written, or another run has started there meanwhile with something else.
+        InvalidInputError: The folder cannot be written, or a different run has started there in the meantime.
     """
     content = (json.dumps(manifest, ensure_ascii=False, indent=1) + "\n").encode("utf-8", "backslashreplace")
     try:
-        write_durably(folder / MANIFEST, lambda file: _write(file, content), only_new=True)
+        write_durably(folder / MANIFEST, lambda file: file.writelines([content]), only_new=True)
     except FileExistsError:
         check_same(folder, read_manifest(folder) or {}, manifest)
 
 
-def manifest_digest(folder: Path) -> str:
-    """Return the digest of the manifest of a folder."""
-    return _digest((folder / MANIFEST).read_bytes())
-
-
-def start_anew(folder: Path, *, keep: Path | None) -> None:
-    """Delete the manifest, shards and joined files of an earlier run, and nothing else.
-
-    Args:
-        folder: The output folder.
-        keep: A file to keep.
+def clear(folder: Path, *, keep: Path | None) -> None:
+    """Delete the manifest, shards and joined files of an earlier run, except `keep`.
 
     Raises:
         InvalidInputError: A file cannot be removed.
     """
     try:
-        # The manifest goes first: a run that still writes notices, and shards without a manifest do not count.
+        # The manifest goes first: it stops a run that still writes, and without it no shard counts as finished.
         (folder / MANIFEST).unlink(missing_ok=True)
-        for file in _files(folder):
+        for file in list(folder.glob("*")):
             if file != keep and (_SHARD.fullmatch(file.name) or _JOINED.fullmatch(file.name)):
                 file.unlink(missing_ok=True)
     except OSError as error:
@@ -173,48 +165,11 @@ def start_anew(folder: Path, *, keep: Path | None) -> None:
 
 def clear_unfinished(folder: Path) -> None:
     """Delete the temporary files of a run that was killed. A run that is still writing one writes it again."""
-    for file in _files(folder):
+    for file in list(folder.glob("*")):
         if _UNFINISHED.fullmatch(file.name):
             with suppress(OSError):  # on Windows an open file cannot be deleted
                 file.unlink(missing_ok=True)
 
 
-def _ends_after(path: Path, rows: int) -> bool:
-    lines, last = 0, b"\n"
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            lines += chunk.count(b"\n")
-            last = chunk[-1:]
-    return lines == rows and last == b"\n"
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-
-
-def _settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fingerprint of the scorer and the settings of the job in one."""
-    scorer, settings = (manifest.get(name) for name in ("scorer", "settings"))
-    return {
-        "marcorank": manifest.get("marcorank"),
-        **(scorer if isinstance(scorer, dict) else {}),
-        **(settings if isinstance(settings, dict) else {}),
-    }
-
-
-def _input(manifest: Mapping[str, Any]) -> dict[str, tuple[object, ...]]:
-    """Return the size and digest of each input file, by its name and position; folders may have moved."""
-    files = manifest.get("input")
-    known = [file for file in files if isinstance(file, dict)] if isinstance(files, list) else []
-    return {
-        f"{Path(str(file.get('path'))).name!r} (file {number})": (file.get("bytes"), file.get("sha256"))
-        for number, file in enumerate(known, 1)
-    }

@@ -1,15 +1,18 @@
-"""Files of queries with their passages: finding them, splitting them into shards, reading a shard."""
+"""Input files of queries with their passages: find them, split them into shards, read a shard."""
 
 from __future__ import annotations
 
 import glob
 import os
 from dataclasses import asdict, dataclass
+from itertools import groupby, islice
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import errors_named, json_object, numbered_lines, opened_bytes, sha256_of
+from marcorank._files import errors_named, opened_bytes
 from marcorank.collections import parquet
+from marcorank.collections.jsonl import read_objects
 from marcorank.collections.requests import request_of
 from marcorank.errors import InvalidInputError
 
@@ -20,10 +23,7 @@ if TYPE_CHECKING:
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-PARQUET = ".parquet"
-_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", PARQUET)
-# ASCII whitespace; a line of any other whitespace is invalid JSON, which is an error.
-_BLANKS = " \t\n\r\x0b\x0c"
+_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -32,9 +32,9 @@ class Piece:
     """Consecutive rows of one file.
 
     Attributes:
-        path: Of the file.
-        start: Offset of the first row: in bytes of the decompressed JSONL, in rows of Parquet, from 0.
-        number: Number of the first row in messages: its line of JSONL, its row of Parquet, from 1.
+        path: The file.
+        start: Offset of the first row, in bytes of the decompressed JSONL or in rows of Parquet.
+        number: Number of the first row for messages, from 1: its line in JSONL, its row in Parquet.
         rows: Number of rows.
     """
 
@@ -49,8 +49,8 @@ class Shard:
     """The rows that are ranked and written together.
 
     Attributes:
-        number: From 0.
-        pieces: The pieces of files that hold the rows, in order.
+        number: Position in the job, from 0.
+        pieces: The rows, in order.
     """
 
     number: int
@@ -72,13 +72,12 @@ class Shard:
 
 
 def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
-    """Return the files that paths, folders and patterns name: absolute, each once, ordered by path.
+    """Return the absolute paths of the files that paths, folders and patterns match, sorted and each once.
 
-    Folders and patterns match only files with an ending of JSONL or Parquet, and none that begins with a dot or an
-    underscore.
+    Folders and patterns match only JSONL and Parquet files whose names do not begin with a dot or an underscore.
 
     Args:
-        paths: One or more; `*`, `?`, `[` and `**` are those of shells.
+        paths: One or more; `*`, `?`, `[` and `**` have their meaning in shells.
         outside: The output folder, whose files are left out.
 
     Raises:
@@ -88,18 +87,19 @@ def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
     if not given:
         raise InvalidInputError("`input` is empty; expected paths of files or folders, or patterns.")
     out = Path(outside).resolve()
-    # Keyed by the target of a link, so that no row counts twice; read under the given name, which has the ending.
+    # By the target of a link, so that no row counts twice; the given name has the ending.
     found: dict[Path, Path] = {}
     for path in given:
-        named = [file.absolute() for file in _named(os.path.expanduser(os.fspath(path)))]  # noqa: PTH111
-        kept = {file.resolve(): file for file in sorted(named, reverse=True) if out not in file.resolve().parents}
+        named = _named(os.path.expanduser(os.fspath(path)))  # noqa: PTH111
+        kept = [file.absolute() for file in sorted(named) if out not in file.resolve().parents]
         if not kept:
-            where = "only files of the output folder, which cannot be input" if named else "no file"
+            matched = "only files of the output folder, which cannot be input" if named else "no file"
             raise InvalidInputError(
-                f"{os.fspath(path)!r} names {where}; expected files that end in {', '.join(_ENDINGS)}, a folder "
+                f"{os.fspath(path)!r} matches {matched}; expected files that end in {', '.join(_ENDINGS)}, a folder "
                 "with such files, or a pattern that matches them."
             )
-        found = {**kept, **found}
+        for file in kept:
+            found.setdefault(file.resolve(), file)
     return sorted(found.values())
 
 
@@ -110,59 +110,46 @@ def split(files: Iterable[Path], shard_size: int) -> list[Shard]:
         InvalidInputError: A file cannot be read.
         MissingExtraError: There is Parquet, and pyarrow is not installed.
     """
-    pieces: dict[int, list[Piece]] = {}
-    before = 0
-    for file in files:
-        split_file = _split_parquet if is_parquet(file) else _split_jsonl
-        for piece in split_file(file, before, shard_size):
-            pieces.setdefault(before // shard_size, []).append(piece)
-            before += piece.rows
-    return [Shard(number, tuple(of_shard)) for number, of_shard in pieces.items()]
+    rows = ((str(file), start, number) for file in files for start, number in _row_starts(file))
+    shards: list[Shard] = []
+    while of_shard := list(islice(rows, shard_size)):
+        pieces = []
+        for path, group in groupby(of_shard, key=itemgetter(0)):
+            of_piece = list(group)
+            pieces.append(Piece(path, *of_piece[0][1:], len(of_piece)))
+        shards.append(Shard(len(shards), tuple(pieces)))
+    return shards
 
 
-def read_piece(piece: Piece, *, text_field: str | None) -> Iterator[Request]:
-    """Read the rows of a piece.
-
-    Raises:
-        InvalidInputError: The file cannot be read, has lost rows, or a row is not a query with passages.
-        MissingExtraError: It is Parquet, and pyarrow is not installed.
-    """
-    shown = repr(piece.path)
-    rows = 0
-    for location, row in _parquet_rows(piece) if is_parquet(Path(piece.path)) else _jsonl_rows(piece):
-        yield request_of(row, f"{shown}, {location}", text_field)
-        rows += 1
-    if rows != piece.rows:
-        raise InvalidInputError(f"{shown} lost rows while it was read; let no one write to it, and start again.")
-
-
-def whole(file: Path) -> Piece | None:
-    """Return all rows of a file as one piece; None if it has no rows.
+def read_shard(shard: Shard, *, text_field: str | None) -> list[Request]:
+    """Read the rows of a shard.
 
     Raises:
-        InvalidInputError: The file cannot be read.
+        InvalidInputError: A file cannot be read or has lost rows, or a row is not a query with passages.
+        MissingExtraError: There is Parquet, and pyarrow is not installed.
+    """
+    requests: list[Request] = []
+    for piece in shard.pieces:
+        found = list(islice(_rows(piece.path, piece.start, piece.number, text_field), piece.rows))
+        if len(found) != piece.rows:
+            raise InvalidInputError(f"{piece.path!r} lost rows while it was read; leave it unchanged and start again.")
+        requests += found
+    return requests
+
+
+def read_file(path: Path, *, text_field: str | None) -> Iterator[Request]:
+    """Read all rows of a file.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or a row is not a query with passages.
         MissingExtraError: It is Parquet, and pyarrow is not installed.
     """
-    found = split([file], _MORE_THAN_ANY)
-    return found[0].pieces[0] if found else None
+    return _rows(str(path), 0, 1, text_field)
 
 
 def is_parquet(file: Path) -> bool:
     """Whether a file is Parquet, judged by its name."""
-    return file.suffix.lower() == PARQUET
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 digest of a file, in hex.
-
-    Raises:
-        InvalidInputError: The file cannot be read.
-    """
-    with errors_named(repr(str(path))):
-        return sha256_of(path)
-
-
-_MORE_THAN_ANY = 1 << 62
+    return file.suffix.lower() == ".parquet"
 
 
 def _named(path: str) -> list[Path]:
@@ -180,41 +167,24 @@ def _named(path: str) -> list[Path]:
     ]
 
 
-def _split_jsonl(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
-    start = number = rows = offset = 0
+def _row_starts(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield `Piece.start` and `Piece.number` of each row."""
+    if is_parquet(path):
+        yield from ((row, row + 1) for row in range(parquet.count_rows(path)))
+        return
+    offset = 0
     with errors_named(repr(str(path))), opened_bytes(path) as file:
-        for line_number, line in enumerate(file, 1):
-            if (line.removeprefix(_BOM) if line_number == 1 else line).strip():
-                if rows and (before + rows) % shard_size == 0:
-                    yield Piece(str(path), start, number, rows)
-                    before, rows = before + rows, 0
-                if not rows:
-                    start, number = offset, line_number
-                rows += 1
+        for number, line in enumerate(file, 1):
+            if (line.removeprefix(_BOM) if number == 1 else line).strip():
+                yield offset, number
             offset += len(line)
-    if rows:
-        yield Piece(str(path), start, number, rows)
 
 
-def _split_parquet(path: Path, before: int, shard_size: int) -> Iterator[Piece]:
-    start, left = 0, parquet.count_rows(path)
-    while left:
-        rows = min(shard_size - (before + start) % shard_size, left)
-        yield Piece(str(path), start, start + 1, rows)
-        start, left = start + rows, left - rows
-
-
-def _jsonl_rows(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    left = piece.rows
-    for number, line in numbered_lines(piece.path, offset=piece.start, first=piece.number):
-        if not left:
-            return
-        if line.strip(_BLANKS):
-            location = f"line {number}"
-            yield location, json_object(line, f"{piece.path!r}, {location}", expected="an object with a query")
-            left -= 1
-
-
-def _parquet_rows(piece: Piece) -> Iterator[tuple[str, dict[str, Any]]]:
-    rows = parquet.read_rows(piece.path, piece.start, piece.rows)
-    return ((f"row {number}", row) for number, row in enumerate(rows, piece.number))
+def _rows(path: str, start: int, number: int, text_field: str | None) -> Iterator[Request]:
+    """Yield rows from an offset to the end of the file; `number` is that of the first one, for messages."""
+    if is_parquet(Path(path)):
+        for row_number, row in enumerate(parquet.read_rows(path, start), number):
+            yield request_of(row, f"{path!r}, row {row_number}", text_field)
+    else:
+        for _, location, row in read_objects(path, expected="an object with a query", offset=start, first=number):
+            yield request_of(row, location, text_field)

@@ -7,15 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from marcorank._files import json_line, write_durably
-from marcorank.collections.texts import read_texts
+from marcorank.collections.texts import check_texts, read_texts
 from marcorank.collections.trec import read_run
-from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Collection, Iterator
-
-    from marcorank.collections.records import Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +43,17 @@ def join(files: RunFiles, path: Path) -> None:
     run_path, queries_path, corpus_path = files.paths
     run = read_run(run_path)
     queries, _ = read_texts(queries_path, wanted=run)
-    _check_texts("queries", run, queries, queries_path)
+    check_texts(queries, run, "queries of the run", queries_path)
     wanted = dict.fromkeys(doc_id for results in run.values() for doc_id in results)
     passages, _ = read_texts(corpus_path, wanted=wanted)
-    _check_texts("passages", wanted, passages, corpus_path)
+    check_texts(passages, wanted, "passages of the run", corpus_path)
 
     def fill(file: BinaryIO) -> None:
-        file.writelines(line.encode() for line in _lines(run, queries, passages))
+        for query_id, results in run.items():
+            candidates = [
+                {"id": doc_id, "text": passages[doc_id], "retrieval_score": score} for doc_id, score in results.items()
+            ]
+            row = {"query_id": query_id, "query": queries[query_id], "passages": candidates}
+            file.write(json_line(row).encode())
 
     write_durably(path, fill)
-
-
-def _lines(run: Run, queries: dict[str, str], passages: dict[str, str]) -> Iterator[str]:
-    for query_id, results in run.items():
-        yield json_line(
-            {
-                "query_id": query_id,
-                "query": queries[query_id],
-                "passages": [
-                    {"id": doc_id, "text": passages[doc_id], "retrieval_score": score}
-                    for doc_id, score in results.items()
-                ],
-            }
-        )
-
-
-def _check_texts(what: str, wanted: Collection[str], texts: dict[str, str], path: Path) -> None:
-    missing = [identifier for identifier in wanted if identifier not in texts]
-    if missing:
-        shown = ", ".join(map(repr, missing[:3])) + (", …" if len(missing) > 3 else "")
-        raise InvalidInputError(
-            f"{str(path)!r} has no text for {len(missing)} of the {len(wanted)} {what} of the run ({shown}); expected "
-            "the text of each. Do the files belong together?"
-        )

@@ -1,4 +1,4 @@
-"""A job over many requests: which shards are left, and how one is ranked."""
+"""A job over many requests: plan its shards, rank one of them, count what is done."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import platform
 import time
 import uuid
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from marcorank import __version__
 from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none, whole_number
+from marcorank._files import errors_named, sha256_of
 from marcorank._models.fingerprint import advice, differences
 from marcorank.collections import parquet
 from marcorank.collections.requests import answer_row
@@ -67,14 +66,8 @@ class ShardRun:
         return left * self.seconds / self.ranked if self.ranked else None
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """The result of ranking a shard.
-
-    Attributes:
-        requests: Number of queries.
-        pairs: Number of pairs of query and passage.
-    """
+class Done(NamedTuple):
+    """Number of queries, and of pairs of query and passage, in a shard that was ranked."""
 
     requests: int
     pairs: int
@@ -89,7 +82,7 @@ class Job:
         scorer: Fingerprint of the scorer; see `scorer_fingerprint`.
         top_n: Maximum number of results of a query.
         score_threshold: Minimum score of a result.
-        text_field: Field of a passage that holds its text.
+        text_field: Field of a passage with its text.
     """
 
     folder: Folder
@@ -99,7 +92,7 @@ class Job:
     text_field: str | None
 
     def check_scorer(self, reranker: Reranker) -> None:
-        """Check that a reranker in this process computes the same scores as the folder holds; nothing is scored.
+        """Check that a reranker in this process computes the same scores as those in the folder; nothing is scored.
 
         Raises:
             InvalidInputError: It computes something else.
@@ -123,44 +116,32 @@ class Job:
         Raises:
             MarcoRankError: The input cannot be read, the model fails, or the folder cannot be written.
         """
-        requests = list(
-            chain.from_iterable(inputs.read_piece(piece, text_field=self.text_field) for piece in shard.pieces)
-        )
+        requests = inputs.read_shard(shard, text_field=self.text_field)
         rankings = reranker.rank_many(
             [request.texts for request in requests], top_n=self.top_n, score_threshold=self.score_threshold
         )
-        self.folder.write_shard(
-            shard.number,
-            [
-                answer_row(request, ranking, every_field=self.folder.columns is not None)
-                for request, ranking in zip(requests, rankings, strict=True)
-            ],
-        )
+        rows = [answer_row(request, ranking) for request, ranking in zip(requests, rankings, strict=True)]
+        self.folder.write_shard(shard.number, rows)
         return Done(len(requests), sum(len(request.passages) for request in requests))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A job and the shards that are left.
+    """A job and its remaining shards.
 
     Attributes:
-        job: How to rank.
-        shards: The shards that are left.
-        begun: Progress at the start.
+        job: How to rank them.
+        shards: The remaining shards.
+        initial: Progress at the start.
     """
 
     job: Job
     shards: tuple[Shard, ...]
-    begun: ShardRun
+    initial: ShardRun
 
     def follow(self, done: Iterable[Done], progress: Callable[[ShardRun], None] | None) -> ShardRun:
-        """Count shards as they come, and report each.
-
-        Args:
-            done: The results of the shards, in any order.
-            progress: Called once at the start and after each shard.
-        """
-        run, started = self.begun, time.monotonic()
+        """Count the shards that are done, in any order; call `progress` at the start and after each of them."""
+        run, started = self.initial, time.monotonic()
         if progress is not None:
             progress(run)
         for one in done:
@@ -195,18 +176,9 @@ def plan(
 ) -> Plan:
     """Check the input and the finished shards, and start the folder if it is new; nothing is ranked yet.
 
-    The first start reads every row, so that invalid rows are found before the job runs for hours.
-
-    Args:
-        source: Paths of files and folders, or patterns; or the files of a run.
-        output: The output folder.
-        reranker: The scorer. Its model is not loaded, but its files are read, and downloaded if they are not cached.
-        top_n: Maximum number of results of a query; None for all.
-        score_threshold: Minimum score of a result, on the scale of the activation.
-        text_field: Field of a passage that holds its text; None for the first of `requests.TEXT_FIELDS`.
-        shard_size: Rows per shard.
-        output_format: None for the format of the input: Parquet if all files are.
-        overwrite: Whether to delete the output of an earlier run and start again.
+    The first start reads every row, so that invalid rows are found before the job runs for hours. The arguments are
+    those of `rerank_dataset`. The model of the reranker is not loaded, but its files are read, and downloaded if they
+    are not cached.
 
     Raises:
         InvalidInputError: An argument is not allowed, the input cannot be read, a row is not a request, or the folder
@@ -222,51 +194,50 @@ def plan(
     size = whole_number("shard_size", shard_size, 1)
     one_of("output_format", output_format, (None, *FORMATS))
     out = Path(output).expanduser().absolute()
-    found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
     files = list(source.paths) if isinstance(source, RunFiles) else inputs.find_files(source, outside=out)
-    sources = [_source(file) for file in files]
     if output_format is None:
         output_format = "parquet" if all(inputs.is_parquet(file) for file in files) else "jsonl"
-    scorer = scorer_fingerprint(reranker)
+    settings = {
+        "activation": plain_activation(reranker.activation),
+        "top_n": top_n_or_none(top_n),
+        "score_threshold": score_threshold_or_none(score_threshold),
+        "text_field": text_or_none("text_field", text_field),
+        "shard_size": size,
+        "output_format": output_format,
+    }
+    found = folder.read_manifest(out) if not overwrite or not out.is_dir() else None
     manifest: dict[str, Any] = {
-        "marcorank": __version__,
-        # Another one in a run that starts anew with the same settings.
+        # Differs if a run starts again with the same settings.
         "run": uuid.uuid4().hex,
-        "scorer": scorer,
-        "input": sources,
-        "settings": {
-            "activation": plain_activation(reranker.activation),
-            "top_n": top_n_or_none(top_n),
-            "score_threshold": score_threshold_or_none(score_threshold),
-            "text_field": text_or_none("text_field", text_field),
-            "shard_size": size,
-            "output_format": output_format,
-        },
+        "scorer": scorer_fingerprint(reranker),
+        # Without folders: the files may have moved.
+        "input": {f"{file.name!r} (file {number})": _sha256(file) for number, file in enumerate(files, 1)},
+        "settings": settings,
     }
     if found is not None:
         folder.check_same(out, found, manifest)
-    _make(out)
-    joined = _joined(source, sources, out) if isinstance(source, RunFiles) else None
-    files = files if joined is None else [joined]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{str(out)!r} cannot be created: {error.strerror or error}.") from error
+    joined = None
+    if isinstance(source, RunFiles):
+        content = hashlib.sha256("".join(manifest["input"].values()).encode()).hexdigest()
+        joined = out / f"_candidates-{content[:16]}.jsonl"
+        if not joined.exists():
+            join(source, joined)
+        files = [joined]
     shards = inputs.split(files, size)
     if found is None:
-        columns = _check_rows(files, text_field, as_parquet=output_format == "parquet")
-        manifest["columns"] = None if columns is None else parquet.to_text(columns)
+        manifest["columns"] = _check_rows(files, text_field, as_parquet=output_format == "parquet")
         if overwrite:
-            folder.start_anew(out, keep=joined)
+            folder.clear(out, keep=joined)
         folder.begin(out, manifest)
     folder.clear_unfinished(out)
-    begun = folder.read_manifest(out) or {}
-    columns_text = begun.get("columns")
-    to_write = Folder(
-        out,
-        folder.manifest_digest(out),
-        output_format,
-        parquet.from_text(columns_text) if isinstance(columns_text, str) else None,
-    )
+    to_write = Folder.open(out)
     left = tuple(shard for shard in shards if not to_write.is_finished(shard.number, shard.rows))
     return Plan(
-        Job(to_write, scorer, top_n, score_threshold, text_field),
+        Job(to_write, manifest["scorer"], top_n, score_threshold, text_field),
         left,
         ShardRun(str(out), len(shards), len(shards) - len(left)),
     )
@@ -281,33 +252,16 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
-def _joined(source: RunFiles, sources: Sequence[dict[str, Any]], out: Path) -> Path:
-    """Return the file of rows joined from the files of a run; its name depends on their content."""
-    identity = hashlib.sha256("".join(file["sha256"] for file in sources).encode()).hexdigest()[:16]
-    joined = out / f"_candidates-{identity}.jsonl"
-    if not joined.exists():
-        join(source, joined)
-    return joined
+def _sha256(path: Path) -> str:
+    with errors_named(repr(str(path))):
+        return sha256_of(path)
 
 
-def _make(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(f"{str(out)!r} cannot be created: {error.strerror or error}.") from error
-
-
-def _source(path: Path) -> dict[str, Any]:
-    sha256 = inputs.digest(path)
-    return {"path": str(path), "bytes": path.stat().st_size, "sha256": sha256}
-
-
-def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> bytes | None:
-    """Read every row once; return the columns of the output, None where it is JSONL."""
+def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> str | None:
+    """Read every row once; return the columns of the output, None if it is JSONL."""
     columns = []
     for file in files:
-        piece = inputs.whole(file)
-        requests = () if piece is None else inputs.read_piece(piece, text_field=text_field)
+        requests = inputs.read_file(file, text_field=text_field)
         if as_parquet and not inputs.is_parquet(file):
             columns.append(parquet.columns_of_requests(requests))
             continue
