@@ -57,7 +57,8 @@ class RemoteServer(ThreadingHTTPServer):
         tells_truncated: Whether results say what was cut, as marcorank's own server does.
         connections: How many were opened.
         most_at_once: The most requests that were under way at once.
-        gone: Set when a client went away before its answer.
+        arrived: Released once for each request that arrives.
+        gone: Set when a client disconnects before its response.
     """
 
     daemon_threads = True
@@ -76,6 +77,7 @@ class RemoteServer(ThreadingHTTPServer):
         self.connections = 0
         self.under_way = 0
         self.most_at_once = 0
+        self.arrived = threading.Semaphore(0)
         self.gone = threading.Event()
         self.stopped = threading.Event()
         self.lock = threading.Lock()
@@ -162,6 +164,7 @@ class Handler(BaseHTTPRequestHandler):
             server.under_way += 1
             server.most_at_once = max(server.most_at_once, server.under_way)
             fault = server.faults.popleft() if server.faults else server.fault
+        server.arrived.release()
         try:
             self.answer(body, fault)
         except ConnectionError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 
 import httpx
@@ -191,8 +192,15 @@ def test_a_small_request_does_not_wait_for_a_large_one(server):
     async def both():
         async with httpx.AsyncClient(base_url=server, timeout=60) as client:
             texts = [f"{number} {'long words ' * 200}" for number in range(40)]
-            large = asyncio.create_task(client.post("/rerank", json={"query": QUERY, "texts": texts, "truncate": True}))
-            await asyncio.sleep(0.3)
+            body = json.dumps({"query": QUERY, "texts": texts, "truncate": True}).encode()
+            sent = asyncio.Event()
+
+            async def content():
+                yield body
+                sent.set()
+
+            large = asyncio.create_task(client.post("/rerank", content=content()))
+            await sent.wait()
             small = await client.post("/rerank", json={"query": QUERY, "texts": ["short"]})
             first = "small" if not large.done() else "large"
             return first, small.status_code, (await large).status_code

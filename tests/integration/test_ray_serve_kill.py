@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import httpx
 import pytest
@@ -29,6 +28,7 @@ class Load:
         self.repeated = 0
         self._url = url
         self._stop = threading.Event()
+        self._changed = threading.Condition()
         self._threads = [
             threading.Thread(target=self._ask_as_ours if number % 3 == 0 else self._ask, args=(number,))
             for number in range(CLIENTS)
@@ -46,11 +46,11 @@ class Load:
 
     def wait_for_more(self, count: int) -> None:
         """Wait until so many more answers have come."""
-        wanted, deadline = len(self.answers) + count, time.monotonic() + PATIENCE_S
-        while len(self.answers) < wanted:
+        with self._changed:
+            expected = len(self.answers) + count
+            self._changed.wait_for(lambda: self.refused or len(self.answers) >= expected, PATIENCE_S)
             assert not self.refused
-            assert time.monotonic() < deadline, "no more answers came"
-            time.sleep(0.02)
+            assert len(self.answers) >= expected, "no more responses arrived"
 
     def _ask_as_ours(self, number: int) -> None:
         with RemoteScorer(f"tei+{self._url}", timeout_s=TIMEOUT_S, max_attempts=20) as scorer:
@@ -59,9 +59,9 @@ class Load:
                 query = QUERIES[number % len(QUERIES)]
                 number += 1
                 try:
-                    self.answers.append((query, reranker.score(query, PASSAGES).tolist()))
+                    self._add_answer(query, reranker.score(query, PASSAGES).tolist())
                 except RemoteError as error:
-                    self.refused.append(str(error))
+                    self._add_refusal(str(error))
                     return
 
     def _ask(self, number: int) -> None:
@@ -78,12 +78,22 @@ class Load:
                     if response is not None and response.status_code not in {502, 503, 504}:
                         break
                     self.repeated += 1
-                    time.sleep(0.2)
+                    self._stop.wait(0.2)
                 if response is None or response.status_code != 200:
-                    self.refused.append("no connection" if response is None else response.text)
+                    self._add_refusal("no connection" if response is None else response.text)
                     return
                 scores = {one["index"]: one["score"] for one in response.json()}
-                self.answers.append((query, [scores[index] for index in range(len(PASSAGES))]))
+                self._add_answer(query, [scores[index] for index in range(len(PASSAGES))])
+
+    def _add_answer(self, query: str, scores: list[float]) -> None:
+        with self._changed:
+            self.answers.append((query, scores))
+            self._changed.notify_all()
+
+    def _add_refusal(self, message: str) -> None:
+        with self._changed:
+            self.refused.append(message)
+            self._changed.notify_all()
 
 
 def test_replicas_and_nodes_die_under_load():

@@ -168,7 +168,13 @@ def test_long_lists_are_split_and_asked_for_side_by_side(tei, scorer):
 
 def test_requests_under_way_are_bounded(tei):
     """All callers of a scorer together keep to its limit, and to as many connections."""
-    tei.fault = late(0.01)
+    together = threading.Barrier(3)
+
+    def meets(handler, results):
+        together.wait(SOON_S)
+        return False
+
+    tei.fault = meets
     with RemoteScorer(tei.url, max_passages_per_request=1, max_parallel_requests=3) as scorer:
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda _: scorer.score(QUERY, PASSAGES), range(8)))
@@ -323,8 +329,14 @@ def test_a_server_that_does_not_finish_is_given_up(tei, way):
 
 def test_a_late_answer_is_asked_for_again(tei):
     """One late answer costs a second attempt, and nothing is taken from the first."""
-    tei.faults.append(late(1))
-    with RemoteScorer(tei.url, timeout_s=0.3) as scorer:
+
+    def outlasts_the_client(handler, results):
+        tei.arrived.acquire(timeout=SOON_S)
+        tei.arrived.acquire(timeout=SOON_S)
+        return False
+
+    tei.faults.append(outlasts_the_client)
+    with RemoteScorer(tei.url, timeout_s=1.0) as scorer:
         np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
 
 
@@ -479,7 +491,7 @@ def test_a_key_appears_nowhere(tei, way, caplog):
     """It reaches the server, and no message, cause, repr, dict, pickle or log, even if the server repeats it."""
     caplog.set_level("DEBUG")
     tei.fault = way
-    with RemoteScorer(tei.url, api_key=SECRET, max_attempts=1, timeout_s=0.5) as scorer:
+    with RemoteScorer(tei.url, api_key=SECRET, max_attempts=1, timeout_s=1.0) as scorer:
         tei.key = SECRET
         error = fails_soon(scorer, RemoteError, "rerank")
         for copied in (scorer, copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))):  # noqa: S301
@@ -594,15 +606,17 @@ def test_cancelling_drops_the_requests(tei, scorer, way):
     tei.fault = never_answers
 
     async def give_up():
-        with pytest.raises(asyncio.TimeoutError, match=r"^$"):
-            await asyncio.wait_for(scorer.ascore(QUERY, PASSAGES), 0.3)
+        task = asyncio.create_task(scorer.ascore(QUERY, PASSAGES))
+        assert await asyncio.to_thread(tei.arrived.acquire, timeout=SOON_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError, match=r"^$"):
+            await task
 
     if way == "task":
         asyncio.run(give_up())
     else:
         future = scorer.begin([(QUERY, PASSAGES)])
-        with pytest.raises(TimeoutError, match=r"^$"):
-            future.result(timeout=0.3)
+        assert tei.arrived.acquire(timeout=SOON_S)
         assert future.cancel()
         with pytest.raises(CancelledError, match=r"^$"):
             future.result()
@@ -642,7 +656,7 @@ def test_a_call_that_was_given_up_leaves_no_complaint(tei, caplog):
     for _ in range(20):
         with RemoteScorer(tei.url) as scorer:
             future = scorer.begin([(QUERY, PASSAGES)])
-            time.sleep(0.01)
+            assert tei.arrived.acquire(timeout=SOON_S)
             future.cancel()
         del future
     gc.collect()
@@ -707,17 +721,19 @@ def test_a_program_ends_with_calls_under_way(tei):
     """Nobody has to close: neither an idle nor a busy scorer keeps a program from ending."""
     tei.faults.extend([None, never_answers])
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from marcorank.remote import RemoteScorer\n"
         "scorer = RemoteScorer(sys.argv[1], timeout_s=600)\n"
         "print(scorer.score('a', ['a']).tolist())\n"
         "future = scorer.begin([('a', ['a'])])\n"
-        "time.sleep(0.2)\n"
+        "sys.stdin.read()\n"
     )
-    ended = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-c", code, tei.url], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[5.0]\n", "")
+    command = [sys.executable, "-W", "error", "-c", code, tei.url]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as program:  # noqa: S603
+        assert all(tei.arrived.acquire(timeout=60) for _ in range(2))
+        stdout, stderr = program.communicate(timeout=60)
+    assert (program.returncode, stdout, stderr) == (0, "[5.0]\n", "")
 
 
 # Settings
