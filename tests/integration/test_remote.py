@@ -419,50 +419,33 @@ def test_a_thousand_requests_to_a_failing_server():
 # Where texts and keys go
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_to_another_server_is_refused(tei, status):
-    """Neither texts nor key reach it, and the message names it without what its URL may carry."""
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(tei, status):
+    """Neither texts nor key reach another server, and the message names it without what its URL may carry."""
     with remote_server("tei") as other:
-        tei.fault = says(status, Location=f"{other.base}/rerank?token={SECRET}")
+        location = f"http://user:{SECRET}@127.0.0.1:{other.server_port}/rerank?token={SECRET}"
+        tei.fault = says(status, Location=location)
         with RemoteScorer(tei.url, api_key="key") as scorer:
-            error = fails_soon(scorer, RemoteProtocolError, rf"redirects to {other.base}, which is not followed")
+            message = rf"redirects to {other.base} \(status {status}\), which is not followed"
+            error = fails_soon(scorer, RemoteProtocolError, message)
         assert not other.requests
-    assert SECRET not in str(error)
-
-
-@pytest.mark.parametrize(
-    "target", ["https://127.0.0.1:{port}/rerank", "http://localhost:{port}/", "http://u:p@127.0.0.1:{port}/"]
-)
-def test_a_redirect_to_another_origin_is_refused(tei, scorer, target):
-    """Another scheme, another name, or a password in the URL: it is not the server that was named."""
-    tei.fault = says(307, Location=target.format(port=tei.server_port))
-    fails_soon(scorer, RemoteProtocolError, "which is not followed")
+    assert len(tei.requests) == 1
+    assert SECRET not in everything_of(error)
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (303, {"Location": "/page"}, r"redirects to another page \(status 303\)"),
-        (307, {}, r"redirects without a valid Location \(status 307\)"),
+        (307, {"Location": "/rerank"}, r"redirects to http://127\.0\.0\.1:\d+ \(status 307\), which is not followed"),
+        (307, {}, r"redirects to another page \(status 307\), which is not followed"),
         (307, {"Location": "http://[::1"}, "Invalid URL in location header"),
-        (307, {"Location": "/rerank"}, "redirects too many times"),
         (304, {}, "returned status 304"),
     ],
 )
 def test_a_redirect_that_leads_nowhere_is_an_error(tei, scorer, status, headers, message):
-    """It ends, and says what the server did."""
+    """The message says what the server did."""
     tei.fault = says(status, **headers)
     fails_soon(scorer, RemoteError, message)
-    assert len(tei.requests) <= 4
-
-
-def test_a_redirect_on_the_same_server_is_followed(tei):
-    """The question is asked again as it was, with the key."""
-    tei.key = SECRET
-    tei.faults.append(says(307, Location="/rerank"))
-    with RemoteScorer(tei.url, api_key=SECRET) as scorer:
-        np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
-    assert len(tei.requests) == 2
 
 
 def everything_of(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import pytest
 from marcorank.errors import InvalidInputError
 from marcorank.remote import DIALECTS, is_remote
 from marcorank.remote.address import parse_address
-from marcorank.remote.keys import Key, key_argument, key_from_environment
+from marcorank.remote.keys import Key, key_from_environment
 
 SECRET = "sk-very-secret-123"
 
@@ -131,10 +131,7 @@ def test_this_machine_is_recognised(url, expected):
 
 
 def header_of(key: Key | None) -> str | None:
-    headers: dict[str, str] = {}
-    if key is not None:
-        key.sign(headers)
-    return headers.get("Authorization")
+    return None if key is None else key.authorization
 
 
 @pytest.mark.parametrize(
@@ -174,7 +171,7 @@ def test_the_second_name_of_a_key_counts_where_the_first_is_not_set(monkeypatch)
 def test_a_key_that_http_cannot_carry_is_refused_and_not_repeated(bad, monkeypatch):
     """As an argument and in the environment alike."""
     with pytest.raises(InvalidInputError, match=r"`api_key` (is blank|contains a space|is of type int)") as caught:
-        key_argument(bad)
+        Key(bad)
     assert SECRET not in str(caught.value)
     if isinstance(bad, str) and bad:
         monkeypatch.setenv("MARCORANK_API_KEY", bad)
