@@ -7,11 +7,22 @@ import json
 import logging
 
 import pytest
+from starlette.requests import Request
 
 from marcorank import Reranker, ScoreError
 from marcorank.ray import ServeSettings
 from marcorank.serving.endpoints import Endpoints
 from remote_server import remote_server
+
+
+async def send(endpoints, method, path, body=b"", headers=None):
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    return await endpoints(
+        Request({"type": "http", "method": method, "path": path, "headers": raw_headers}, receive=receive)
+    )
 
 
 class Failing:
@@ -38,12 +49,12 @@ async def test_a_model_that_fails_is_the_servers_fault(scorer, caplog):
     endpoints = Endpoints(ServeSettings(), Reranker(scorer, activation="sigmoid"))
     body = json.dumps({"query": "q", "texts": ["a"]}).encode()
     with caplog.at_level(logging.ERROR):
-        answer = await endpoints.respond("POST", "/rerank", None, body)
-    assert answer.status == 424
+        answer = await send(endpoints, "POST", "/rerank", body)
+    assert answer.status_code == 424
     assert json.loads(answer.body)["error_type"] == "Backend"
     assert b"0x7f" not in answer.body
     assert "Traceback" in caplog.text
-    assert (await endpoints.respond("GET", "/health", None, b"")).status == 503
+    assert (await send(endpoints, "GET", "/health")).status_code == 503
 
 
 async def test_ray_hears_of_a_model_that_fails():
@@ -76,21 +87,50 @@ async def test_health_is_never_remembered():
     scorer = Breaks()
     endpoints = Endpoints(ServeSettings(cache_size=100), Reranker(scorer, activation="sigmoid"))
     for _ in range(2):
-        assert (await endpoints.respond("GET", "/health", None, b"")).status == 200
+        assert (await send(endpoints, "GET", "/health")).status_code == 200
     assert len(set(scorer.asked)) == 2
     scorer.broken = True
-    assert (await endpoints.respond("GET", "/health", None, b"")).status == 503
+    assert (await send(endpoints, "GET", "/health")).status_code == 503
 
 
 async def test_the_scheme_of_a_key_is_read_in_any_case():
-    """As HTTP has it; what is no bearer token is refused, and so is one that cannot be text."""
+    """As HTTP has it; anything other than a bearer token is refused, and so is one that is not ASCII."""
     digest = hashlib.sha256(b"K").hexdigest()
     endpoints = Endpoints(ServeSettings(api_key_sha256=digest), Reranker(Failing(), activation="sigmoid"))
-    for header, status in (("bearer K", 200), ("Bearer K", 200), ("Basic K", 401), ("K", 401), ("Bearer \ud83d", 401)):
-        assert (await endpoints.respond("GET", "/info", header, b"")).status == status
+    for header, status in (("bearer K", 200), ("Bearer K", 200), ("Basic K", 401), ("K", 401), ("Bearer \xff", 401)):
+        assert (await send(endpoints, "GET", "/info", headers={"authorization": header})).status_code == status
 
 
 def test_a_replica_may_pass_requests_on():
     """A server as its model has threads of its own."""
     with remote_server() as server:
         assert ServeSettings(model=server.url).reranker().score("a b", ["a"]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({"texts": ["\ud83d"], "return_text": True}, 200), ({"texts": ["a"], "raw_scores": "\ud83d"}, 422)],
+)
+async def test_lone_surrogates_come_back_as_they_were_sent(body, status):
+    """JSON can carry them, UTF-8 cannot."""
+
+    class Constant:
+        def score(self, query, passages):
+            return [0.0] * len(passages)
+
+    endpoints = Endpoints(ServeSettings(), Reranker(Constant(), activation="sigmoid"))
+    response = await send(endpoints, "POST", "/rerank", json.dumps({"query": "q", **body}).encode())
+    assert response.status_code == status
+    assert b"\\ud83d" in response.body
+
+
+async def test_nothing_is_logged_about_a_client_that_disconnects(caplog):
+    """A broken upload is no error of the server."""
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    endpoints = Endpoints(ServeSettings(), Reranker(Failing(), activation="sigmoid"))
+    scope = {"type": "http", "method": "POST", "path": "/rerank", "headers": []}
+    await endpoints(Request(scope, receive=receive))
+    assert not caplog.records
