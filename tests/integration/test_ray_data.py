@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
@@ -189,11 +189,9 @@ def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
 )
 def test_cores_are_shared_out_so_that_none_is_left(machines, actors, cores):
     """An actor has as many cores as leave none over and let so many actors in, and no more than 8."""
-    nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in machines]
-    lost = {"Alive": False, "Resources": {"CPU": 7.0}}
-    cluster = SimpleNamespace(nodes=lambda: [*nodes, lost])
-    assert _cores_of_an_actor(cluster, actors, 0) == cores
-    assert _cores_of_an_actor(cluster, actors, 1) == 1
+    resources = [{"CPU": float(count)} for count in machines]
+    assert _cores_of_an_actor(resources, actors, 0) == cores
+    assert _cores_of_an_actor(resources, actors, 1) == 1
 
 
 def test_the_reference_holds_every_argument():
@@ -208,11 +206,12 @@ def test_the_reference_holds_every_argument():
     }
 
 
-def test_without_ray_the_message_says_what_to_install(candidates, tmp_path, monkeypatch):
+def test_without_ray_data_the_message_says_what_to_install(monkeypatch):
     """The message has the command."""
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=re.escape("Ray is not installed: pip install 'marcorank[ray]'")):
-        rerank_dataset(candidates, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    monkeypatch.delitem(sys.modules, "marcorank.ray.datasets")
+    with pytest.raises(MissingExtraError, match=re.escape("needs Ray Data: pip install 'marcorank[ray]'")):
+        importlib.import_module("marcorank.ray.datasets")
 
 
 @pytest.mark.usefixtures("local_ray")

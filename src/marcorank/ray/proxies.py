@@ -33,7 +33,7 @@ class UnansweredIs503:
         await self._app(scope, receive, note)
         if not started:
             error = RequestError(
-                503, "Unhealthy", "The replica that handled this request is gone; send the request again."
+                503, "The replica that handled this request is gone; send the request again.", "Unhealthy"
             )
             await error.response()(scope, receive, send)
 

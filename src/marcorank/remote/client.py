@@ -7,7 +7,6 @@ import json
 import random
 import re
 import time
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from marcorank._inference.scorer import Request
-    from marcorank.remote.address import Address
-    from marcorank.remote.connection import Pool
-    from marcorank.remote.keys import Key
+    from marcorank.remote.connection import Connection, Server
 
 # Temporary failures of a server, or of a proxy in front of it.
 _TEMPORARY_STATUSES = {429, 502, 503, 504}
@@ -41,26 +38,7 @@ _RESPONSE_BYTES_PER_REQUEST_BYTE = 8
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server, and how to send requests to it.
-
-    Attributes:
-        address: Address of the server.
-        key: Its API key; None if it needs none.
-        timeout_s: Time limit of one attempt, from connecting to the last byte of the response.
-        max_attempts: Maximum number of attempts per request.
-        max_passages: Maximum number of passages per request.
-    """
-
-    address: Address
-    key: Key | None
-    timeout_s: float
-    max_attempts: int
-    max_passages: int
-
-
-async def score_all(pool: Pool, *, server: Server, requests: Sequence[Request]) -> list[PassageScores]:
+async def score_all(connection: Connection, *, server: Server, requests: Sequence[Request]) -> list[PassageScores]:
     """Score the passages of each request; returns one result per request, in order. The first failure cancels the rest.
 
     Raises:
@@ -77,10 +55,10 @@ async def score_all(pool: Pool, *, server: Server, requests: Sequence[Request]) 
 
     async def work() -> None:
         for query, passages, results, index in waiting:
-            results[index] = await _request_scores(pool, server, query, passages)
+            results[index] = await _request_scores(connection, server, query, passages)
 
     # No more tasks than can run, so that a long call does not block others.
-    tasks = [asyncio.create_task(work()) for _ in range(min(pool.parallel, len(parts)))]
+    tasks = [asyncio.create_task(work()) for _ in range(min(connection.parallel, len(parts)))]
     try:
         await asyncio.gather(*tasks)
     finally:
@@ -101,7 +79,7 @@ def _join(parts: Sequence[PassageScores]) -> PassageScores:
     )
 
 
-async def _request_scores(pool: Pool, server: Server, query: str, passages: Sequence[str]) -> PassageScores:
+async def _request_scores(connection: Connection, server: Server, query: str, passages: Sequence[str]) -> PassageScores:
     """Request the scores of passages that fit into one HTTP request, and retry temporary failures."""
     endpoint = server.address.endpoint
     body = json.dumps(server.address.dialect.request_body(query, passages, server.address.model), ensure_ascii=False)
@@ -114,8 +92,8 @@ async def _request_scores(pool: Pool, server: Server, query: str, passages: Sequ
         retry_after_s = 0.0
         error: RemoteError
         try:
-            async with pool.slots:
-                response, text = await asyncio.wait_for(_post(pool.client, server, content), server.timeout_s)
+            async with connection.slots:
+                response, text = await asyncio.wait_for(_post(connection.client, server, content), server.timeout_s)
         except asyncio.TimeoutError:
             error = RemoteTimeoutError(
                 f"{endpoint} did not respond within {server.timeout_s:g} s ({attempts}); raise `timeout_s` or lower "

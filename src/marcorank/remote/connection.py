@@ -10,7 +10,8 @@ import asyncio
 import os
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from marcorank.errors import ClosedError, RemoteError
@@ -18,11 +19,11 @@ from marcorank.errors import ClosedError, RemoteError
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
-    from typing import Any
 
     import httpx
 
     from marcorank.remote.address import Address
+    from marcorank.remote.keys import Key
 
 T = TypeVar("T")
 
@@ -32,25 +33,53 @@ _CLOSE_TIMEOUT_S = 1.0
 _STOP_TIMEOUT_S = 5.0
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, and how to send requests to it.
+
+    Attributes:
+        address: Address of the server.
+        key: Its API key; None if it needs none.
+        timeout_s: Time limit of one attempt, from connecting to the last byte of the response.
+        max_attempts: Maximum number of attempts per request.
+        max_passages: Maximum number of passages per request.
+    """
+
+    address: Address
+    key: Key | None
+    timeout_s: float
+    max_attempts: int
+    max_passages: int
+
+
 class Connection:
-    """Runs calls in a thread that starts with the first call and ends with `stop`; a forked child starts its own."""
+    """Runs calls in a thread that starts with the first call and ends with `stop`; a forked child starts its own.
+
+    Attributes:
+        parallel: Maximum number of concurrent requests.
+        slots: Semaphore that limits them.
+    """
+
+    slots: asyncio.Semaphore
+    _loop: asyncio.AbstractEventLoop
+    _stopping: asyncio.Event
 
     def __init__(self, address: Address, parallel: int) -> None:
+        self.parallel = parallel
         self._address = address
-        self._parallel = parallel
-        self._stopped = False
-        self._pool: Pool | None = None
+        self._closed = False
         self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._client: httpx.AsyncClient | None = None
         _connections.add(self)
 
     def reset_in_child(self) -> None:
         """Forget the thread of the parent. Its objects are kept alive, because freeing them would close them."""
-        if self._pool is not None:
-            _kept_from_parent.append(self._pool)
-        self._pool = None
+        _kept_from_parent.append(vars(self).copy())
         self._lock = threading.Lock()
+        self._thread = self._client = None
 
-    def submit(self, call: Callable[[Pool], Coroutine[Any, Any, T]], *, user: object) -> Future[T]:
+    def submit(self, call: Callable[[Connection], Coroutine[Any, Any, T]], *, user: object) -> Future[T]:
         """Start a call and return its future; cancelling the future cancels the call.
 
         Args:
@@ -61,11 +90,15 @@ class Connection:
             ClosedError: The connection was stopped.
         """
         with self._lock:
-            if self._stopped:
+            if self._closed:
                 raise ClosedError("The scorer was closed; create a new RemoteScorer.")
-            if self._pool is None:
-                self._pool = Pool(self._address, self._parallel)
-            return self._pool.submit(call, user)
+            if self._thread is None:
+                self.slots = asyncio.Semaphore(self.parallel)
+                self._loop = asyncio.new_event_loop()
+                self._stopping = asyncio.Event()
+                self._thread = threading.Thread(target=self._run, name="marcorank-remote", daemon=True)
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(self._run_call(call, user), self._loop)
 
     def stop(self) -> None:
         """Stop the thread; calls that are still running fail.
@@ -73,53 +106,24 @@ class Connection:
         Also runs as a finalizer. The lock is free then: a thread that holds it also holds a reference to the scorer.
         """
         with self._lock:
-            self._stopped = True
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.stop()
-
-
-class Pool:
-    """A thread with an event loop, an HTTP client and request slots.
-
-    Attributes:
-        parallel: Maximum number of concurrent requests.
-        slots: Semaphore that limits them.
-    """
-
-    def __init__(self, address: Address, parallel: int) -> None:
-        self.parallel = parallel
-        self.slots = asyncio.Semaphore(parallel)
-        self._address = address
-        self._client: httpx.AsyncClient | None = None
-        self._loop = asyncio.new_event_loop()
-        self._stopping = asyncio.Event()
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="marcorank-remote", daemon=True)
-        self._thread.start()
-
-    @property
-    def client(self) -> httpx.AsyncClient:
-        """The HTTP client, created on first use, which takes a few tenths of a second."""
-        if self._client is None:
-            self._client = _make_client(self._address, self.parallel)
-        return self._client
-
-    def submit(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> Future[T]:
-        """Run a call in the thread and return its future."""
-        return asyncio.run_coroutine_threadsafe(self._run_call(call, user), self._loop)
-
-    def stop(self) -> None:
-        """Cancel all calls, close the connections and end the thread."""
-        if os.getpid() != self._pid:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        if thread is None:
             return
         # After all submitted calls in the queue of the loop, so that each of them ends.
         self._loop.call_soon_threadsafe(self._stopping.set)
         # The finalizer may run in the thread itself.
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_TIMEOUT_S)
+        if threading.current_thread() is not thread:
+            thread.join(_STOP_TIMEOUT_S)
 
-    async def _run_call(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> T:
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The HTTP client, created on first use, which takes a few tenths of a second; only for calls."""
+        if self._client is None:
+            self._client = _make_client(self._address, self.parallel)
+        return self._client
+
+    async def _run_call(self, call: Callable[[Connection], Coroutine[Any, Any, T]], user: object) -> T:
         if (task := asyncio.current_task()) is not None:
             # Nobody retrieves the error of a call whose future was cancelled, and asyncio would log that.
             task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -175,7 +179,7 @@ def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
 
 
 _connections: WeakSet[Connection] = WeakSet()
-_kept_from_parent: list[Pool] = []
+_kept_from_parent: list[dict[str, Any]] = []
 
 
 def _reset_connections() -> None:

@@ -14,7 +14,7 @@ from marcorank._arguments import positive, request_pair, text_or_none, whole_num
 from marcorank._inference.scorer import PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.remote.address import parse_address
-from marcorank.remote.connection import Connection
+from marcorank.remote.connection import Connection, Server
 from marcorank.remote.keys import Key, key_from_environment
 
 if TYPE_CHECKING:
@@ -134,8 +134,6 @@ class RemoteScorer:
             future: Future[list[PassageScores]] = Future()
             future.set_result([PassageScores.empty() for _ in checked])
             return future
-        from marcorank.remote.client import Server, score_all
-
         server = Server(
             self._address,
             self._api_key or key_from_environment(self._address),
@@ -143,8 +141,7 @@ class RemoteScorer:
             self._max_attempts,
             self._max_passages_per_request or self._address.dialect.max_passages,
         )
-        # Without a reference to this scorer, which the errors of a call would keep alive.
-        return self._connection.submit(partial(score_all, server=server, requests=checked), user=self)
+        return self._connection.submit(partial(_score, server=server, requests=checked), user=self)
 
     def close(self) -> None:
         """Close the connections and stop the thread; running calls raise `ClosedError`."""
@@ -199,6 +196,13 @@ class RemoteScorer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+async def _score(connection: Connection, *, server: Server, requests: Sequence[Request]) -> list[PassageScores]:
+    # Here, because importing httpx takes a while and would block the caller's event loop.
+    from marcorank.remote.client import score_all
+
+    return await score_all(connection, server=server, requests=requests)
 
 
 _DEFAULTS = {

@@ -56,7 +56,7 @@ class Endpoints:
         except Exception:  # noqa: BLE001 -- the model may raise anything
             _log.exception("Request to %s failed.", path)
             status, kind = (503, "Unhealthy") if path in _OPEN else (424, "Backend")
-            return RequestError(status, kind, "The model failed; see the server log for the reason.").response()
+            return RequestError(status, "The model failed; see the server log for the reason.", kind).response()
 
     async def check_health(self) -> None:
         """Score one passage to check that the model works.
@@ -69,17 +69,17 @@ class Endpoints:
 
     def _check(self, request: Request, path: str) -> None:
         if path not in _METHODS:
-            raise RequestError(404, "Validation", f"Unknown path {path}; expected one of {', '.join(_METHODS)}.")
+            raise RequestError(404, f"Unknown path {path}; expected one of {', '.join(_METHODS)}.")
         if self._settings.api_key_sha256 is not None and path not in _OPEN:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
             # Digests have a fixed length, so the comparison does not leak the length of the key.
             if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), self._settings.api_key_sha256):
                 raise RequestError(
-                    401, "Unauthorized", "Missing or wrong API key; send the header `Authorization: Bearer KEY`."
+                    401, "Missing or wrong API key; send the header `Authorization: Bearer KEY`.", "Unauthorized"
                 )
         if request.method != _METHODS[path]:
-            raise RequestError(405, "Validation", f"{path} expects {_METHODS[path]}, not {request.method}.")
+            raise RequestError(405, f"{path} expects {_METHODS[path]}, not {request.method}.")
 
     async def _body(self, request: Request) -> bytes:
         body = bytearray()
@@ -88,7 +88,6 @@ class Endpoints:
             if len(body) > self._settings.max_body_bytes:
                 raise RequestError(
                     413,
-                    "Validation",
                     f"The body has {len(body)} bytes or more; expected at most {self._settings.max_body_bytes}.",
                 )
         return bytes(body)
@@ -97,20 +96,17 @@ class Endpoints:
         settings = self._settings
         request = read_request(body, cohere=cohere, max_batch=settings.max_batch)
         if request.model is not None and not self._serves(request.model):
-            raise RequestError(
-                404, "Validation", f"model {request.model!r} not found; this server serves {self._name!r}."
-            )
+            raise RequestError(404, f"model {request.model!r} not found; this server serves {self._name!r}.")
         if request.max_tokens is not None and request.max_tokens < settings.max_length:
             raise RequestError(
                 422,
-                "Validation",
                 f"`max_tokens_per_doc` is {request.max_tokens}; this server truncates texts only at "
                 f"the {settings.max_length} tokens of the model, query included. Leave it out, or shorten the texts.",
             )
         try:
             ranking = await self._reranker.arank(request.query, request.passages, top_n=request.top_n)
         except InvalidInputError as error:
-            raise RequestError(422, "Validation", str(error)) from error
+            raise RequestError(422, str(error)) from error
         if not request.truncate:
             truncated = sorted(one.index for one in ranking if one.truncated)
             if truncated or ranking.query_truncated:

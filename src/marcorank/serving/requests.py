@@ -41,11 +41,11 @@ class RequestError(Exception):
 
     Args:
         status: The HTTP status.
-        kind: Error type as named by TEI: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`.
         message: What is wrong.
+        kind: Error type as named by TEI: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`.
     """
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    def __init__(self, status: int, message: str, kind: str = "Validation") -> None:
         super().__init__(message)
         self._status = status
         self._kind = kind
@@ -126,15 +126,15 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, "Validation", f"The body is not valid JSON: {error}") from error
+        raise RequestError(400, f"The body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise _wrong("The body", fields, "an object")
     cohere = cohere or "documents" in fields
     if "query" not in fields:
-        raise RequestError(422, "Validation", "The body has no `query`.")
+        raise RequestError(422, "The body has no `query`.")
     name, other = ("documents", "texts") if cohere else ("texts", "documents")
     if name not in fields:
-        raise RequestError(422, "Validation", f"The body has no `{name}`, or `{other}`.")
+        raise RequestError(422, f"The body has no `{name}`, or `{other}`.")
     query = fields["query"]
     if not isinstance(query, str) or not query.strip():
         raise _wrong("`query`", query, "a text that is not blank")
@@ -163,9 +163,9 @@ def _passages(name: str, value: object, *, max_batch: int) -> list[str]:
     if not isinstance(value, list):
         raise _wrong(f"`{name}`", value, "a list")
     if not value:
-        raise RequestError(400, "Empty", f"`{name}` cannot be empty")
+        raise RequestError(400, f"`{name}` cannot be empty", "Empty")
     if len(value) > max_batch:
-        raise RequestError(413, "Validation", f"batch size {len(value)} > maximum allowed batch size {max_batch}")
+        raise RequestError(413, f"batch size {len(value)} > maximum allowed batch size {max_batch}")
     passages = []
     for index, one in enumerate(value):
         passage = one.get("text") if name == "documents" and isinstance(one, dict) else one
@@ -191,7 +191,7 @@ def _count(fields: dict[str, Any], name: str) -> int | None:
 
 
 def _wrong(what: str, value: object, expected: str) -> RequestError:
-    return RequestError(422, "Validation", f"{what} is {brief(value)}; expected {expected}.")
+    return RequestError(422, f"{what} is {brief(value)}; expected {expected}.")
 
 
 def too_long(truncated: Sequence[int], max_length: int, *, query_truncated: bool) -> RequestError:
@@ -199,5 +199,5 @@ def too_long(truncated: Sequence[int], max_length: int, *, query_truncated: bool
     what = "`query`" if query_truncated else f"`texts[{truncated[0]}]` with the query"
     more = f" (and {len(truncated) - 1} more)" if len(truncated) > 1 and not query_truncated else ""
     return RequestError(
-        413, "Validation", f"{what}{more} is longer than the {max_length} tokens of the model; send `truncate`: true."
+        413, f"{what}{more} is longer than the {max_length} tokens of the model; send `truncate`: true."
     )
