@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from ray.serve import Application
 
 
-class Replica(Endpoints):
-    """One replica, ready once the model is loaded and has scored a passage.
-
-    Ray calls `check_health`, and replaces the replica if that raises.
-    """
-
-    def __init__(self, settings: ServeSettings) -> None:
-        super().__init__(settings, settings.reranker())
-
-
 def build_app(args: dict[str, Any]) -> Application:
     """Build the application for `serve run marcorank.ray:build_app model=bundled` and for config files.
 
@@ -51,7 +41,7 @@ def build_app(args: dict[str, Any]) -> Application:
             "look_back_period_s": 15,
             "downscale_delay_s": 300,
         },
-    )(Replica)
+    )(Endpoints)
     return deployment.bind(settings)
 
 

@@ -118,9 +118,12 @@ def rerank_dataset(
         cores = cores or _cores_of_an_actor(machines, actors or 1, num_gpus)
         capacity = _capacity(machines, cores, num_gpus)
         pool = min(actors or capacity, len(planned.shards))
+        # Actors have another working directory.
         if settings.get("cache_folder") is not None:
             settings["cache_folder"] = Path(settings["cache_folder"]).expanduser().absolute()
-        reranker = Reranker(_absolute(model), threads=cores, **settings)
+        if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
+            model = Path(model).expanduser().resolve()
+        reranker = Reranker(model, threads=cores, **settings)
         return planned.follow(_rank(planned, reranker, pool, cores, num_gpus or None), progress)
 
 
@@ -205,10 +208,3 @@ def _connected(address: str | None) -> Iterator[None]:
     finally:
         log.setLevel(level)
         ray.shutdown()
-
-
-def _absolute(model: str | os.PathLike[str] | Scorer) -> str | os.PathLike[str] | Scorer:
-    """Return the absolute path of a model folder: actors have another working directory."""
-    if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
-        return Path(model).expanduser().resolve()
-    return model

@@ -38,11 +38,9 @@ def read_scores(text: str, *, count: int, where: str) -> PassageScores:
     seen: set[int] = set()
     for result in results:
         index = result.get("index") if isinstance(result, dict) else None
-        if not isinstance(index, int) or isinstance(index, bool):
-            raise RemoteProtocolError(f"{where} sent the result {excerpt(str(result))!r}; expected an `index`.")
-        if not 0 <= index < count:
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
             raise RemoteProtocolError(
-                f"{where} sent a score for `index` {index}, but the request had {count} passages."
+                f"{where} sent the result {excerpt(str(result))!r}; expected an `index` below {count}."
             )
         if index in seen:
             raise RemoteProtocolError(f"{where} sent two scores for `index` {index}; expected one score per passage.")

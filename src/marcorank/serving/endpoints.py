@@ -14,7 +14,7 @@ from starlette.responses import Response
 from marcorank import __version__
 from marcorank._models import catalogue
 from marcorank.errors import InvalidInputError
-from marcorank.serving.requests import JsonResponse, RequestError, read_request, too_long
+from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -32,11 +32,11 @@ _OPEN = {"/", "/health"}
 class Endpoints:
     """One reranker for all requests; concurrent requests share its batches."""
 
-    def __init__(self, settings: ServeSettings, reranker: Reranker) -> None:
-        """Initialise the endpoints. The reranker must use the sigmoid activation."""
+    def __init__(self, settings: ServeSettings, reranker: Reranker | None = None) -> None:
+        """Load the model and score a passage, unless a reranker is given. It must use the sigmoid activation."""
         self._settings = settings
-        self._reranker = reranker
-        self._name = settings.served_name or reranker.name
+        self._reranker = reranker or settings.reranker()
+        self._name = settings.served_name or self._reranker.name
 
     async def __call__(self, request: Request) -> Response:
         """Return the response to one request; errors become responses too."""
@@ -59,7 +59,7 @@ class Endpoints:
             return RequestError(status, "The model failed; see the server log for the reason.", kind).response()
 
     async def check_health(self) -> None:
-        """Score one passage to check that the model works.
+        """Score one passage to check that the model works; Ray replaces a replica in which this raises.
 
         Raises:
             MarcoRankError: The model failed; see `errors`.
@@ -108,9 +108,12 @@ class Endpoints:
         except InvalidInputError as error:
             raise RequestError(422, str(error)) from error
         if not request.truncate:
-            truncated = sorted(one.index for one in ranking if one.truncated)
-            if truncated or ranking.query_truncated:
-                raise too_long(truncated, settings.max_length, query_truncated=bool(ranking.query_truncated))
+            truncated = min((one.index for one in ranking if one.truncated), default=None)
+            if ranking.query_truncated or truncated is not None:
+                text = "`query`" if ranking.query_truncated else f"`texts[{truncated}]` with the query"
+                raise RequestError(
+                    413, f"{text} is longer than the {settings.max_length} tokens of the model; send `truncate`: true."
+                )
         return request.response(ranking, self._name)
 
     def _serves(self, model: str) -> bool:

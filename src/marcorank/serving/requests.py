@@ -21,8 +21,6 @@ except ImportError as error:
     raise MissingExtraError("`marcorank.ray` needs Ray Serve: pip install 'marcorank[ray]'") from error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from marcorank.ranking import Ranking
 
 
@@ -59,28 +57,20 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One rerank request in either format.
-
-    Attributes:
-        query: The query.
-        passages: The passages to rank.
-        raw_scores: Whether to return logits; else their sigmoid.
-        return_texts: Whether to return the texts.
-        top_n: Maximum number of results; None for all.
-        truncate: Whether texts that are too long may be truncated.
-        cohere: Whether to respond in the format of Cohere; else of TEI.
-        model: Name of the requested model; None for any.
-        max_tokens: Requested maximum number of tokens per passage; None for the maximum of the model.
-    """
+    """One rerank request in either format."""
 
     query: str
     passages: list[str]
+    # Return logits; else their sigmoid.
     raw_scores: bool
     return_texts: bool
     top_n: int | None
+    # Texts that are too long may be truncated.
     truncate: bool
+    # Respond in the format of Cohere; else of TEI.
     cohere: bool
     model: str | None
+    # Per passage.
     max_tokens: int | None
 
     def response(self, ranking: Ranking, model: str) -> Any:
@@ -192,12 +182,3 @@ def _count(fields: dict[str, Any], name: str) -> int | None:
 
 def _wrong(what: str, value: object, expected: str) -> RequestError:
     return RequestError(422, f"{what} is {brief(value)}; expected {expected}.")
-
-
-def too_long(truncated: Sequence[int], max_length: int, *, query_truncated: bool) -> RequestError:
-    """Return the error for texts that are too long if the request does not allow truncation."""
-    what = "`query`" if query_truncated else f"`texts[{truncated[0]}]` with the query"
-    more = f" (and {len(truncated) - 1} more)" if len(truncated) > 1 and not query_truncated else ""
-    return RequestError(
-        413, f"{what}{more} is longer than the {max_length} tokens of the model; send `truncate`: true."
-    )
