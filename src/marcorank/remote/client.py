@@ -159,11 +159,8 @@ def _redirect_error(response: httpx.Response, server: Server) -> RemoteProtocolE
 
 
 def _is_temporary(status: int, text: str) -> bool:
-    """Whether a retry may succeed.
-
-    Reranking servers report their own errors as JSON. A 500 without JSON comes from a proxy in front of a server that
-    has just died, such as those of Ray Serve.
-    """
+    # Reranking servers report their own errors as JSON. A 500 without JSON comes from a proxy in front of a server
+    # that has just died, such as those of Ray Serve.
     bare_500 = status == httpx.codes.INTERNAL_SERVER_ERROR and not text.lstrip().startswith(("{", "["))
     return status in _TEMPORARY_STATUSES or bare_500
 

@@ -70,15 +70,20 @@ class RemoteScorer:
         """
         self._address = parse_address(url, dialect=dialect, model=text_or_none("model", model))
         self._api_key = None if api_key is None else Key(api_key)
-        self._timeout_s = positive("timeout_s", timeout_s, "a finite number of seconds above 0")
-        self._max_attempts = whole_number("max_attempts", max_attempts, 1)
         if max_passages_per_request is not None:
             max_passages_per_request = whole_number("max_passages_per_request", max_passages_per_request, 1)
-        self._max_passages_per_request = max_passages_per_request
-        self._max_parallel_requests = whole_number("max_parallel_requests", max_parallel_requests, 1)
+        self._settings: dict[str, Any] = {
+            "url": self._address.url,
+            "dialect": self._address.dialect.name,
+            "model": self._address.model,
+            "timeout_s": positive("timeout_s", timeout_s, "a finite number of seconds above 0"),
+            "max_attempts": whole_number("max_attempts", max_attempts, 1),
+            "max_passages_per_request": max_passages_per_request,
+            "max_parallel_requests": whole_number("max_parallel_requests", max_parallel_requests, 1),
+        }
         if find_spec("httpx") is None:
             raise MissingExtraError("Scoring on a server needs httpx: pip install 'marcorank[remote]'")
-        self._connection = Connection(self._address, self._max_parallel_requests)
+        self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
         weakref.finalize(self, self._connection.stop)
 
@@ -137,9 +142,9 @@ class RemoteScorer:
         server = Server(
             self._address,
             self._api_key or key_from_environment(self._address),
-            self._timeout_s,
-            self._max_attempts,
-            self._max_passages_per_request or self._address.dialect.max_passages,
+            timeout_s=self._settings["timeout_s"],
+            max_attempts=self._settings["max_attempts"],
+            max_passages=self._settings["max_passages_per_request"] or self._address.dialect.max_passages,
         )
         return self._connection.submit(partial(_score, server=server, requests=checked), user=self)
 
@@ -155,15 +160,7 @@ class RemoteScorer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON-ready values, without the API key."""
-        return {
-            "url": self._address.url,
-            "dialect": self._address.dialect.name,
-            "model": self._address.model,
-            "timeout_s": self._timeout_s,
-            "max_attempts": self._max_attempts,
-            "max_passages_per_request": self._max_passages_per_request,
-            "max_parallel_requests": self._max_parallel_requests,
-        }
+        return dict(self._settings)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -180,10 +177,10 @@ class RemoteScorer:
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, RemoteScorer) else NotImplemented
+        return self._settings == other._settings if isinstance(other, RemoteScorer) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(tuple(self.to_dict().values()))
+        return hash(tuple(self._settings.values()))
 
     def __repr__(self) -> str:
         settings = self.to_dict()
