@@ -1,4 +1,4 @@
-"""The server while parts of the cluster die: no answer is lost, and none is wrong."""
+"""The server while parts of the cluster die: no response is lost, and none is wrong."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 10
 
 
 class Load:
-    """Clients that ask without end, again where the status or the connection says that it may help."""
+    """Clients that send requests in a loop, and retry temporary failures."""
 
     def __init__(self, url: str) -> None:
         self.answers: list[tuple[str, list[float]]] = []
@@ -45,7 +45,7 @@ class Load:
             thread.join()
 
     def wait_for_more(self, count: int) -> None:
-        """Wait until so many more answers have come."""
+        """Wait for this number of further responses."""
         with self._changed:
             expected = len(self.answers) + count
             self._changed.wait_for(lambda: self.refused or len(self.answers) >= expected, PATIENCE_S)
@@ -96,8 +96,8 @@ class Load:
             self._changed.notify_all()
 
 
-def test_replicas_and_nodes_die_under_load():
-    """A replica and then a worker node are killed; each request gets its answer, which equals the serial one."""
+def test_no_request_is_lost_when_a_replica_or_node_dies():
+    """A replica and then a worker node are killed; each request gets the scores of a single process."""
     with Reranker("bundled", threads=1) as reranker:
         expected = {query: reranker.score(query, PASSAGES).tolist() for query in QUERIES}
     with cluster_server(2, num_cpus=1, min_replicas=2, max_replicas=2) as (url, cluster, nodes), Load(url) as load:
