@@ -437,7 +437,7 @@ def test_a_redirect_is_not_followed(tei, status):
     ("status", "headers", "message"),
     [
         (307, {"Location": "/rerank"}, r"redirects to http://127\.0\.0\.1:\d+ \(status 307\), which is not followed"),
-        (307, {}, r"redirects to another page \(status 307\), which is not followed"),
+        (307, {}, "returned status 307"),
         (307, {"Location": "http://[::1"}, "Invalid URL in location header"),
         (304, {}, "returned status 304"),
     ],

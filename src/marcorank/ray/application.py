@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from marcorank.errors import MissingExtraError
+from ray import serve
+
 from marcorank.serving.endpoints import Endpoints
 from marcorank.serving.settings import ServeSettings
-
-try:
-    from ray import serve
-except ImportError as error:
-    raise MissingExtraError("`marcorank.ray` needs Ray Serve: pip install 'marcorank[ray]'") from error
 
 if TYPE_CHECKING:
     from ray.serve import Application

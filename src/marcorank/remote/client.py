@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 # Temporary failures of a server, or of a proxy in front of it.
 _TEMPORARY_STATUSES = {429, 502, 503, 504}
-_REDIRECTS = {301, 302, 303, 307, 308}
 _FIRST_BACKOFF_S = 0.1
 _MAX_BACKOFF_S = 4.0
 # A longer Retry-After is reported as an error instead of waited for.
@@ -121,8 +120,15 @@ async def _post(client: httpx.AsyncClient, server: Server, content: bytes) -> tu
     if server.key is not None:
         headers["Authorization"] = server.key.authorization
     async with client.stream("POST", server.address.endpoint, content=content, headers=headers) as response:
-        if response.status_code in _REDIRECTS:
-            raise _redirect_error(response, server)
+        if response.next_request is not None:
+            # Path and query of the target may contain secrets.
+            url = response.next_request.url
+            target = excerpt(f"{url.scheme}://{url.netloc.decode()}")
+            raise RemoteProtocolError(
+                f"{server.address.endpoint} redirects to {target} (status {response.status_code}), which is not "
+                "followed: texts and API key are sent only to the URL that you gave. If the target is the right "
+                "server, use its URL."
+            )
         text = (await _read(response, server, len(content))).decode("utf-8", "replace")
     return response, text if server.key is None else server.key.redact(text)
 
@@ -145,17 +151,6 @@ async def _read(response: httpx.Response, server: Server, request_bytes: int) ->
     if response.status_code == httpx.codes.OK:
         raise RemoteProtocolError(f"{server.address.endpoint} sent {fault}.")
     return bytes(content[:limit])
-
-
-def _redirect_error(response: httpx.Response, server: Server) -> RemoteProtocolError:
-    """Return the error for a redirect, with the server that it leads to, but not the rest of that URL."""
-    target = "another page"
-    if (redirected := response.next_request) is not None:
-        target = excerpt(f"{redirected.url.scheme}://{redirected.url.netloc.decode()}")
-    return RemoteProtocolError(
-        f"{server.address.endpoint} redirects to {target} (status {response.status_code}), which is not followed: "
-        "texts and API key are sent only to the URL that you gave. If the target is the right server, use its URL."
-    )
 
 
 def _is_temporary(status: int, text: str) -> bool:

@@ -159,16 +159,15 @@ def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
     """Make an HTTP client that uses the proxies from the environment, except for this machine."""
     import httpx
 
+    host = f"[{address.host}]" if ":" in address.host else address.host
     try:
         return httpx.AsyncClient(
-            # `request_scores` limits the time of each attempt as a whole and the number of connections.
+            # `score_all` limits the time of each attempt as a whole and the number of connections.
             timeout=None,  # noqa: S113
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=parallel),
             # A compressed response could expand without limit, and responses are short anyway.
             headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "marcorank"},
-            mounts={f"all://{f'[{address.host}]' if ':' in address.host else address.host}": None}
-            if address.is_loopback
-            else None,
+            mounts={f"all://{host}": None} if address.is_loopback else None,
         )
     except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
         # The message of the error may contain the password of a proxy.

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from marcorank._inference.scorer import PassageScores
-from marcorank._text import shorten
+from marcorank._text import one_line, shorten
 from marcorank.errors import RemoteProtocolError
 
 # Servers return a list of results, or an object with one of these keys.
@@ -67,8 +67,7 @@ def server_message(text: str) -> str:
 
 def excerpt(text: str) -> str:
     """Return the beginning of a text from a server, on one line and without control characters."""
-    flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return shorten(flat, _EXCERPT_CHARS)
+    return shorten(one_line(text), _EXCERPT_CHARS)
 
 
 def _results(text: str, where: str) -> list[Any]:

@@ -12,13 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from marcorank._text import brief
-from marcorank.errors import MissingExtraError
+from starlette.responses import Response
 
-try:
-    from starlette.responses import Response
-except ImportError as error:
-    raise MissingExtraError("`marcorank.ray` needs Ray Serve: pip install 'marcorank[ray]'") from error
+from marcorank._text import brief
 
 if TYPE_CHECKING:
     from marcorank.ranking import Ranking
