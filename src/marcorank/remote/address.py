@@ -70,9 +70,7 @@ class Address:
 def is_remote(name: str) -> bool:
     """Whether a model name is the URL of a server: `http://...` or `dialect+...://...`."""
     match = _SCHEME.match(name)
-    if match is None:
-        return False
-    return match["scheme"].lower() in _SCHEMES or (match["dialect"] or "").lower() in DIALECTS
+    return match is not None and (match["scheme"].lower() in _SCHEMES or (match["dialect"] or "").lower() in DIALECTS)
 
 
 def parse_address(url: object, *, dialect: object = None, model: str | None = None) -> Address:
