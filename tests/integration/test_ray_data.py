@@ -231,7 +231,7 @@ def test_a_killed_command_can_be_resumed(candidates, expected, tmp_path):
                 time.sleep(chance.random() * 0.03)
                 process.kill()
             time.sleep(0.001)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
     done = subprocess.run(on_cluster, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert re.search(r"skipped \d+ shards that were finished; '.*out' holds all 40\n$", done.stderr)
     assert shards_of(out) == expected("bundled", shard_size=1)

@@ -76,19 +76,19 @@ async def test_health_checks_are_not_cached():
 
     class Breaks:
         broken = False
-        asked: tuple[str, ...] = ()
+        seen: tuple[str, ...] = ()
 
         def score(self, query, passages):
             if self.broken:
                 raise RuntimeError("out of memory")
-            self.asked += tuple(passages)
+            self.seen += tuple(passages)
             return [0.0] * len(passages)
 
     scorer = Breaks()
     endpoints = Endpoints(ServeSettings(cache_size=100), Reranker(scorer, activation="sigmoid"))
     for _ in range(2):
         assert (await send(endpoints, "GET", "/health")).status_code == 200
-    assert len(set(scorer.asked)) == 2
+    assert len(set(scorer.seen)) == 2
     scorer.broken = True
     assert (await send(endpoints, "GET", "/health")).status_code == 503
 
