@@ -1,4 +1,4 @@
-"""Reranking servers on loopback: each answers as the documentation of its kind says, and misbehaves on request."""
+"""Reranking servers on loopback that respond as documented, and misbehave on request."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from marcorank import Scorer
 
     Results = list[dict[str, Any]]
-    # Looks at a request and the results that it would get; where it returns True, it has dealt with it.
+    # Gets a request and the results for it; returns whether it has sent a response itself.
     Fault = Callable[["Handler", Results], bool]
 
 PATHS = {
@@ -34,12 +34,12 @@ PATHS = {
     "jina": "/v1/rerank",
     "voyage": "/v1/rerank",
 }
-# Words that fit beside a query; longer passages are refused unless truncation was asked for.
-LONGEST = 400
+# Longer passages are rejected unless truncation was requested.
+MAX_WORDS = 400
 
 
-class Asked(NamedTuple):
-    """A request that came."""
+class ReceivedRequest(NamedTuple):
+    """A request that the server received."""
 
     path: str
     headers: Mapping[str, str]
@@ -51,13 +51,14 @@ class RemoteServer(ThreadingHTTPServer):
     """Serves the scores of a scorer.
 
     Attributes:
-        requests: What was asked so far, in the order of arrival.
-        faults: Used up one a request; after them `fault` applies to all, if it is set.
-        key: What has to come as bearer token; None for no check.
-        tells_truncated: Whether results say what was cut, as marcorank's own server does.
-        connections: How many were opened.
-        most_at_once: The most requests that were under way at once.
-        gone: Set when a client went away before its answer.
+        requests: The requests so far, in order of arrival.
+        faults: Faults for the next requests, one each; after them `fault` applies to all, if it is set.
+        key: The API key that is required as a bearer token; None for no check.
+        reports_truncation: Whether results report truncation, as marcorank's own server does.
+        connections: Number of connections that were opened.
+        max_concurrent: Maximum number of concurrent requests so far.
+        arrived: Released once for each request that arrives.
+        gone: Set when a client disconnects before its response.
     """
 
     daemon_threads = True
@@ -68,21 +69,22 @@ class RemoteServer(ThreadingHTTPServer):
         self.dialect = dialect
         self.scorer = scorer or WordOverlapScorer()
         self.max_batch = 32
-        self.requests: list[Asked] = []
+        self.requests: list[ReceivedRequest] = []
         self.faults: deque[Fault | None] = deque()
         self.fault: Fault | None = None
         self.key: str | None = None
-        self.tells_truncated = False
+        self.reports_truncation = False
         self.connections = 0
-        self.under_way = 0
-        self.most_at_once = 0
+        self.concurrent = 0
+        self.max_concurrent = 0
+        self.arrived = threading.Semaphore(0)
         self.gone = threading.Event()
         self.stopped = threading.Event()
         self.lock = threading.Lock()
 
     @property
     def base(self) -> str:
-        """Its URL without the kind."""
+        """Its URL without the dialect."""
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
@@ -95,10 +97,10 @@ class RemoteServer(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are part of the tests."""
+        """Disconnecting clients are part of the tests."""
 
     def results(self, body: dict[str, Any]) -> Results:
-        """Score, best first, as all of these servers answer."""
+        """Score, best first, as all of these servers do."""
         texts = body["texts" if self.dialect == "tei" else "documents"]
         logits = np.asarray(self.scorer.score(body["query"], texts), dtype=np.float64).tolist()
         raw = {
@@ -113,12 +115,12 @@ class RemoteServer(ThreadingHTTPServer):
         for result, text in zip(found, texts, strict=True):
             if self.dialect == "vllm":
                 result["document"] = {"text": text, "multi_modal": None}
-            if self.tells_truncated:
-                result["truncated"] = len(text.split()) > LONGEST
+            if self.reports_truncation:
+                result["truncated"] = len(text.split()) > MAX_WORDS
         return sorted(found, key=lambda result: -result[name])
 
     def wrapped(self, results: Results, model: str | None) -> Any:
-        """Put results into the envelope of this kind of server."""
+        """Return the body of a response of this kind of server."""
         return {
             "tei": results,
             "vllm": {"id": "rerank-1", "model": model, "usage": {"total_tokens": 9}, "results": results},
@@ -129,7 +131,7 @@ class RemoteServer(ThreadingHTTPServer):
         }[self.dialect]
 
     def refusal(self, body: dict[str, Any], authorization: str | None) -> tuple[int, Any] | None:
-        """Refuse what the real server refuses."""
+        """Return an error for requests that the real server rejects."""
         texts = body.get("texts" if self.dialect == "tei" else "documents")
         if self.key is not None and authorization != f"Bearer {self.key}":
             return 401, {"message": f"invalid api token {authorization}"}
@@ -141,16 +143,16 @@ class RemoteServer(ThreadingHTTPServer):
         if self.dialect == "infinity" and (wrong := _too_long_for_infinity([body["query"], *texts])):
             return 422, {"detail": [{"loc": ["body"], "msg": wrong, "input": body}]}
         cuts = {"tei": body.get("truncate"), "vllm": body.get("truncate_prompt_tokens") == -1}.get(self.dialect, True)
-        if not cuts and any(len(text.split()) > LONGEST for text in texts):
+        if not cuts and any(len(text.split()) > MAX_WORDS for text in texts):
             return 413, {"error": "`inputs` must have less than 512 tokens", "error_type": "Validation"}
         return None
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers one connection."""
+    """Handles one connection."""
 
     protocol_version = "HTTP/1.1"
-    # Else the answer waits for the client to confirm its headers.
+    # Otherwise the body waits for the client to acknowledge the headers.
     disable_nagle_algorithm = True
     server: RemoteServer
 
@@ -158,10 +160,11 @@ class Handler(BaseHTTPRequestHandler):
         server = self.server
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         with server.lock:
-            server.requests.append(Asked(self.path, dict(self.headers), body, time.monotonic()))
-            server.under_way += 1
-            server.most_at_once = max(server.most_at_once, server.under_way)
+            server.requests.append(ReceivedRequest(self.path, dict(self.headers), body, time.monotonic()))
+            server.concurrent += 1
+            server.max_concurrent = max(server.max_concurrent, server.concurrent)
             fault = server.faults.popleft() if server.faults else server.fault
+        server.arrived.release()
         try:
             self.answer(body, fault)
         except ConnectionError:
@@ -169,13 +172,13 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             with server.lock:
-                server.under_way -= 1
+                server.concurrent -= 1
 
     def do_GET(self) -> None:
         self.send_json(405, {"detail": "Method Not Allowed"})
 
     def log_message(self, *_: Any) -> None:
-        """Keep the test's output clean."""
+        """Log nothing."""
 
     def answer(self, body: dict[str, Any], fault: Fault | None) -> None:
         refusal = self.server.refusal(body, self.headers["Authorization"])
@@ -192,18 +195,23 @@ class Handler(BaseHTTPRequestHandler):
         self.send(status, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def send(
-        self, status: int, content: bytes, headers: Mapping[str, str] | None = None, *, promised: int | None = None
+        self,
+        status: int,
+        content: bytes,
+        headers: Mapping[str, str] | None = None,
+        *,
+        content_length: int | None = None,
     ) -> None:
-        """Send an answer whose length may be another than promised."""
+        """Send a response whose Content-Length can be wrong."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content) if promised is None else promised))
+        self.send_header("Content-Length", str(len(content) if content_length is None else content_length))
         self.end_headers()
         self.wfile.write(content)
 
     def wait_until_gone(self) -> None:
-        """Wait until the client goes away."""
+        """Wait until the client disconnects."""
         self.connection.settimeout(0.05)
         while not self.server.stopped.is_set():
             with suppress(TimeoutError):
@@ -219,7 +227,7 @@ def _too_long_for_infinity(texts: list[str]) -> str:
 
 @contextmanager
 def remote_server(dialect: str = "tei", scorer: Scorer | None = None) -> Iterator[RemoteServer]:
-    """Serve until the block ends."""
+    """Run a server until the block ends."""
     with RemoteServer(dialect, scorer) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
@@ -231,8 +239,8 @@ def remote_server(dialect: str = "tei", scorer: Scorer | None = None) -> Iterato
             thread.join()
 
 
-def says(status: int, answer: Any = None, **headers: str) -> Fault:
-    """Answer with a status; `Retry_After` and others are headers."""
+def responds(status: int, answer: Any = None, **headers: str) -> Fault:
+    """Respond with a status; `Retry_After` and others are headers."""
 
     def fault(handler: Handler, results: Results) -> bool:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -242,8 +250,8 @@ def says(status: int, answer: Any = None, **headers: str) -> Fault:
     return fault
 
 
-def sends(content: bytes, kind: str = "application/json", *, status: int = 200) -> Fault:
-    """Answer with these bytes."""
+def responds_with(content: bytes, kind: str = "application/json", *, status: int = 200) -> Fault:
+    """Respond with these bytes."""
 
     def fault(handler: Handler, results: Results) -> bool:
         handler.send(status, content, {"Content-Type": kind})
@@ -252,18 +260,18 @@ def sends(content: bytes, kind: str = "application/json", *, status: int = 200) 
     return fault
 
 
-def promises(length: int) -> Fault:
-    """Announce an answer of this length and send none of it."""
+def announces(length: int) -> Fault:
+    """Announce a body of this length and send none of it."""
 
     def fault(handler: Handler, results: Results) -> bool:
-        handler.send(200, b"", promised=length)
+        handler.send(200, b"", content_length=length)
         return never_answers(handler, results)
 
     return fault
 
 
-def changes(change: Callable[[Results], Any]) -> Fault:
-    """Answer with other results."""
+def responds_changed(change: Callable[[Results], Any]) -> Fault:
+    """Respond with changed results."""
 
     def fault(handler: Handler, results: Results) -> bool:
         handler.send_json(200, handler.server.wrapped(change(results), None))
@@ -272,8 +280,8 @@ def changes(change: Callable[[Results], Any]) -> Fault:
     return fault
 
 
-def late(seconds: float) -> Fault:
-    """Answer rightly, but late."""
+def delays(seconds: float) -> Fault:
+    """Respond correctly, but late."""
 
     def fault(handler: Handler, results: Results) -> bool:
         handler.server.stopped.wait(seconds)
@@ -283,14 +291,14 @@ def late(seconds: float) -> Fault:
 
 
 def never_answers(handler: Handler, results: Results) -> bool:
-    """Take the question and stay silent."""
+    """Accept the request and never respond."""
     handler.wait_until_gone()
     return True
 
 
 def dribbles(handler: Handler, results: Results) -> bool:
-    """Send an endless answer, a byte at a time."""
-    handler.send(200, b"[", promised=100_000)
+    """Send an endless response, a byte at a time."""
+    handler.send(200, b"[", content_length=100_000)
     while not handler.server.stopped.wait(0.05):
         handler.wfile.write(b" ")
         handler.wfile.flush()
@@ -298,21 +306,21 @@ def dribbles(handler: Handler, results: Results) -> bool:
 
 
 def breaks_off(handler: Handler, results: Results) -> bool:
-    """Close the connection in the middle of the answer."""
+    """Close the connection in the middle of the response."""
     content = json.dumps(handler.server.wrapped(results, None)).encode()
-    handler.send(200, content[: len(content) // 2], promised=len(content))
+    handler.send(200, content[: len(content) // 2], content_length=len(content))
     handler.close_connection = True
     return True
 
 
 def hangs_up(handler: Handler, results: Results) -> bool:
-    """Close the connection instead of answering."""
+    """Close the connection without a response."""
     handler.close_connection = True
     return True
 
 
 def floods(handler: Handler, results: Results) -> bool:
-    """Send without end and without saying how much."""
+    """Send an endless response without a Content-Length."""
     handler.send_response(200)
     handler.send_header("Transfer-Encoding", "chunked")
     handler.end_headers()
@@ -323,15 +331,15 @@ def floods(handler: Handler, results: Results) -> bool:
 
 
 def compresses(handler: Handler, results: Results) -> bool:
-    """Send little that is much once it is unpacked."""
+    """Send a small compressed body that expands to a large one."""
     handler.send(200, gzip.compress(b" " * (64 << 20)), {"Content-Encoding": "gzip"})
     return True
 
 
 def fails_at_random(share: float, seed: int) -> Fault:
-    """Fail a share of the time, in all ways that pass."""
+    """Fail for a share of the requests, with all temporary failures."""
     rng = random.Random(seed)  # noqa: S311
-    ways = [says(429), says(502), says(503), says(504), breaks_off, hangs_up, never_answers]
+    ways = [responds(429), responds(502), responds(503), responds(504), breaks_off, hangs_up, never_answers]
 
     def fault(handler: Handler, results: Results) -> bool:
         with handler.server.lock:

@@ -1,9 +1,10 @@
-"""Ray Data: the rows of one process, from a pool of actors, whatever dies on the way."""
+"""Ray Data: a pool of actors writes the same rows as a single process, whatever dies meanwhile."""
 
 # ruff: noqa: S603 -- what runs here is this project's own program
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import logging
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import ray
@@ -58,7 +58,7 @@ def candidates(tmp_path):
 
 @pytest.fixture
 def expected(candidates, tmp_path):
-    """Return the shards that one process makes, by name."""
+    """Return the shards of a single process, by name."""
 
     def rank_here(model, **settings):
         with Reranker(model) as reranker:
@@ -75,32 +75,32 @@ def shards_of(folder):
 
 @pytest.fixture(scope="module")
 def local_ray():
-    """A Ray of this machine, which the process is connected to."""
+    """Ray on this machine, to which the process is connected."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     yield
     ray.shutdown()
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_rows_are_those_of_one_process(candidates, expected, tmp_path):
-    """Byte by byte, in JSONL and Parquet; a second start ranks what is missing and nothing else; Ray stays up."""
+def test_rows_equal_those_of_a_single_process(candidates, expected, tmp_path):
+    """Byte for byte, in JSONL and Parquet; a second call ranks only the missing shards; Ray keeps running."""
     for output_format in ("jsonl", "parquet"):
         out, seen = tmp_path / output_format, []
-        wanted = expected("bundled", shard_size=6, output_format=output_format, overwrite=True)
+        shards = expected("bundled", shard_size=6, output_format=output_format, overwrite=True)
         done = rerank_dataset(candidates, out, shard_size=6, output_format=output_format, progress=seen.append)
-        assert shards_of(out) == wanted
+        assert shards_of(out) == shards
         assert (done.shards, done.skipped, done.ranked, done.requests, done.pairs) == (7, 0, 7, ROWS, ROWS * 5)
         assert [run.ranked for run in seen] == [*range(8)]
         (out / f"part-00003.{output_format}").unlink()
         again = rerank_dataset(candidates, out, shard_size=6, output_format=output_format)
-        assert shards_of(out) == wanted
+        assert shards_of(out) == shards
         assert (again.skipped, again.ranked, again.requests) == (6, 1, 6)
     assert ray.is_initialized()
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_actors_that_die_cost_no_row(candidates, expected, tmp_path):
-    """An actor that is killed in the middle of a shard is started again, and the shard with it."""
+def test_no_row_is_lost_when_an_actor_dies(candidates, expected, tmp_path):
+    """An actor that is killed during a shard is restarted, and the shard is ranked again."""
 
     class Dying(WordOverlapScorer):
         def __init__(self, folder):
@@ -123,8 +123,8 @@ def test_actors_that_die_cost_no_row(candidates, expected, tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_errors_of_actors_are_ours(candidates, tmp_path):
-    """What goes wrong in an actor is raised here, as the error that it is there."""
+def test_errors_in_actors_are_raised_unchanged(candidates, tmp_path):
+    """The caller gets the same error as the actor."""
 
     class Broken:
         def score(self, query, passages):
@@ -135,8 +135,8 @@ def test_errors_of_actors_are_ours(candidates, tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_actors_that_would_compute_otherwise_are_refused(candidates, tmp_path, small_bert, monkeypatch):
-    """Where `auto` finds another precision in the actors than where the job was begun, nothing is scored."""
+def test_actors_that_would_compute_other_scores_are_refused(candidates, tmp_path, small_bert, monkeypatch):
+    """If `auto` resolves to another precision in the actors, nothing is scored."""
     with monkeypatch.context() as patch:
         # The actors see the processor that is here, this process the other kind.
         actual = scorer_fingerprint(Reranker(small_bert, device="cpu"))["precision"]
@@ -152,8 +152,8 @@ def test_actors_that_would_compute_otherwise_are_refused(candidates, tmp_path, s
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_gpu_of_this_process_decides_nothing_for_actors_without_one(candidates, tmp_path, small_bert, monkeypatch):
-    """Ray hides the GPUs from actors that ask for none: the job is one of the CPU from the start."""
+def test_the_device_of_a_job_does_not_depend_on_the_gpu_of_this_process(candidates, tmp_path, small_bert, monkeypatch):
+    """Ray hides the GPUs from actors that request none, so the job runs on the CPU from the start."""
     monkeypatch.setattr("marcorank._models.selection._gpu_usable", lambda: True)
     assert rerank_dataset(candidates, tmp_path / "out", model=small_bert).ranked == 1
     manifest = json.loads((tmp_path / "out" / "_marcorank.json").read_text(encoding="utf-8"))
@@ -162,7 +162,7 @@ def test_a_gpu_of_this_process_decides_nothing_for_actors_without_one(candidates
 
 @pytest.mark.usefixtures("local_ray")
 def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
-    """A token would stay behind; a cluster that is too small would wait for ever."""
+    """A token would not reach the actors; with too small a cluster Ray would wait forever."""
     with pytest.raises(InvalidInputError, match="`token` is not sent to other machines; set HF_TOKEN, or"):
         rerank_dataset(candidates, tmp_path / "out", token="secret")
     with pytest.raises(InvalidInputError, match="`num_actors` is 0; expected a whole number of at least 1"):
@@ -187,17 +187,15 @@ def test_arguments_are_checked_before_anything_runs(candidates, tmp_path):
         ([10], 1, 5),
     ],
 )
-def test_cores_are_shared_out_so_that_none_is_left(machines, actors, cores):
-    """An actor has as many cores as leave none over and let so many actors in, and no more than 8."""
-    nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in machines]
-    lost = {"Alive": False, "Resources": {"CPU": 7.0}}
-    cluster = SimpleNamespace(nodes=lambda: [*nodes, lost])
-    assert _cores_of_an_actor(cluster, actors, 0) == cores
-    assert _cores_of_an_actor(cluster, actors, 1) == 1
+def test_actors_get_the_cores_that_leave_the_fewest_idle(machines, actors, cores):
+    """The requested number of actors fits, with at most 8 cores each."""
+    resources = [{"CPU": float(count)} for count in machines]
+    assert _cores_of_an_actor(resources, actors, 0) == cores
+    assert _cores_of_an_actor(resources, actors, 1) == 1
 
 
-def test_the_reference_holds_every_argument():
-    """Every argument stands there with its default, and nothing else does."""
+def test_the_reference_lists_every_argument():
+    """Every argument is listed with its default, and nothing else."""
     page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
     section = page.partition("### `marcorank.ray.rerank_dataset`")[2].partition("\n#")[0]
     found = dict(re.findall(r"(?m)^\| `(\w+)` \| (\S+) \|", section))
@@ -208,16 +206,17 @@ def test_the_reference_holds_every_argument():
     }
 
 
-def test_without_ray_the_message_says_what_to_install(candidates, tmp_path, monkeypatch):
+def test_without_ray_data_the_error_names_the_pip_command(monkeypatch):
     """The message has the command."""
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingExtraError, match=re.escape("Ray is not installed: pip install 'marcorank[ray]'")):
-        rerank_dataset(candidates, tmp_path / "out")
+    monkeypatch.setitem(sys.modules, "ray.data", None)
+    monkeypatch.delitem(sys.modules, "marcorank.ray.datasets")
+    with pytest.raises(MissingExtraError, match=re.escape("needs Ray Data: pip install 'marcorank[ray]'")):
+        importlib.import_module("marcorank.ray.datasets")
 
 
 @pytest.mark.usefixtures("local_ray")
-def test_a_command_that_is_killed_goes_on(candidates, expected, tmp_path):
-    """After SIGKILL at random moments, with a Ray of its own or a cluster, no row is missing, doubled or different."""
+def test_a_killed_command_can_be_resumed(candidates, expected, tmp_path):
+    """After SIGKILL at random moments, with a local Ray or a cluster, no row is missing, duplicated or different."""
     out = tmp_path / "out"
     command = [sys.executable, "-m", "marcorank", "rerank", "--engine", "ray", "--workers", "2", "--shard-size", "1"]
     command += ["--input", str(candidates), "--output", str(out)]
@@ -232,15 +231,15 @@ def test_a_command_that_is_killed_goes_on(candidates, expected, tmp_path):
                 time.sleep(chance.random() * 0.03)
                 process.kill()
             time.sleep(0.001)
-        assert process.wait() == -signal.SIGKILL
+        assert process.wait(PATIENCE_S) == -signal.SIGKILL
     done = subprocess.run(on_cluster, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert re.search(r"skipped \d+ shards that were finished; '.*out' holds all 40\n$", done.stderr)
     assert shards_of(out) == expected("bundled", shard_size=1)
     assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
 
 
-def test_a_machine_that_is_lost_costs_no_row(candidates, expected, tmp_path):
-    """On a cluster of two nodes, one of which dies on the way, the other does what is left."""
+def test_no_row_is_lost_when_a_node_dies(candidates, expected, tmp_path):
+    """On a cluster of two nodes, one of which dies, the other ranks the rest."""
 
     class Slow(WordOverlapScorer):
         def score(self, query, passages):

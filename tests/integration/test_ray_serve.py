@@ -1,8 +1,9 @@
-"""The server on a real Ray: TEI's and Cohere's shape, errors, keys, health, and batches shared by requests."""
+"""The server on Ray: the formats of TEI and Cohere, errors, API keys, health, shared batches."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 
 import httpx
@@ -52,15 +53,15 @@ def sigmoid(logit):
 
 
 def scores_of(results, name):
-    """Scores in input order; the results have to be sorted, the best first."""
+    """Return the scores in input order, after checking that the results are sorted, best first."""
     scores = [one[name] for one in results]
     assert scores == sorted(scores, reverse=True)
     return [one[name] for one in sorted(results, key=lambda one: one["index"])]
 
 
 @pytest.mark.parametrize("raw", [True, False])
-def test_scores_in_teis_shape_are_those_of_the_reranker(client, logits, raw):
-    """Through TEI's shape come the logits, or their sigmoid, equal to 1e-4."""
+def test_tei_scores_equal_those_of_the_reranker(client, logits, raw):
+    """Logits, or their sigmoid, agree to 1e-4."""
     response = client.post("/rerank", json={"query": QUERY, "texts": PASSAGES, "raw_scores": raw})
     assert response.status_code == 200
     expected = logits if raw else [sigmoid(logit) for logit in logits]
@@ -69,40 +70,40 @@ def test_scores_in_teis_shape_are_those_of_the_reranker(client, logits, raw):
 
 
 @pytest.mark.parametrize(
-    ("path", "asked", "raw"),
+    ("path", "payload", "raw"),
     [
         ("/v2/rerank", {}, False),
         ("/v1/rerank", {"raw_scores": True}, True),
         ("/rerank", {"model": None, "use_activation": False}, True),
     ],
 )
-def test_scores_in_coheres_shape_are_those_of_the_reranker(client, logits, path, asked, raw):
-    """Through Cohere's shape come sigmoids, or logits for who asks as infinity or vLLM are asked, equal to 1e-4."""
-    response = client.post(path, json={"query": QUERY, "documents": PASSAGES, **asked})
+def test_cohere_scores_equal_those_of_the_reranker(client, logits, path, payload, raw):
+    """Sigmoids, or logits if they are requested as from infinity or vLLM, agree to 1e-4."""
+    response = client.post(path, json={"query": QUERY, "documents": PASSAGES, **payload})
     assert response.status_code == 200
     expected = logits if raw else [sigmoid(logit) for logit in logits]
     assert scores_of(response.json()["results"], "relevance_score") == pytest.approx(expected, abs=1e-4)
     assert {"id", "results", "meta", "model"} == set(response.json())
 
 
-def test_texts_come_back_where_they_were_asked_for(client):
-    """TEI has `return_text`, Cohere `return_documents`; documents may be objects, and `top_n` cuts."""
+def test_texts_are_returned_on_request(client):
+    """TEI has `return_text`, Cohere `return_documents`; documents can be objects, and `top_n` limits the results."""
     one = client.post("/rerank", json={"query": QUERY, "texts": PASSAGES, "return_text": True}).json()
     assert [PASSAGES[result["index"]] for result in one] == [result["text"] for result in one]
     documents = [{"text": passage, "title": "x"} for passage in PASSAGES]
-    asked = {"query": QUERY, "documents": documents, "return_documents": True, "top_n": 2, "max_tokens_per_doc": 4096}
-    two = client.post("/v2/rerank", json=asked).json()["results"]
+    payload = {"query": QUERY, "documents": documents, "return_documents": True, "top_n": 2, "max_tokens_per_doc": 4096}
+    two = client.post("/v2/rerank", json=payload).json()["results"]
     assert len(two) == 2
     assert [{"text": PASSAGES[result["index"]]} for result in two] == [result["document"] for result in two]
 
 
-def test_what_does_not_fit_is_cut_only_with_leave(client):
-    """TEI's clients get 413 unless they send `truncate`; results say what was cut. Cohere always cuts."""
-    asked = {"query": QUERY, "texts": ["short", LONG]}
-    refused = client.post("/rerank", json=asked)
+def test_tei_texts_are_truncated_only_on_request(client):
+    """TEI's clients get 413 unless they send `truncate`; results report truncation. Cohere always truncates."""
+    payload = {"query": QUERY, "texts": ["short", LONG]}
+    refused = client.post("/rerank", json=payload)
     assert refused.status_code == 413
     assert "`texts[1]` with the query is longer than the 512 tokens" in refused.json()["error"]
-    allowed = client.post("/rerank", json={**asked, "truncate": True}).json()
+    allowed = client.post("/rerank", json={**payload, "truncate": True}).json()
     assert {one["index"]: one["truncated"] for one in allowed} == {0: False, 1: True}
     cohere = client.post("/v2/rerank", json={"query": LONG, "documents": ["short"]})
     assert cohere.status_code == 200
@@ -110,7 +111,7 @@ def test_what_does_not_fit_is_cut_only_with_leave(client):
 
 
 @pytest.mark.parametrize(
-    ("path", "content", "status", "kind", "said"),
+    ("path", "content", "status", "kind", "message"),
     [
         ("/rerank", b"{", 400, "Validation", "The body is not valid JSON"),
         ("/rerank", b"\xff", 400, "Validation", "The body is not valid JSON"),
@@ -149,19 +150,19 @@ def test_what_does_not_fit_is_cut_only_with_leave(client):
         ("/info", {}, 405, "Validation", "/info expects GET, not POST"),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(client, path, content, status, kind, said):
-    """A status as TEI's, and a sentence where clients of TEI and of Cohere look for it; never a traceback."""
+def test_an_invalid_request_gets_an_error_with_the_reason(client, path, content, status, kind, message):
+    """The status is TEI's, and the message is where clients of TEI and of Cohere look for it; never a traceback."""
     sent = {"content": content} if isinstance(content, bytes) else {"json": content}
     response = client.post(path, **sent)
     assert response.status_code == status
     body = response.json()
     assert body["error"] == body["message"]
     assert body["error_type"] == kind
-    assert said in body["error"]
+    assert message in body["error"]
 
 
-def test_the_server_says_what_it_is(client):
-    """Limits stand at /info, and a healthy server answers 200 at /health and /."""
+def test_info_and_health(client):
+    """/info returns the limits, and a healthy server returns 200 at /health and /."""
     info = client.get("/info").json()
     assert info["model_id"] == "bundled"
     assert "reranker" in info["model_type"]
@@ -170,8 +171,8 @@ def test_the_server_says_what_it_is(client):
     assert client.post("/v2/rerank", json={"query": "q", "documents": ["a"], "model": "bundled"}).status_code == 200
 
 
-async def test_requests_at_once_get_their_own_answers(server, reranker):
-    """Of many requests at once each gets the scores of its own query, and they are those that it gets alone."""
+async def test_concurrent_requests_get_their_own_scores(server, reranker):
+    """Each request gets the scores of its own query, the same as alone."""
     queries = [f"what is number {number}?" for number in range(40)]
     passages = [f"number {number} is {number * number}" for number in range(20)]
     async with httpx.AsyncClient(base_url=server, timeout=60) as client:
@@ -186,13 +187,20 @@ async def test_requests_at_once_get_their_own_answers(server, reranker):
 
 
 def test_a_small_request_does_not_wait_for_a_large_one(server):
-    """Requests share the model: one of a passage comes back while one of 40 long passages is computed."""
+    """A request with one passage returns while one with 40 long passages is computed."""
 
     async def both():
         async with httpx.AsyncClient(base_url=server, timeout=60) as client:
             texts = [f"{number} {'long words ' * 200}" for number in range(40)]
-            large = asyncio.create_task(client.post("/rerank", json={"query": QUERY, "texts": texts, "truncate": True}))
-            await asyncio.sleep(0.3)
+            body = json.dumps({"query": QUERY, "texts": texts, "truncate": True}).encode()
+            sent = asyncio.Event()
+
+            async def content():
+                yield body
+                sent.set()
+
+            large = asyncio.create_task(client.post("/rerank", content=content()))
+            await sent.wait()
             small = await client.post("/rerank", json={"query": QUERY, "texts": ["short"]})
             first = "small" if not large.done() else "large"
             return first, small.status_code, (await large).status_code
@@ -200,8 +208,8 @@ def test_a_small_request_does_not_wait_for_a_large_one(server):
     assert asyncio.run(both()) == ("small", 200, 200)
 
 
-def test_a_key_is_asked_for_where_one_is_set(server, monkeypatch):
-    """Without the key there is 401, but for health; the application may stand below a prefix."""
+def test_the_api_key_is_required_if_one_is_set(server, monkeypatch):
+    """Without the key there is 401, except for health; the application can have a route prefix."""
     from ray import serve
 
     from marcorank.ray import build_app
@@ -210,23 +218,23 @@ def test_a_key_is_asked_for_where_one_is_set(server, monkeypatch):
     serve.run(build_app({"num_cpus": 0, "served_name": "house/reranker"}), name="locked", route_prefix="/locked")
     try:
         with httpx.Client(base_url=f"{server}/locked", timeout=60) as client:
-            asked = {"query": QUERY, "documents": ["a"], "model": "house/reranker"}
+            payload = {"query": QUERY, "documents": ["a"], "model": "house/reranker"}
             for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": ""}):
-                refused = client.post("/v2/rerank", json=asked, headers=header)
+                refused = client.post("/v2/rerank", json=payload, headers=header)
                 assert refused.status_code == 401
                 assert refused.headers["WWW-Authenticate"] == "Bearer"
                 assert client.get("/info", headers=header).status_code == 401
             assert client.get("/health").status_code == 200
             key = {"Authorization": f"Bearer {KEY}"}
-            assert client.post("/v2/rerank", json=asked, headers=key).status_code == 200
+            assert client.post("/v2/rerank", json=payload, headers=key).status_code == 200
             assert client.get("/info", headers=key).json()["model_id"] == "house/reranker"
         assert KEY not in str(serve.status())
     finally:
         serve.delete("locked")
 
 
-def test_the_application_comes_from_the_environment(monkeypatch):
-    """`marcorank.ray:app` is made of variables when it is asked for, and a wrong one is told."""
+def test_app_reads_the_environment(monkeypatch):
+    """`marcorank.ray:app` is built on access, and an invalid variable raises an error."""
     import marcorank.ray
     from marcorank import InvalidInputError
 

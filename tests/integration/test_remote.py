@@ -1,4 +1,4 @@
-"""`RemoteScorer` against real servers on loopback that answer as their documentation says, or misbehave."""
+"""`RemoteScorer` against servers on loopback that respond as documented, or misbehave."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ from marcorank.errors import (
 from marcorank.remote import DIALECTS, RemoteScorer
 from marcorank.testing import WordOverlapScorer
 from remote_server import (
-    LONGEST,
+    MAX_WORDS,
     PATHS,
+    announces,
     breaks_off,
-    changes,
     compresses,
+    delays,
     dribbles,
     fails_at_random,
     floods,
     hangs_up,
-    late,
     never_answers,
-    promises,
     remote_server,
-    says,
-    sends,
+    responds,
+    responds_changed,
+    responds_with,
 )
 
 QUERY = "how do I open a file"
@@ -56,7 +56,7 @@ PASSAGES = ["open a file", "how do I", "nothing of it", "", "a list", "a file th
 EXPECTED = np.array(WordOverlapScorer().score(QUERY, PASSAGES), dtype=np.float32)
 SECRET = "sk-very-secret-123"
 NOBODY = "tei+http://127.0.0.1:9"
-# Far more than anything here takes; what hangs is stopped by it.
+# Far more than anything here takes; it turns a hang into a failure.
 SOON_S = 20.0
 
 
@@ -77,14 +77,14 @@ def threads_of_scorers() -> list[threading.Thread]:
 
 
 def fails_soon(scorer, kind, message, passages=PASSAGES):
-    """Return the error of a call, which is not to take long."""
+    """Return the error of a call."""
     future = scorer.begin([(QUERY, passages)])
     with pytest.raises(kind, match=message) as caught:
         future.result(timeout=SOON_S)
     return caught.value
 
 
-# What is asked and answered
+# Requests and responses
 
 
 BODIES = {
@@ -116,43 +116,43 @@ BODIES = {
 
 
 @pytest.mark.parametrize("dialect", PATHS)
-def test_each_kind_of_server_is_asked_and_understood_in_its_own_way(dialect):
-    """Path and body are the documented ones; scores come in input order and are of the kind that is told."""
+def test_each_api_is_spoken_as_documented(dialect):
+    """Path and body are as documented; scores are in input order and of the stated kind."""
     with remote_server(dialect) as server, RemoteScorer(server.url, model="m") as scorer:
         scores = scorer.score(QUERY, PASSAGES)
-        [asked] = server.requests
-    assert asked.path == PATHS[dialect]
-    assert asked.body == BODIES[dialect]
+        [received] = server.requests
+    assert received.path == PATHS[dialect]
+    assert received.body == BODIES[dialect]
     assert scores.dtype == np.float32
     expected = EXPECTED if scorer.score_kind == "logit" else 1 / (1 + np.exp(-EXPECTED))
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("dialect", ["tei", "vllm", "infinity"])
-def test_a_server_with_one_model_need_not_be_told_which(dialect):
-    """The body then names none, and the scorer is called by the URL."""
+def test_the_model_is_optional_for_a_server_with_one_model(dialect):
+    """The body then has no model, and the URL is the name of the scorer."""
     with remote_server(dialect) as server, RemoteScorer(server.url) as scorer:
         np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
         assert "model" not in server.requests[0].body
         assert scorer.name == server.base
 
 
-def test_scores_are_joined_by_index_whatever_the_order(tei, scorer):
-    """Sorted, reversed or shuffled: a passage gets its own score."""
+def test_scores_are_matched_by_index_in_any_order(tei, scorer):
+    """Sorted, reversed or shuffled: each passage gets its own score."""
     for seed in range(5):
-        tei.fault = changes(lambda found, seed=seed: random.Random(seed).sample(found, len(found)))  # noqa: S311
+        tei.fault = responds_changed(lambda found, seed=seed: random.Random(seed).sample(found, len(found)))  # noqa: S311
         np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
 
 
 def test_a_base_path_is_kept(tei):
-    """Servers behind a proxy live below one."""
+    """Servers behind a proxy often have one."""
     with RemoteScorer(f"{tei.url}/below/") as scorer:
         fails_soon(scorer, RemoteStatusError, r"/below/rerank returned status 404 \(1 attempt\): Not Found\. http")
     assert tei.requests[0].path == "/below/rerank"
 
 
-def test_long_lists_are_split_and_asked_for_side_by_side(tei, scorer):
-    """No request is longer than the server takes, all are under way at once, and the order stays."""
+def test_long_lists_are_split_and_sent_in_parallel(tei, scorer):
+    """No request is longer than the server allows, all are sent at once, and scores are in input order."""
     together = threading.Barrier(4)
 
     def meets(handler, results):
@@ -160,26 +160,32 @@ def test_long_lists_are_split_and_asked_for_side_by_side(tei, scorer):
         return False
 
     tei.fault = meets
-    passages = [f"{PASSAGES[place % 6]} {'x ' * (place % 7)}" for place in range(100)]
+    passages = [f"{PASSAGES[index % 6]} {'x ' * (index % 7)}" for index in range(100)]
     scores = scorer.score(QUERY, passages)
-    assert sorted(len(asked.body["texts"]) for asked in tei.requests) == [4, 32, 32, 32]
+    assert sorted(len(received.body["texts"]) for received in tei.requests) == [4, 32, 32, 32]
     np.testing.assert_array_equal(scores, np.float32(WordOverlapScorer().score(QUERY, passages)))
 
 
-def test_requests_under_way_are_bounded(tei):
-    """All callers of a scorer together keep to its limit, and to as many connections."""
-    tei.fault = late(0.01)
+def test_concurrent_requests_are_limited(tei):
+    """The limit of a scorer holds over all its callers, and so does the number of connections."""
+    together = threading.Barrier(3)
+
+    def meets(handler, results):
+        together.wait(SOON_S)
+        return False
+
+    tei.fault = meets
     with RemoteScorer(tei.url, max_passages_per_request=1, max_parallel_requests=3) as scorer:
         with ThreadPoolExecutor(8) as pool:
             found = list(pool.map(lambda _: scorer.score(QUERY, PASSAGES), range(8)))
-        assert tei.most_at_once == 3
+        assert tei.max_concurrent == 3
         assert tei.connections == 3
     assert all(np.array_equal(scores, EXPECTED) for scores in found)
 
 
-def test_a_long_call_leaves_others_their_turn(tei):
-    """A short call that comes behind one with many parts does not wait for all of them."""
-    tei.fault = late(0.02)
+def test_a_long_call_does_not_block_a_short_one(tei):
+    """A short call after one with many parts does not wait for all of them."""
+    tei.fault = delays(0.02)
     with RemoteScorer(tei.url, max_passages_per_request=1, max_parallel_requests=2) as scorer:
         long = scorer.begin([(QUERY, ["x"] * 200)])
         scorer.score(QUERY, ["open"])
@@ -187,51 +193,51 @@ def test_a_long_call_leaves_others_their_turn(tei):
         long.cancel()
 
 
-def test_several_requests_are_scored_at_once(tei, scorer):
-    """One answer a request in their order; empty ones need no server."""
+def test_score_requests_returns_one_result_per_request(tei, scorer):
+    """Results are in the order of the requests; requests without passages need no server."""
     found = scorer.score_requests([(QUERY, PASSAGES), ("list", []), ("a list", ["a list", "a"])])
     assert [answer.logits.tolist() for answer in found] == [EXPECTED.tolist(), [], [5.0, 0.0]]
     assert len(tei.requests) == 2
 
 
-def test_nothing_is_asked_about_nothing():
-    """No passages: no request, no thread, no error where there is no server."""
+def test_no_passages_need_no_server():
+    """Without passages nothing is sent and no thread is started."""
     scorer = RemoteScorer(NOBODY)
     assert scorer.score(QUERY, []).shape == (0,)
     assert scorer.score_requests([]) == []
     assert not threads_of_scorers()
 
 
-def test_what_was_cut_is_told_where_the_server_tells_it(tei, scorer):
-    """`truncated` is that of each passage, over all parts; None where a server says nothing."""
-    long = "file " * (LONGEST + 1)
+def test_truncation_is_known_if_the_server_reports_it(tei, scorer):
+    """`truncated` has a value per passage, over all parts; None if the server does not report it."""
+    long = "file " * (MAX_WORDS + 1)
     passages = ["file", long] * 20
     assert scorer.score_requests([(QUERY, passages)])[0].truncated is None
-    tei.tells_truncated = True
+    tei.reports_truncation = True
     assert scorer.score_requests([(QUERY, passages)])[0].truncated.tolist() == [False, True] * 20
-    tei.faults.append(changes(lambda found: [{"index": one["index"], "score": one["score"]} for one in found]))
+    tei.faults.append(responds_changed(lambda found: [{"index": one["index"], "score": one["score"]} for one in found]))
     assert scorer.score_requests([(QUERY, passages)])[0].truncated is None
 
 
 @pytest.mark.parametrize("dialect", PATHS)
-def test_truncation_is_asked_for(dialect):
-    """A passage that is too long is scored, where the server would refuse it otherwise."""
+def test_truncation_is_requested(dialect):
+    """A passage that is too long is scored, although the server would reject it by default."""
     with remote_server(dialect) as server, RemoteScorer(server.url, model="m") as scorer:
-        assert np.isfinite(scorer.score(QUERY, ["file " * (LONGEST + 1), "file " * 30_000])).all()
+        assert np.isfinite(scorer.score(QUERY, ["file " * (MAX_WORDS + 1), "file " * 30_000])).all()
 
 
-def test_an_error_that_repeats_the_request_is_understood():
-    """Some servers send all of it back; the message has what they say, not that."""
+def test_an_error_that_repeats_the_request_is_shortened():
+    """Some servers return the whole request; the message contains only the reason."""
     with remote_server("infinity") as server:
         with RemoteScorer(server.url, max_passages_per_request=3000) as scorer:
             message = r"status 422 \(1 attempt\): List should have at most 2048 items\.$"
             fails_soon(scorer, RemoteStatusError, message, ["a"] * 2049)
-        server.fault = says(422, {"detail": [{"msg": "too long", "input": "x" * 100_000}]})
+        server.fault = responds(422, {"detail": [{"msg": "too long", "input": "x" * 100_000}]})
         with RemoteScorer(server.url) as scorer:
             fails_soon(scorer, RemoteStatusError, r"status 422 \(1 attempt\): too long\.$")
 
 
-def test_odd_texts_arrive_as_they_are(tei, scorer):
+def test_odd_texts_are_sent_unchanged(tei, scorer):
     """Everything that JSON can carry is sent unchanged; lone surrogates become U+FFFD, as for local models."""
     texts = ["", "\x00", "🏙️", "柏林", "\u2028\u202e", 'a"\\', "\ud83d", "\udc80x"]
     assert np.isfinite(scorer.score("柏林 \ud83d?", texts)).all()
@@ -249,119 +255,125 @@ def test_odd_texts_arrive_as_they_are(tei, scorer):
     ],
 )
 def test_input_is_checked_before_anything_is_sent(query, passages, message):
-    """Wrong arguments are told at once."""
+    """Invalid arguments raise an error at once."""
     with pytest.raises(InvalidInputError, match=message):
         RemoteScorer(NOBODY).score(query, passages)
 
 
-# Failures that pass, and those that do not
+# Failures
 
 
-# As Ray's proxies and uvicorn answer where the application behind them gave no answer.
-bare_500 = sends(b"Internal Server Error", "text/plain", status=500)
+# As Ray's proxies and uvicorn respond if the application behind them did not.
+bare_500 = responds_with(b"Internal Server Error", "text/plain", status=500)
 
 
 @pytest.mark.parametrize(
-    "way", [*map(says, (429, 502, 503, 504)), bare_500, breaks_off, hangs_up], ids=lambda way: way.__name__
+    "fault", [*map(responds, (429, 502, 503, 504)), bare_500, breaks_off, hangs_up], ids=lambda fault: fault.__name__
 )
-def test_what_passes_is_tried_again(tei, scorer, way):
-    """A busy or restarting server, a broken connection: two failures are got over."""
-    tei.faults.extend([way, way])
+def test_temporary_failures_are_retried(tei, scorer, fault):
+    """A busy or restarting server or a broken connection may fail twice."""
+    tei.faults.extend([fault, fault])
     np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
     assert len(tei.requests) == 3
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 422, 424, 500, 501])
-def test_what_does_not_pass_is_not_tried_again(tei, scorer, status):
-    """The error has the status and what the server said."""
-    tei.fault = says(status, {"error": "no\nway."})
+def test_permanent_failures_are_not_retried(tei, scorer, status):
+    """The error has the status and the server's message."""
+    tei.fault = responds(status, {"error": "no\nway."})
     error = fails_soon(scorer, RemoteStatusError, rf"/rerank returned status {status} \(1 attempt\): no way\.")
     assert error.status == status
     assert pickle.loads(pickle.dumps(error)).status == status  # noqa: S301
     assert len(tei.requests) == 1
 
 
-def test_tries_end(tei):
-    """`max_attempts` counts all of them, and the error tells it."""
-    tei.fault = says(503, {"error": "Model is overloaded"})
+def test_max_attempts_limits_the_retries(tei):
+    """The error contains the number of attempts."""
+    tei.fault = responds(503, {"error": "Model is overloaded"})
     with RemoteScorer(tei.url, max_attempts=2) as scorer:
         fails_soon(scorer, RemoteStatusError, r"status 503 \(2 attempts\): Model is overloaded\.$")
     assert len(tei.requests) == 2
 
 
-def test_a_server_that_is_not_there_is_an_error():
+def test_a_refused_connection_is_an_error():
     """The message has the URL and the number of attempts."""
     with RemoteScorer(NOBODY, max_attempts=2) as scorer:
         fails_soon(scorer, RemoteError, r"The request to http://127\.0\.0\.1:9/rerank failed \(2 attempts\): ")
 
 
 def test_retry_after_is_honoured(tei, scorer):
-    """The next attempt comes no earlier than the server asked for."""
-    tei.faults.append(says(429, Retry_After="1"))
+    """The next attempt is not earlier than the server requested."""
+    tei.faults.append(responds(429, Retry_After="1"))
     np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
     first, second = tei.requests
     assert second.at - first.at >= 1
 
 
-def test_who_is_to_wait_too_long_is_told_at_once(tei, scorer):
-    """Nobody sleeps for an hour because a server says so."""
-    tei.fault = says(429, {"error": "quota"}, Retry_After="3600")
+def test_a_long_retry_after_is_an_error_at_once(tei, scorer):
+    """A server cannot make a call wait for an hour."""
+    tei.fault = responds(429, {"error": "quota"}, Retry_After="3600")
     fails_soon(
         scorer, RemoteStatusError, r"\(1 attempt\): quota\. It requires a wait of 3600 s; retries wait at most 30 s"
     )
     assert len(tei.requests) == 1
 
 
-@pytest.mark.parametrize("way", [never_answers, dribbles])
-def test_a_server_that_does_not_finish_is_given_up(tei, way):
-    """The time limit is that of the whole attempt, so sending a byte now and then does not help."""
-    tei.fault = way
+@pytest.mark.parametrize("fault", [never_answers, dribbles])
+def test_an_attempt_times_out_as_a_whole(tei, fault):
+    """Sending a byte now and then does not extend the time limit."""
+    tei.fault = fault
     with RemoteScorer(tei.url, timeout_s=0.3, max_attempts=2) as scorer:
         fails_soon(scorer, RemoteTimeoutError, r"did not respond within 0\.3 s \(2 attempts\); raise `timeout_s`")
     assert len(tei.requests) == 2
 
 
-def test_a_late_answer_is_asked_for_again(tei):
-    """One late answer costs a second attempt, and nothing is taken from the first."""
-    tei.faults.append(late(1))
-    with RemoteScorer(tei.url, timeout_s=0.3) as scorer:
+def test_a_timeout_is_retried(tei):
+    """The late response to the first attempt is ignored."""
+
+    def outlasts_the_client(handler, results):
+        tei.arrived.acquire(timeout=SOON_S)
+        tei.arrived.acquire(timeout=SOON_S)
+        return False
+
+    tei.faults.append(outlasts_the_client)
+    with RemoteScorer(tei.url, timeout_s=1.0) as scorer:
         np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
 
 
 @pytest.mark.parametrize(
-    ("way", "message"),
+    ("fault", "message"),
     [
-        (sends(b"<html>Log in</html>", "text/html"), "sent '<html>Log in.*, which is not JSON"),
-        (changes(lambda found: found[:-1]), "sent 5 scores for 6 passages"),
-        (changes(lambda found: [*found, {"index": 6, "score": 1}]), "for `index` 6, but the request had 6"),
-        (changes(lambda found: [*found[:-1], found[0]]), "two scores for `index`"),
+        (responds_with(b"<html>Log in</html>", "text/html"), "sent '<html>Log in.*, which is not JSON"),
+        (responds_changed(lambda found: found[:-1]), "sent 5 scores for 6 passages"),
+        (responds_changed(lambda found: [*found, {"index": 6, "score": 1}]), "expected an `index` below 6"),
+        (responds_changed(lambda found: [*found[:-1], found[0]]), "two scores for `index`"),
         (floods, r"sent more than 1,0\d\d,\d\d\d bytes"),
         (compresses, "sent a compressed response, which was not requested"),
-        (promises(1 << 40), r"sent more than 1,0\d\d,\d\d\d bytes"),
-        (sends(b" " * (2 << 20)), r"sent more than 1,0\d\d,\d\d\d bytes"),
+        (announces(1 << 40), r"sent more than 1,0\d\d,\d\d\d bytes"),
+        (responds_with(b" " * (2 << 20)), r"sent more than 1,0\d\d,\d\d\d bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_an_answer_that_is_none_is_refused(tei, scorer, way, message):
-    """It is not guessed at, not read without limit, and not asked for again."""
-    tei.fault = way
+def test_an_invalid_response_is_an_error(tei, scorer, fault, message):
+    """It is not read without limit, and the request is not retried."""
+    tei.fault = fault
     fails_soon(scorer, RemoteProtocolError, message)
     assert len(tei.requests) == 1
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("-inf"), 1e300])
-def test_a_score_that_is_not_finite_names_its_passage(tei, scorer, value):
-    """The index is that in the whole list, not in the part that was asked for."""
+def test_a_score_that_is_not_finite_is_an_error_that_names_the_passage(tei, scorer, value):
+    """The index refers to the whole list, not to the part in the request."""
 
     def broken(found):
         return [{**result, "score": value} if len(found) == 8 and result["index"] == 3 else result for result in found]
 
-    tei.fault = changes(broken)
+    tei.fault = responds_changed(broken)
     fails_soon(scorer, ScoreError, r"returned (nan|-?inf) for `passages\[35\]`", ["a"] * 40)
 
 
-def test_a_request_that_is_too_long_tells_what_to_do(tei):
-    """A server with a lower limit than usual: the message names the setting."""
+def test_the_error_for_too_many_passages_names_the_setting(tei):
+    """The server may have a lower limit than usual."""
     tei.max_batch = 8
     with RemoteScorer(tei.url) as scorer:
         message = r"status 413 .*batch size 9 > maximum allowed batch size 8\. Lower `max_passages_per_request`\."
@@ -370,24 +382,24 @@ def test_a_request_that_is_too_long_tells_what_to_do(tei):
         assert scorer.score(QUERY, ["a"] * 9).shape == (9,)
 
 
-def test_the_first_failure_ends_the_call(tei):
-    """The other parts are not waited for: their requests are dropped."""
-    tei.faults.extend([never_answers, late(0.2), never_answers, never_answers])
-    tei.faults[1] = lambda handler, results: late(0.2)(handler, results) or says(400)(handler, results)
+def test_the_first_failure_cancels_the_other_requests(tei):
+    """The call does not wait for them."""
+    tei.faults.extend([never_answers, delays(0.2), never_answers, never_answers])
+    tei.faults[1] = lambda handler, results: delays(0.2)(handler, results) or responds(400)(handler, results)
     with RemoteScorer(tei.url, timeout_s=600) as scorer:
         fails_soon(scorer, RemoteStatusError, "status 400", ["a"] * 100)
         assert tei.gone.wait(SOON_S)
 
 
 def test_a_thousand_requests_to_a_failing_server():
-    """With 30 % of failures of all kinds, each call ends: with the right scores, or with an error that says why."""
+    """With 30 % of failures of all kinds, each call returns the right scores or raises an error with the reason."""
     outcomes: Counter[str] = Counter()
     with remote_server("tei") as server:
         server.fault = fails_at_random(0.3, seed=5)
         with RemoteScorer(server.url, timeout_s=2, max_attempts=5, max_parallel_requests=32) as scorer:
 
             def call(number: int) -> None:
-                passages = [f"{PASSAGES[(number + place) % 6]} {number}" for place in range(1 + number % 5)]
+                passages = [f"{PASSAGES[(number + index) % 6]} {number}" for index in range(1 + number % 5)]
                 try:
                     scores = scorer.begin([(QUERY, passages)]).result(timeout=60)
                 except RemoteError as error:
@@ -404,57 +416,40 @@ def test_a_thousand_requests_to_a_failing_server():
     assert outcomes["right"] > 970
 
 
-# Where texts and keys go
+# Redirects, API keys, proxies
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_a_redirect_to_another_server_is_refused(tei, status):
-    """Neither texts nor key reach it, and the message names it without what its URL may carry."""
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(tei, status):
+    """Neither texts nor key reach another server, and the message omits path, query and password of its URL."""
     with remote_server("tei") as other:
-        tei.fault = says(status, Location=f"{other.base}/rerank?token={SECRET}")
+        location = f"http://user:{SECRET}@127.0.0.1:{other.server_port}/rerank?token={SECRET}"
+        tei.fault = responds(status, Location=location)
         with RemoteScorer(tei.url, api_key="key") as scorer:
-            error = fails_soon(scorer, RemoteProtocolError, rf"redirects to {other.base}, which is not followed")
+            message = rf"redirects to {other.base} \(status {status}\), which is not followed"
+            error = fails_soon(scorer, RemoteProtocolError, message)
         assert not other.requests
-    assert SECRET not in str(error)
-
-
-@pytest.mark.parametrize(
-    "target", ["https://127.0.0.1:{port}/rerank", "http://localhost:{port}/", "http://u:p@127.0.0.1:{port}/"]
-)
-def test_a_redirect_to_another_origin_is_refused(tei, scorer, target):
-    """Another scheme, another name, or a password in the URL: it is not the server that was named."""
-    tei.fault = says(307, Location=target.format(port=tei.server_port))
-    fails_soon(scorer, RemoteProtocolError, "which is not followed")
+    assert len(tei.requests) == 1
+    assert SECRET not in everything_of(error)
 
 
 @pytest.mark.parametrize(
     ("status", "headers", "message"),
     [
-        (303, {"Location": "/page"}, r"redirects to another page \(status 303\)"),
-        (307, {}, r"redirects without a valid Location \(status 307\)"),
+        (307, {"Location": "/rerank"}, r"redirects to http://127\.0\.0\.1:\d+ \(status 307\), which is not followed"),
+        (307, {}, "returned status 307"),
         (307, {"Location": "http://[::1"}, "Invalid URL in location header"),
-        (307, {"Location": "/rerank"}, "redirects too many times"),
         (304, {}, "returned status 304"),
     ],
 )
 def test_a_redirect_that_leads_nowhere_is_an_error(tei, scorer, status, headers, message):
-    """It ends, and says what the server did."""
-    tei.fault = says(status, **headers)
+    """The message contains the status."""
+    tei.fault = responds(status, **headers)
     fails_soon(scorer, RemoteError, message)
-    assert len(tei.requests) <= 4
-
-
-def test_a_redirect_on_the_same_server_is_followed(tei):
-    """The question is asked again as it was, with the key."""
-    tei.key = SECRET
-    tei.faults.append(says(307, Location="/rerank"))
-    with RemoteScorer(tei.url, api_key=SECRET) as scorer:
-        np.testing.assert_array_equal(scorer.score(QUERY, PASSAGES), EXPECTED)
-    assert len(tei.requests) == 2
 
 
 def everything_of(error: BaseException) -> str:
-    """What an error and its causes hold and show, requests included."""
+    """Return everything that an error and its causes contain, requests included."""
     texts = []
     seen: BaseException | None = error
     while seen is not None:
@@ -465,21 +460,21 @@ def everything_of(error: BaseException) -> str:
 
 
 @pytest.mark.parametrize(
-    "way",
+    "fault",
     [
-        says(401, {"error": f"no such key {SECRET}"}),
-        says(400, {"error": "x" * 190 + SECRET}),
-        sends(b"<html>"),
+        responds(401, {"error": f"no such key {SECRET}"}),
+        responds(400, {"error": "x" * 190 + SECRET}),
+        responds_with(b"<html>"),
         breaks_off,
         never_answers,
     ],
     ids=["echo", "cut-echo", "html", "broken", "late"],
 )
-def test_a_key_appears_nowhere(tei, way, caplog):
-    """It reaches the server, and no message, cause, repr, dict, pickle or log, even if the server repeats it."""
+def test_a_key_appears_nowhere(tei, fault, caplog):
+    """No message, cause, repr, dict, pickle or log contains it, even if the server repeats it."""
     caplog.set_level("DEBUG")
-    tei.fault = way
-    with RemoteScorer(tei.url, api_key=SECRET, max_attempts=1, timeout_s=0.5) as scorer:
+    tei.fault = fault
+    with RemoteScorer(tei.url, api_key=SECRET, max_attempts=1, timeout_s=1.0) as scorer:
         tei.key = SECRET
         error = fails_soon(scorer, RemoteError, "rerank")
         for copied in (scorer, copy.deepcopy(scorer), pickle.loads(pickle.dumps(scorer))):  # noqa: S301
@@ -491,8 +486,8 @@ def test_a_key_appears_nowhere(tei, way, caplog):
     assert SECRET not in caplog.text
 
 
-def test_the_environment_is_read_at_use(tei, monkeypatch):
-    """A pickle goes to a worker without the key, and the worker's environment has it."""
+def test_the_environment_is_read_at_each_call(tei, monkeypatch):
+    """A pickle is sent to a worker without the key, which the worker's environment has."""
     tei.key = SECRET
     monkeypatch.delenv("MARCORANK_API_KEY", raising=False)
     with pickle.loads(pickle.dumps(RemoteScorer(tei.url, api_key=SECRET))) as scorer:  # noqa: S301
@@ -511,16 +506,16 @@ def test_the_environment_is_read_at_use(tei, monkeypatch):
         assert SECRET not in str(caught.value)
 
 
-def test_the_key_that_was_passed_wins(tei, monkeypatch):
-    """What the environment holds is for those who pass none."""
+def test_api_key_takes_precedence_over_the_environment(tei, monkeypatch):
+    """The environment is only read if no key was passed."""
     monkeypatch.setenv("MARCORANK_API_KEY", "of-the-environment")
     with RemoteScorer(tei.url, api_key="passed") as scorer:
         scorer.score(QUERY, PASSAGES)
     assert tei.requests[0].headers["Authorization"] == "Bearer passed"
 
 
-def test_a_vendor_key_is_not_sent_to_others(monkeypatch):
-    """A server that only speaks like Cohere gets no key of Cohere's."""
+def test_a_vendor_key_is_not_sent_to_other_hosts(monkeypatch):
+    """A server that only implements Cohere's API does not get Cohere's key."""
     monkeypatch.setenv("COHERE_API_KEY", SECRET)
     monkeypatch.delenv("MARCORANK_API_KEY", raising=False)
     with remote_server("cohere") as server, RemoteScorer(server.url, model="m") as scorer:
@@ -528,8 +523,8 @@ def test_a_vendor_key_is_not_sent_to_others(monkeypatch):
         assert "Authorization" not in server.requests[0].headers
 
 
-def test_this_machine_is_reached_without_a_proxy(tei, monkeypatch):
-    """A proxy of the environment could not reach it; other hosts are asked through it."""
+def test_local_servers_bypass_the_proxy(tei, monkeypatch):
+    """A proxy could not reach this machine; requests to other hosts use it."""
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
     for name in ("no_proxy", "NO_PROXY"):
@@ -544,8 +539,8 @@ def test_this_machine_is_reached_without_a_proxy(tei, monkeypatch):
         assert proxy.requests[0].path == "http://far.example/rerank"
 
 
-def test_a_proxy_that_cannot_be_used_is_told_without_its_password(monkeypatch):
-    """Its URL may hold one."""
+def test_the_error_for_an_invalid_proxy_hides_its_password(monkeypatch):
+    """Its URL may contain one."""
     monkeypatch.setenv("ALL_PROXY", f"gopher://user:{SECRET}@proxy")
     with RemoteScorer("tei+http://far.example") as scorer:
         error = fails_soon(scorer, RemoteError, "Cannot create an HTTP client for http://far.example .*proxies")
@@ -556,7 +551,7 @@ def test_a_proxy_that_cannot_be_used_is_told_without_its_password(monkeypatch):
 
 
 async def test_the_event_loop_stays_free(tei, scorer):
-    """While the server computes, other tasks run: here one that lets the server go on."""
+    """Other tasks run while the server computes."""
     computing, go_on = threading.Event(), threading.Event()
 
     def wait(handler, results):
@@ -573,7 +568,7 @@ async def test_the_event_loop_stays_free(tei, scorer):
 
 
 def test_threads_and_event_loops_share_one_scorer(tei, scorer):
-    """One pool of connections serves them all."""
+    """All use the same connection pool."""
 
     async def gather():
         return await asyncio.gather(*(scorer.ascore(QUERY, PASSAGES) for _ in range(10)))
@@ -588,30 +583,32 @@ def test_threads_and_event_loops_share_one_scorer(tei, scorer):
     assert len(threads_of_scorers()) == 1
 
 
-@pytest.mark.parametrize("way", ["future", "task"])
-def test_cancelling_drops_the_requests(tei, scorer, way):
-    """The connection is closed, so that a server can stop computing."""
+@pytest.mark.parametrize("kind", ["future", "task"])
+def test_cancelling_closes_the_connections(tei, scorer, kind):
+    """The server can then stop computing."""
     tei.fault = never_answers
 
     async def give_up():
-        with pytest.raises(asyncio.TimeoutError, match=r"^$"):
-            await asyncio.wait_for(scorer.ascore(QUERY, PASSAGES), 0.3)
+        task = asyncio.create_task(scorer.ascore(QUERY, PASSAGES))
+        assert await asyncio.to_thread(tei.arrived.acquire, timeout=SOON_S)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError, match=r"^$"):
+            await task
 
-    if way == "task":
+    if kind == "task":
         asyncio.run(give_up())
     else:
         future = scorer.begin([(QUERY, PASSAGES)])
-        with pytest.raises(TimeoutError, match=r"^$"):
-            future.result(timeout=0.3)
+        assert tei.arrived.acquire(timeout=SOON_S)
         assert future.cancel()
         with pytest.raises(CancelledError, match=r"^$"):
             future.result()
     assert tei.gone.wait(SOON_S)
 
 
-def test_cancelled_requests_leave_the_pool_usable(tei):
-    """Whatever a call was doing when it was given up, the next finds a free place."""
-    tei.fault = late(0.02)
+def test_cancelled_requests_free_their_slots(tei):
+    """Wherever a call was cancelled, the next one can run."""
+    tei.fault = delays(0.02)
     with RemoteScorer(tei.url, max_parallel_requests=2, max_passages_per_request=2) as scorer:
         for number in range(100):
             future = scorer.begin([(QUERY, PASSAGES)])
@@ -621,8 +618,8 @@ def test_cancelled_requests_leave_the_pool_usable(tei):
         np.testing.assert_array_equal(scorer.begin([(QUERY, PASSAGES)]).result(timeout=SOON_S)[0].logits, EXPECTED)
 
 
-def test_close_ends_the_thread_and_what_waits(tei):
-    """Calls under way and later ones end with an error of their own."""
+def test_close_ends_the_thread_and_running_calls(tei):
+    """Running and later calls raise `ClosedError`."""
     tei.fault = never_answers
     scorer = RemoteScorer(tei.url)
     waiting = [scorer.begin([(QUERY, PASSAGES)]) for _ in range(20)]
@@ -636,21 +633,21 @@ def test_close_ends_the_thread_and_what_waits(tei):
     scorer.close()
 
 
-def test_a_call_that_was_given_up_leaves_no_complaint(tei, caplog):
-    """Nothing is logged because nobody looked at the error of a call that was cancelled and then closed over."""
+def test_nothing_is_logged_about_a_cancelled_call(tei, caplog):
+    """Nobody retrieves the error of a call that was cancelled before the scorer was closed."""
     tei.fault = never_answers
     for _ in range(20):
         with RemoteScorer(tei.url) as scorer:
             future = scorer.begin([(QUERY, PASSAGES)])
-            time.sleep(0.01)
+            assert tei.arrived.acquire(timeout=SOON_S)
             future.cancel()
         del future
     gc.collect()
     assert not caplog.records
 
 
-def test_calls_that_race_with_close_end(tei):
-    """Whenever a call comes, it gets scores or an error, and nobody waits for ever."""
+def test_calls_that_race_with_close_return_or_fail(tei):
+    """A call at any moment returns scores or raises an error, and none hangs."""
     for _ in range(20):
         scorer = RemoteScorer(tei.url)
         with ThreadPoolExecutor(4) as pool:
@@ -662,11 +659,11 @@ def test_calls_that_race_with_close_end(tei):
 
 
 def test_the_thread_ends_with_the_last_user(tei):
-    """It keeps no scorer alive, and neither does the error of a call."""
+    """Neither the thread nor the error of a call keeps a scorer alive."""
     scorer = RemoteScorer(tei.url)
     scorer.score(QUERY, PASSAGES)
     assert len(threads_of_scorers()) == 1
-    tei.fault = says(400)
+    tei.fault = responds(400)
     error = scorer.begin([(QUERY, PASSAGES)]).exception(timeout=SOON_S)
     assert isinstance(error, RemoteStatusError)
     gone = weakref.ref(scorer)
@@ -676,9 +673,9 @@ def test_the_thread_ends_with_the_last_user(tei):
     assert not threads_of_scorers()
 
 
-def test_a_call_keeps_its_scorer(tei):
-    """Who holds only the future still gets the scores; then the thread ends."""
-    tei.fault = late(0.2)
+def test_a_running_call_keeps_its_scorer_alive(tei):
+    """A future without a reference to its scorer still gets the scores; then the thread ends."""
+    tei.fault = delays(0.2)
     future = RemoteScorer(tei.url).begin([(QUERY, PASSAGES)])
     gc.collect()
     np.testing.assert_array_equal(future.result(timeout=SOON_S)[0].logits, EXPECTED)
@@ -689,8 +686,8 @@ def test_a_call_keeps_its_scorer(tei):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_a_forked_child_starts_anew(tei, scorer):
-    """The thread of the parent does not exist in a child, and what the child does leaves the parent's alone."""
+def test_a_forked_child_opens_its_own_connections(tei, scorer):
+    """The parent's thread does not exist in a child, and the child does not disturb the parent's connections."""
     scorer.score(QUERY, PASSAGES)
     child = os.fork()
     if child == 0:
@@ -703,28 +700,30 @@ def test_a_forked_child_starts_anew(tei, scorer):
     np.testing.assert_array_equal(scorer.begin([(QUERY, PASSAGES)]).result(timeout=SOON_S)[0].logits, EXPECTED)
 
 
-def test_a_program_ends_with_calls_under_way(tei):
-    """Nobody has to close: neither an idle nor a busy scorer keeps a program from ending."""
+def test_a_program_can_exit_with_running_calls(tei):
+    """Neither an idle nor a busy scorer that was not closed keeps a program from exiting."""
     tei.faults.extend([None, never_answers])
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from marcorank.remote import RemoteScorer\n"
         "scorer = RemoteScorer(sys.argv[1], timeout_s=600)\n"
         "print(scorer.score('a', ['a']).tolist())\n"
         "future = scorer.begin([('a', ['a'])])\n"
-        "time.sleep(0.2)\n"
+        "sys.stdin.read()\n"
     )
-    ended = subprocess.run(  # noqa: S603
-        [sys.executable, "-W", "error", "-c", code, tei.url], capture_output=True, text=True, timeout=60, check=False
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "[5.0]\n", "")
+    command = [sys.executable, "-W", "error", "-c", code, tei.url]
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen(command, text=True, **pipes) as program:  # noqa: S603
+        assert all(tei.arrived.acquire(timeout=60) for _ in range(2))
+        stdout, stderr = program.communicate(timeout=60)
+    assert (program.returncode, stdout, stderr) == (0, "[5.0]\n", "")
 
 
 # Settings
 
 
-def test_settings_survive_every_way(tei):
-    """Pickle, deepcopy, and a dict that is plain JSON; equal settings are equal scorers."""
+def test_settings_round_trip(tei):
+    """Through pickle, deepcopy and JSON; scorers with equal settings are equal."""
     scorer = RemoteScorer(tei.url, model="m", timeout_s=3, max_passages_per_request=5, max_parallel_requests=2)
     for copied in (
         pickle.loads(pickle.dumps(scorer)),  # noqa: S301
@@ -757,7 +756,7 @@ def test_settings_survive_every_way(tei):
     ],
 )
 def test_settings_are_checked(settings, message):
-    """What cannot be used is told when the scorer is made."""
+    """Invalid settings raise an error when the scorer is created."""
     with pytest.raises(InvalidInputError, match=message):
         RemoteScorer(NOBODY, **settings)
 
@@ -769,22 +768,22 @@ def test_settings_are_checked(settings, message):
         ({"dialect": "tei"}, "'url' is missing; expected some of dialect, max"),
     ],
 )
-def test_a_dict_with_other_settings_is_refused(settings, message):
-    """A key in a file of settings is one of them."""
+def test_from_dict_rejects_unknown_settings(settings, message):
+    """`api_key` is one of them."""
     with pytest.raises(InvalidInputError, match=message):
         RemoteScorer.from_dict(settings)
 
 
 def test_a_remote_scorer_is_a_scorer(tei, scorer):
-    """`Reranker` takes it as it takes any other."""
+    """`Reranker` accepts it like any other."""
     assert isinstance(scorer, Scorer)
     ranking = Reranker(scorer).rank(QUERY, PASSAGES, top_n=2)
     assert [result.text for result in ranking] == ["a file that I open", "open a file"]
     assert ranking.model == tei.base
 
 
-def test_httpx_comes_with_the_first_use_and_its_absence_is_told():
-    """Importing and making a scorer needs no HTTP client; without one the error has the pip command."""
+def test_httpx_is_imported_on_first_use():
+    """Creating a scorer does not import it; if it is not installed, the error names the pip command."""
     code = (
         "import sys\n"
         "from marcorank.remote import RemoteScorer, is_remote\n"
@@ -801,6 +800,6 @@ def test_httpx_comes_with_the_first_use_and_its_absence_is_told():
     assert (ended.stdout, ended.stderr) == ("Scoring on a server needs httpx: pip install 'marcorank[remote]'\n", "")
 
 
-def test_the_kinds_of_servers_are_those_of_the_tests():
-    """A new one is to be tried as all others are."""
+def test_every_dialect_is_tested():
+    """A new dialect needs a server here."""
     assert set(DIALECTS) == set(PATHS)

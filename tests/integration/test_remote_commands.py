@@ -1,4 +1,4 @@
-"""The command line with a server in the place of a model."""
+"""The command line with a server instead of a model."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def passages(tmp_path):
     return str(file)
 
 
-def test_rerank_shows_what_a_server_gives(server, passages, capsys):
-    """Also where there are probabilities and no logits."""
+def test_rerank_shows_the_scores_of_a_server(server, passages, capsys):
+    """Also if it returns probabilities instead of logits."""
     command = ["rerank", "open a file", passages, "--model", f"{server.url}#served", "--activation", "sigmoid"]
     assert main([*command, "--format", "table"]) == 0
     shown = capsys.readouterr().out.splitlines()
@@ -37,7 +37,7 @@ def test_rerank_shows_what_a_server_gives(server, passages, capsys):
 
 
 def test_eval_measures_a_server(server, tmp_path, capsys):
-    """It is known by its address, and scored once."""
+    """The address is its name, and each pair is scored once."""
     rows = [
         {"query": f"open file {number}", "passages": ["a list", f"open file {number}", "close"], "relevant": [1]}
         for number in range(6)

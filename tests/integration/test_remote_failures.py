@@ -1,4 +1,4 @@
-"""Rerankers and adapters before a server that fails: nothing wrong, nothing unmarked, nothing that hangs."""
+"""Rerankers and adapters with a failing server: no wrong ranking, no unmarked passthrough, no hang."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import pickle
 import socket
 import threading
-import time
 import traceback
 
 import pytest
@@ -20,7 +19,7 @@ from marcorank import InvalidInputError, RemoteError, RemoteProtocolError, Reran
 from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
 from random_models import QUERY, passages
-from remote_server import dribbles, fails_at_random, never_answers, remote_server, says
+from remote_server import dribbles, fails_at_random, never_answers, remote_server, responds
 
 PASSAGES = passages(12, seed=3)
 REQUESTS = 1000
@@ -34,28 +33,28 @@ def server():
 
 @pytest.fixture
 def nobody():
-    """A URL at which nobody listens."""
+    """A URL at which no server listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         yield f"tei+http://127.0.0.1:{unused.getsockname()[1]}"
 
 
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_a_thousand_requests_before_a_server_that_fails_at_random(server, attempts):
-    """Each is right and says nothing, or passed through and says so; sync and async at once, and all of them end."""
-    asked = [(f"{QUERY} {number % 50}", PASSAGES[number % 5 : number % 5 + 6]) for number in range(REQUESTS)]
-    right = [Reranker(WordOverlapScorer()).rank(*request) for request in asked]
+def test_a_thousand_requests_to_a_server_that_fails_at_random(server, attempts):
+    """Each ranking is right, or passed through and marked so, sync and async; none hangs."""
+    requests = [(f"{QUERY} {number % 50}", PASSAGES[number % 5 : number % 5 + 6]) for number in range(REQUESTS)]
+    right = [Reranker(WordOverlapScorer()).rank(*request) for request in requests]
     server.fault = fails_at_random(0.3, seed=5)
-    scorer = RemoteScorer(f"{server.url}#word-overlap", timeout_s=0.3, max_attempts=attempts, max_parallel_requests=32)
+    scorer = RemoteScorer(f"{server.url}#word-overlap", timeout_s=1.0, max_attempts=attempts, max_parallel_requests=32)
     reranker = Reranker(scorer, on_error="passthrough", timeout_s=60)
     found: dict[int, object] = {}
 
     def in_thread(part):
-        for place in part:
-            found[place] = reranker.rank(*asked[place])
+        for index in part:
+            found[index] = reranker.rank(*requests[index])
 
     async def in_tasks(part):
-        rankings = await asyncio.gather(*(reranker.arank(*asked[place]) for place in part))
+        rankings = await asyncio.gather(*(reranker.arank(*requests[index]) for index in part))
         found.update(zip(part, rankings, strict=True))
 
     threads = [
@@ -68,10 +67,10 @@ def test_a_thousand_requests_before_a_server_that_fails_at_random(server, attemp
         thread.join(120)
         assert not thread.is_alive()
     passed = 0
-    for place, (_, texts) in enumerate(asked):
-        ranking = found[place]
+    for index, (_, texts) in enumerate(requests):
+        ranking = found[index]
         if ranking.status is None:
-            assert ranking.results == right[place].results
+            assert ranking.results == right[index].results
         else:
             passed += 1
             assert ranking.status.outcome == "passthrough"
@@ -83,22 +82,18 @@ def test_a_thousand_requests_before_a_server_that_fails_at_random(server, attemp
 
 @pytest.mark.parametrize("fault", [never_answers, dribbles], ids=["silent", "a byte at a time"])
 @pytest.mark.parametrize("way", ["rank", "arank"])
-def test_a_dead_server_costs_its_time_and_no_more(server, fault, way):
-    """The order of the first stage is there when `timeout_s` is over, however the server is dead."""
+def test_timeout_s_ends_a_call_to_a_dead_server(server, fault, way):
+    """After `timeout_s` the ranking is the first-stage order, however the server fails to respond."""
     server.fault = fault
     reranker = Reranker(server.url, on_error="passthrough", timeout_s=0.5)
-    took = []
-    for _ in range(3):
-        start = time.perf_counter()
-        ranking = reranker.rank(QUERY, PASSAGES) if way == "rank" else asyncio.run(reranker.arank(QUERY, PASSAGES))
-        took.append(time.perf_counter() - start)
-        assert ranking.status.error == "RerankTimeoutError"
-    # The limit of 0.6 s is measured by hand; this only tells it from the 30 s that the attempts would take.
-    assert min(took) < 5
+    ranking = reranker.rank(QUERY, PASSAGES) if way == "rank" else asyncio.run(reranker.arank(QUERY, PASSAGES))
+    assert ranking.status.error == "RerankTimeoutError"
+    # The call ended during the first of the three attempts, each of which may take 10 s.
+    assert len(server.requests) <= 1
 
 
-def test_a_server_that_is_not_there_passes_through_in_both_adapters(nobody):
-    """Connections that are refused, with the settings that the issue of a page describes."""
+def test_a_refused_connection_passes_through_in_both_adapters(nobody):
+    """The error is in the metadata."""
     settings = {"on_error": "passthrough", "timeout_s": 5.0, "top_n": 1}
     documents = [Document(text) for text in PASSAGES]
     for found in (
@@ -113,31 +108,31 @@ def test_a_server_that_is_not_there_passes_through_in_both_adapters(nobody):
         Reranker(nobody).rank(QUERY, PASSAGES)
 
 
-def test_a_fallback_answers_for_a_dead_server(nobody):
-    """The bundled model behind a server."""
+def test_a_fallback_ranks_if_the_server_is_down(nobody):
+    """Here the bundled model."""
     ranking = Reranker(nobody, fallback="bundled", timeout_s=60).rank(QUERY, PASSAGES)
     expected = Reranker("bundled").rank(QUERY, PASSAGES)
     assert (ranking.results, ranking.model) == (expected.results, "bundled")
     assert (ranking.status.outcome, ranking.status.error) == ("fallback", "RemoteError")
 
 
-def test_the_time_of_a_call_holds_over_all_attempts(server):
-    """Retries and what the server asks to wait are part of it."""
-    server.fault = says(429, Retry_After="20")
+def test_timeout_s_includes_all_attempts(server):
+    """Retries and `Retry-After` count."""
+    server.fault = responds(429, Retry_After="20")
     with pytest.raises(RerankTimeoutError, match="did not answer within"):
         Reranker(server.url, timeout_s=0.3).rank(QUERY, PASSAGES)
 
 
-def test_what_is_given_up_is_dropped(server):
-    """A cancelled or late call closes its connection."""
+def test_a_timed_out_call_closes_its_connection(server):
+    """The server can then stop computing."""
     server.fault = never_answers
     with pytest.raises(RerankTimeoutError, match="did not answer within"):
-        Reranker(server.url, timeout_s=0.3).rank(QUERY, PASSAGES)
+        Reranker(server.url, timeout_s=2.0).rank(QUERY, PASSAGES)
     assert server.gone.wait(20)
 
 
 def test_settings_with_a_server_round_trip_without_the_key(server):
-    """to_dict, JSON, pickle and repr of reranker and adapters carry the server and not the key."""
+    """to_dict, JSON, pickle and repr of reranker and adapters contain the server but not the key."""
     server.key = "s3cret"
     reranker = Reranker(server.url, token="s3cret")
     lang = marcorank.langchain.MarcoRerank(model_name=server.url, token="s3cret")
@@ -153,8 +148,8 @@ def test_settings_with_a_server_round_trip_without_the_key(server):
         assert "s3cret" not in str(refused.value)
 
 
-def test_a_key_of_the_environment_serves_workers(server, monkeypatch):
-    """What was pickled without its key finds it there."""
+def test_workers_read_the_key_from_the_environment(server, monkeypatch):
+    """A pickle does not contain it."""
     server.key = "s3cret"
     again = pickle.loads(pickle.dumps(Reranker(server.url, token="s3cret")))  # noqa: S301
     monkeypatch.setenv("MARCORANK_API_KEY", "s3cret")
@@ -169,8 +164,8 @@ def test_a_key_of_the_environment_serves_workers(server, monkeypatch):
         ({"precision": "int8"}, "`precision` is 'int8', which has no effect on the server"),
     ],
 )
-def test_what_only_a_model_here_can_do_is_refused(server, settings, message):
-    """A server has settings of its own, and ignoring ours would be a surprise."""
+def test_settings_of_local_models_are_rejected(server, settings, message):
+    """They would have no effect on a server."""
     with pytest.raises(InvalidInputError, match=message):
         Reranker(server.url, **settings)
 
@@ -183,8 +178,8 @@ def test_what_only_a_model_here_can_do_is_refused(server, settings, message):
         ("tei+http://user:hunter2@127.0.0.1:8080", "MARCORANK_API_KEY"),
     ],
 )
-def test_addresses_that_cannot_be_used(name, message):
-    """They are refused when the reranker is made, without a word of what may be a password."""
+def test_invalid_addresses_are_rejected(name, message):
+    """They raise an error when the reranker is created, which contains no password."""
     with pytest.raises(InvalidInputError, match=message) as refused:
         Reranker(name)
     assert "hunter2" not in str(refused.value)
@@ -192,16 +187,16 @@ def test_addresses_that_cannot_be_used(name, message):
 
 @pytest.mark.parametrize("settings", [{"threads": 2}, {"device": "cpu"}, {}])
 @pytest.mark.parametrize("name", ["tei+http://user:s3cret@host", "tei+https://host?key=s3cret"])
-def test_no_message_shows_an_address_with_a_secret(name, settings):
-    """Whatever else is wrong."""
+def test_no_error_shows_a_secret_in_an_address(name, settings):
+    """Whatever else is invalid."""
     with pytest.raises(InvalidInputError, match="MARCORANK_API_KEY") as refused:
         Reranker(name, **settings)
     assert "s3cret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("answer", ["hello Bearer KEY", '[{"auth": "KEY"}]', '{"results": "KEY"}'])
-def test_an_answer_that_repeats_the_key_does_not_show_it(server, answer):
-    """Neither in the message nor in what the error keeps."""
+def test_a_key_repeated_by_the_server_is_redacted(server, answer):
+    """Neither the message nor the error's attributes contain it."""
     key = "s3cret-" + "key"
     content = answer.replace("KEY", key).encode()
     server.fault = lambda handler, results: handler.send(200, content, {}) or True
@@ -211,14 +206,14 @@ def test_an_answer_that_repeats_the_key_does_not_show_it(server, answer):
     assert key not in "".join(traceback.format_exception(refused.value)) + repr(vars(kept))
 
 
-def test_a_model_that_is_loading_keeps_no_server_waiting(server):
-    """Making a reranker never waits for another's weights."""
+def test_a_remote_reranker_does_not_wait_for_a_model_that_loads(server):
+    """Creating a reranker never waits for the weights of another."""
     with marcorank._models.loading._loaded._lock:
         assert Reranker(server.url).score_kind == "logit"
 
 
 def test_scores_are_cached_for_servers_too(server):
-    """`cache_size` works as for other names of models."""
+    """`cache_size` works as for local models."""
     reranker = Reranker(server.url, cache_size=100)
     first = reranker.rank(QUERY, PASSAGES)
     assert reranker.rank(QUERY, PASSAGES) == first
@@ -226,7 +221,7 @@ def test_scores_are_cached_for_servers_too(server):
 
 
 def test_rerankers_of_one_server_share_its_connections(server):
-    """One pool for all that name the same server with the same key."""
+    """Rerankers with the same URL and key share one pool."""
     rerankers = [Reranker(server.url) for _ in range(5)]
     for reranker in rerankers:
         reranker.rank(QUERY, PASSAGES)
@@ -235,8 +230,8 @@ def test_rerankers_of_one_server_share_its_connections(server):
     assert len(rerankers[1].rank(QUERY, PASSAGES)) == len(PASSAGES)
 
 
-def test_a_wrong_answer_is_an_error_and_never_a_ranking(server):
-    """HTML where JSON should be."""
+def test_an_invalid_response_is_an_error(server):
+    """Here HTML instead of JSON."""
     server.fault = lambda handler, results: handler.send(200, b"<html>", {"Content-Type": "text/html"}) or True
     with pytest.raises(RemoteProtocolError, match="which is not JSON"):
         Reranker(server.url).rank(QUERY, PASSAGES)

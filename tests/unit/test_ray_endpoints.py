@@ -1,4 +1,4 @@
-"""What the server answers when its model fails, and that it says so to Ray."""
+"""The server's endpoints without Ray: failing models, health, API keys, odd requests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import logging
 
 import pytest
+from starlette.requests import Request
 
 from marcorank import Reranker, ScoreError
 from marcorank.ray import ServeSettings
@@ -14,8 +15,18 @@ from marcorank.serving.endpoints import Endpoints
 from remote_server import remote_server
 
 
+async def send(endpoints, method, path, body=b"", headers=None):
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in (headers or {}).items()]
+    return await endpoints(
+        Request({"type": "http", "method": method, "path": path, "headers": raw_headers}, receive=receive)
+    )
+
+
 class Failing:
-    """A scorer whose engine is out of order."""
+    """A scorer that always fails."""
 
     name = "failing"
 
@@ -24,7 +35,7 @@ class Failing:
 
 
 class Overflowing:
-    """A scorer that gives no numbers."""
+    """A scorer that returns NaN."""
 
     name = "overflowing"
 
@@ -33,64 +44,93 @@ class Overflowing:
 
 
 @pytest.mark.parametrize("scorer", [Failing(), Overflowing()])
-async def test_a_model_that_fails_is_the_servers_fault(scorer, caplog):
-    """Callers get 424, as from TEI, without a word of the inside; the log has the error; /health says 503."""
+async def test_a_failing_model_is_a_server_error(scorer, caplog):
+    """Clients get 424, as from TEI, without the reason, which is in the log; /health returns 503."""
     endpoints = Endpoints(ServeSettings(), Reranker(scorer, activation="sigmoid"))
     body = json.dumps({"query": "q", "texts": ["a"]}).encode()
     with caplog.at_level(logging.ERROR):
-        answer = await endpoints.respond("POST", "/rerank", None, body)
-    assert answer.status == 424
+        answer = await send(endpoints, "POST", "/rerank", body)
+    assert answer.status_code == 424
     assert json.loads(answer.body)["error_type"] == "Backend"
     assert b"0x7f" not in answer.body
     assert "Traceback" in caplog.text
-    assert (await endpoints.respond("GET", "/health", None, b"")).status == 503
+    assert (await send(endpoints, "GET", "/health")).status_code == 503
 
 
-async def test_ray_hears_of_a_model_that_fails():
-    """The health check that Ray makes raises, so that the replica is replaced."""
+async def test_the_health_check_raises_if_the_model_fails():
+    """Ray then replaces the replica."""
     endpoints = Endpoints(ServeSettings(), Reranker(Failing(), activation="sigmoid"))
     with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         await endpoints.check_health()
 
 
-def test_a_replica_has_as_many_threads_as_cpus():
-    """Replicas on one node do not compete, unless they are told to."""
+def test_a_replica_uses_as_many_threads_as_cpus():
+    """Replicas on one node do not compete for cores, unless `threads` is set."""
     assert ServeSettings(num_cpus=3).reranker().to_dict()["threads"] == 3
     assert ServeSettings(num_cpus=0.5).reranker().to_dict()["threads"] == 1
     assert ServeSettings(num_cpus=3, threads=2).reranker().to_dict()["threads"] == 2
 
 
-async def test_health_is_never_remembered():
-    """A model that fails after it worked is noticed, whatever the cache holds."""
+async def test_health_checks_are_not_cached():
+    """A model that fails later is noticed, whatever the cache contains."""
 
     class Breaks:
         broken = False
-        asked: tuple[str, ...] = ()
+        seen: tuple[str, ...] = ()
 
         def score(self, query, passages):
             if self.broken:
                 raise RuntimeError("out of memory")
-            self.asked += tuple(passages)
+            self.seen += tuple(passages)
             return [0.0] * len(passages)
 
     scorer = Breaks()
     endpoints = Endpoints(ServeSettings(cache_size=100), Reranker(scorer, activation="sigmoid"))
     for _ in range(2):
-        assert (await endpoints.respond("GET", "/health", None, b"")).status == 200
-    assert len(set(scorer.asked)) == 2
+        assert (await send(endpoints, "GET", "/health")).status_code == 200
+    assert len(set(scorer.seen)) == 2
     scorer.broken = True
-    assert (await endpoints.respond("GET", "/health", None, b"")).status == 503
+    assert (await send(endpoints, "GET", "/health")).status_code == 503
 
 
-async def test_the_scheme_of_a_key_is_read_in_any_case():
-    """As HTTP has it; what is no bearer token is refused, and so is one that cannot be text."""
+async def test_the_authorization_scheme_is_case_insensitive():
+    """As in HTTP; anything but a bearer token is rejected, and so is one that is not ASCII."""
     digest = hashlib.sha256(b"K").hexdigest()
     endpoints = Endpoints(ServeSettings(api_key_sha256=digest), Reranker(Failing(), activation="sigmoid"))
-    for header, status in (("bearer K", 200), ("Bearer K", 200), ("Basic K", 401), ("K", 401), ("Bearer \ud83d", 401)):
-        assert (await endpoints.respond("GET", "/info", header, b"")).status == status
+    for header, status in (("bearer K", 200), ("Bearer K", 200), ("Basic K", 401), ("K", 401), ("Bearer \xff", 401)):
+        assert (await send(endpoints, "GET", "/info", headers={"authorization": header})).status_code == status
 
 
-def test_a_replica_may_pass_requests_on():
-    """A server as its model has threads of its own."""
+def test_a_replica_can_use_a_remote_model():
+    """Then `threads` is not set."""
     with remote_server() as server:
         assert ServeSettings(model=server.url).reranker().score("a b", ["a"]).tolist() == [0.0]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [({"texts": ["\ud83d"], "return_text": True}, 200), ({"texts": ["a"], "raw_scores": "\ud83d"}, 422)],
+)
+async def test_lone_surrogates_are_returned_as_sent(body, status):
+    """JSON can carry them, UTF-8 cannot."""
+
+    class Constant:
+        def score(self, query, passages):
+            return [0.0] * len(passages)
+
+    endpoints = Endpoints(ServeSettings(), Reranker(Constant(), activation="sigmoid"))
+    response = await send(endpoints, "POST", "/rerank", json.dumps({"query": "q", **body}).encode())
+    assert response.status_code == status
+    assert b"\\ud83d" in response.body
+
+
+async def test_nothing_is_logged_about_a_client_that_disconnects(caplog):
+    """A broken upload is no error of the server."""
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    endpoints = Endpoints(ServeSettings(), Reranker(Failing(), activation="sigmoid"))
+    scope = {"type": "http", "method": "POST", "path": "/rerank", "headers": []}
+    await endpoints(Request(scope, receive=receive))
+    assert not caplog.records

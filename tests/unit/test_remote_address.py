@@ -1,4 +1,4 @@
-"""Names of servers and the keys that belong to them."""
+"""Server URLs, and the API keys for them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from marcorank.errors import InvalidInputError
 from marcorank.remote import DIALECTS, is_remote
 from marcorank.remote.address import parse_address
-from marcorank.remote.keys import Key, key_argument, key_from_environment
+from marcorank.remote.keys import Key, key_from_environment
 
 SECRET = "sk-very-secret-123"
 
@@ -30,8 +30,8 @@ SECRET = "sk-very-secret-123"
         ("tei+http://[::1]:8080", {}, "tei", "http://[::1]:8080/rerank", None),
     ],
 )
-def test_a_url_names_server_kind_and_model(url, more, dialect, endpoint, model):
-    """Kind and model come from the URL or from arguments, and a base path is kept."""
+def test_a_url_contains_dialect_and_model(url, more, dialect, endpoint, model):
+    """Dialect and model come from the URL or from arguments, and a base path is kept."""
     address = parse_address(url, **more)
     assert (address.dialect.name, address.endpoint, address.model) == (dialect, endpoint, model)
 
@@ -68,8 +68,8 @@ def test_a_url_names_server_kind_and_model(url, more, dialect, endpoint, model):
         ("cohere+https://api.cohere.com", {}, "`model` is None, but a cohere server needs a model name"),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused(url, more, message):
-    """The message says what was found and what is expected."""
+def test_an_invalid_url_is_rejected(url, more, message):
+    """The message contains the value found and what is expected."""
     with pytest.raises(InvalidInputError, match=message):
         parse_address(url, **more)
 
@@ -85,8 +85,8 @@ def test_a_url_that_cannot_be_used_is_refused(url, more, message):
         (f"http://user:{SECRET}@host", "user name or password"),
     ],
 )
-def test_a_secret_in_a_url_is_refused_and_not_repeated(url, message):
-    """Neither the message nor what caused it holds a password."""
+def test_a_secret_in_a_url_is_rejected_and_not_repeated(url, message):
+    """The message does not contain the password."""
     with pytest.raises(InvalidInputError, match=message) as caught:
         parse_address(url)
     assert SECRET not in str(caught.value)
@@ -109,8 +109,8 @@ def test_a_secret_in_a_url_is_refused_and_not_repeated(url, message):
         ("", False),
     ],
 )
-def test_urls_are_told_from_names_and_folders(name, expected):
-    """What is meant as a server is one, even where it is misspelled."""
+def test_is_remote(name, expected):
+    """A misspelled server URL still counts as one."""
     assert is_remote(name) is expected
 
 
@@ -125,16 +125,13 @@ def test_urls_are_told_from_names_and_folders(name, expected):
         ("tei+http://10.0.0.1", False),
     ],
 )
-def test_this_machine_is_recognised(url, expected):
-    """Its servers are reached without a proxy."""
+def test_is_loopback(url, expected):
+    """Servers on this machine are reached without a proxy."""
     assert parse_address(url).is_loopback is expected
 
 
 def header_of(key: Key | None) -> str | None:
-    headers: dict[str, str] = {}
-    if key is not None:
-        key.sign(headers)
-    return headers.get("Authorization")
+    return None if key is None else key.authorization
 
 
 @pytest.mark.parametrize(
@@ -151,16 +148,16 @@ def header_of(key: Key | None) -> str | None:
         ("tei+http://host", "Bearer of-all"),
     ],
 )
-def test_a_key_of_the_environment_goes_to_its_owner_only(url, expected, monkeypatch):
-    """A vendor's variable is read for the vendor's own host, ours for whatever server was named."""
+def test_a_vendor_key_from_the_environment_is_only_for_the_vendor(url, expected, monkeypatch):
+    """A vendor's variable is read for the vendor's own host, MARCORANK_API_KEY for any server."""
     for name in ("COHERE", "JINA", "VOYAGE"):
         monkeypatch.setenv(f"{name}_API_KEY", f"of-{name.lower()}")
     monkeypatch.setenv("MARCORANK_API_KEY", "of-all")
     assert header_of(key_from_environment(parse_address(url))) == expected
 
 
-def test_the_second_name_of_a_key_counts_where_the_first_is_not_set(monkeypatch):
-    """Cohere's clients read either; an empty variable is none; without any, no key is sent."""
+def test_the_second_variable_is_used_if_the_first_is_not_set(monkeypatch):
+    """Cohere's clients read either; an empty variable is ignored; without any, no key is sent."""
     address = parse_address("cohere+https://api.cohere.com#m")
     for name in ("COHERE_API_KEY", "CO_API_KEY", "MARCORANK_API_KEY"):
         monkeypatch.delenv(name, raising=False)
@@ -171,10 +168,10 @@ def test_the_second_name_of_a_key_counts_where_the_first_is_not_set(monkeypatch)
 
 
 @pytest.mark.parametrize("bad", ["", "  ", f"{SECRET}\n", f"Bearer {SECRET}", f"{SECRET}\u20ac", f"\t{SECRET}", 7])
-def test_a_key_that_http_cannot_carry_is_refused_and_not_repeated(bad, monkeypatch):
-    """As an argument and in the environment alike."""
+def test_an_invalid_key_is_rejected_and_not_repeated(bad, monkeypatch):
+    """As an argument or in the environment."""
     with pytest.raises(InvalidInputError, match=r"`api_key` (is blank|contains a space|is of type int)") as caught:
-        key_argument(bad)
+        Key(bad)
     assert SECRET not in str(caught.value)
     if isinstance(bad, str) and bad:
         monkeypatch.setenv("MARCORANK_API_KEY", bad)
@@ -183,8 +180,8 @@ def test_a_key_that_http_cannot_carry_is_refused_and_not_repeated(bad, monkeypat
         assert SECRET not in str(caught.value)
 
 
-def test_a_key_shows_itself_to_nobody():
-    """Neither in its repr nor in a pickle, and it finds itself in what others say."""
+def test_a_key_is_never_shown():
+    """It is neither in its repr nor in a pickle, and is redacted in texts."""
     key = Key('sk-"1&2/3')
     assert "sk-" not in f"{key} {key!r} {[key]}"
     with pytest.raises(TypeError, match="cannot be pickled"):
@@ -193,8 +190,8 @@ def test_a_key_shows_itself_to_nobody():
     assert key.redact(said) == "no [key], [key], [key], [key]"
 
 
-def test_each_kind_of_server_says_what_its_scores_are():
-    """Logits are asked for where a server has them; the vendors have probabilities only."""
+def test_score_kind_of_each_dialect():
+    """Logits are requested if a server has them; the vendors only return probabilities."""
     kinds = {name: dialect.score_kind for name, dialect in DIALECTS.items()}
     assert kinds == {
         "tei": "logit",

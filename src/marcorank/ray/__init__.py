@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from marcorank.ray.proxies import proxy_middlewares
     from marcorank.serving.settings import ServeSettings
 
-if importlib.util.find_spec("ray") is None:
+if any(importlib.util.find_spec(name) is None for name in ("ray", "starlette")):
     raise MissingExtraError("`marcorank.ray` needs Ray: pip install 'marcorank[ray]'")
 
 _HOME = {

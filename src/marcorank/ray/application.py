@@ -4,50 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from marcorank.errors import MissingExtraError
-from marcorank.serving.endpoints import Endpoints, error_response
-from marcorank.serving.requests import RequestError
-from marcorank.serving.settings import ServeSettings
+from ray import serve
 
-try:
-    from ray import serve
-    from starlette.responses import Response
-except ImportError as error:
-    raise MissingExtraError("`marcorank.ray` needs Ray Serve: pip install 'marcorank[ray]'") from error
+from marcorank.serving.endpoints import Endpoints
+from marcorank.serving.settings import ServeSettings
 
 if TYPE_CHECKING:
     from ray.serve import Application
-    from starlette.requests import Request
-
-    from marcorank.serving.endpoints import HttpResponse
-
-
-class Replica:
-    """One replica, ready once the model is loaded and has scored a passage."""
-
-    def __init__(self, settings: ServeSettings) -> None:
-        self._endpoints = Endpoints(settings, settings.reranker())
-
-    async def __call__(self, request: Request) -> Response:
-        """Handle one request. Concurrent requests are batched together."""
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-        response = await self._respond(request, path)
-        return Response(response.body, response.status, dict(response.headers), media_type="application/json")
-
-    async def check_health(self) -> None:
-        """Raise if the model fails, so that Ray replaces this replica."""
-        await self._endpoints.check_health()
-
-    async def _respond(self, request: Request, path: str) -> HttpResponse:
-        authorization = request.headers.get("authorization")
-        body = bytearray()
-        try:
-            async for part in request.stream():
-                body += part
-                self._endpoints.check(request.method, path, authorization, len(body))
-        except RequestError as error:
-            return error_response(error)
-        return await self._endpoints.respond(request.method, path, authorization, bytes(body))
 
 
 def build_app(args: dict[str, Any]) -> Application:
@@ -74,7 +37,7 @@ def build_app(args: dict[str, Any]) -> Application:
             "look_back_period_s": 15,
             "downscale_delay_s": 300,
         },
-    )(Replica)
+    )(Endpoints)
     return deployment.bind(settings)
 
 

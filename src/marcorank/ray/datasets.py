@@ -17,9 +17,14 @@ from marcorank.jobs.planning import SHARD_SIZE, Done, plan
 from marcorank.remote import is_remote
 from marcorank.reranker import Reranker
 
+try:
+    import ray
+    import ray.data
+except ImportError as error:
+    raise MissingExtraError("`rerank_dataset` needs Ray Data: pip install 'marcorank[ray]'") from error
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
+    from collections.abc import Callable, Iterator, Sequence
 
     from marcorank.jobs.folder import OutputFormat
     from marcorank.jobs.inputs import Paths
@@ -85,14 +90,14 @@ def rerank_dataset(
         MissingExtraError: Ray or pyarrow is not installed.
         MarcoRankError: The model cannot be loaded or fails, see `errors`.
     """
-    ray = _ray()
     if settings.get("token") is not None:
         raise InvalidInputError(
             "`token` is not sent to other machines; set HF_TOKEN, or MARCORANK_API_KEY for a server, on each of them."
         )
     actors = None if num_actors is None else whole_number("num_actors", num_actors, 1)
     cores = None if threads is None else whole_number("threads", threads, 1)
-    if not num_gpus and settings.get("device") is None and _is_local(model):
+    local = isinstance(model, (str, os.PathLike)) and not is_remote(os.fspath(model))
+    if local and not num_gpus and settings.get("device") is None:
         # Ray hides the GPUs from actors that ask for none, so none may decide here either.
         settings["device"] = "cpu"
     planned = plan(
@@ -108,17 +113,18 @@ def rerank_dataset(
     )
     if not planned.shards:
         return planned.follow((), progress)
-    with _connected(ray, text_or_none("address", address)):
-        cores = cores or _cores_of_an_actor(ray, actors or 1, num_gpus)
-        # Ray would wait forever for resources that no machine has.
-        capacity = _capacity(ray, cores, num_gpus)
+    with _connected(text_or_none("address", address)):
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        cores = cores or _cores_of_an_actor(machines, actors or 1, num_gpus)
+        capacity = _capacity(machines, cores, num_gpus)
         pool = min(actors or capacity, len(planned.shards))
+        # Actors have another working directory.
         if settings.get("cache_folder") is not None:
             settings["cache_folder"] = Path(settings["cache_folder"]).expanduser().absolute()
-        reranker = Reranker(_absolute(model), threads=cores, **settings)
-        return planned.follow(
-            _ranked(ray, planned, reranker, pool, {"num_cpus": cores, "num_gpus": num_gpus or None}), progress
-        )
+        if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
+            model = Path(model).expanduser().resolve()
+        reranker = Reranker(model, threads=cores, **settings)
+        return planned.follow(_rank(planned, reranker, pool, cores, num_gpus or None), progress)
 
 
 class RankShard:
@@ -142,18 +148,17 @@ class RankShard:
         return {"requests": done.requests, "pairs": done.pairs, "error": b""}
 
 
-def _ranked(
-    ray: ModuleType, planned: Plan, reranker: Reranker, pool: int, of_an_actor: dict[str, Any]
-) -> Iterator[Done]:
+def _rank(planned: Plan, reranker: Reranker, pool: int, cores: int, num_gpus: float | None) -> Iterator[Done]:
     shards = [shard.to_dict() for shard in planned.shards]
     dataset = ray.data.from_items(shards, override_num_blocks=len(shards))
     dataset.context.enable_progress_bars = False
     # Ray starts the actors that fit, and continues with the remaining ones if a machine is lost.
     ranked = dataset.map(
-        RankShard,
+        RankShard,  # type: ignore[arg-type]
         fn_constructor_args=(planned.job, reranker),
         compute=ray.data.ActorPoolStrategy(size=pool),
-        **of_an_actor,
+        num_cpus=cores,
+        num_gpus=num_gpus,
     )
     for row in ranked.iter_rows():
         if row["error"]:
@@ -161,24 +166,23 @@ def _ranked(
         yield Done(int(row["requests"]), int(row["pairs"]))
 
 
-def _cores_of_an_actor(ray: ModuleType, actors: int, num_gpus: float) -> int:
+def _cores_of_an_actor(machines: Sequence[dict[str, float]], actors: int, num_gpus: float) -> int:
     """Return the cores per actor that leave the fewest idle while `actors` fit; the larger number of equal ones."""
     if num_gpus:
         return 1
-    machines = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
-    fitting = [cores for cores in range(1, _MAX_CORES + 1) if sum(machine // cores for machine in machines) >= actors]
-    return max(fitting, key=lambda cores: (sum(machine - machine % cores for machine in machines), cores), default=1)
+    cpus = [int(machine.get("CPU", 0)) for machine in machines]
+    fitting = [cores for cores in range(1, _MAX_CORES + 1) if sum(count // cores for count in cpus) >= actors]
+    return max(fitting, key=lambda cores: (sum(count - count % cores for count in cpus), cores), default=1)
 
 
-def _capacity(ray: ModuleType, cores: int, num_gpus: float) -> int:
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+def _capacity(machines: Sequence[dict[str, float]], cores: int, num_gpus: float) -> int:
+    """Return how many actors fit. An error if none does, because Ray would wait forever."""
     capacity = 0
     for machine in machines:
         fits = int(machine.get("CPU", 0)) // cores
         capacity += min(fits, int(machine.get("GPU", 0) / num_gpus)) if num_gpus else fits
     if capacity < 1:
-        cpus = max((machine.get("CPU", 0) for machine in machines), default=0)
-        gpus = max((machine.get("GPU", 0) for machine in machines), default=0)
+        cpus, gpus = (max((machine.get(kind, 0) for machine in machines), default=0) for kind in ("CPU", "GPU"))
         raise InvalidInputError(
             f"The largest machine of the cluster has {cpus:g} cores and {gpus:g} GPUs; an actor with "
             f"`threads={cores}` and `num_gpus={num_gpus:g}` does not fit."
@@ -187,7 +191,7 @@ def _capacity(ray: ModuleType, cores: int, num_gpus: float) -> int:
 
 
 @contextmanager
-def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
+def _connected(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
@@ -204,23 +208,3 @@ def _connected(ray: ModuleType, address: str | None) -> Iterator[None]:
     finally:
         log.setLevel(level)
         ray.shutdown()
-
-
-def _is_local(model: str | os.PathLike[str] | Scorer) -> bool:
-    return isinstance(model, (str, os.PathLike)) and not is_remote(os.fspath(model))
-
-
-def _absolute(model: str | os.PathLike[str] | Scorer) -> str | os.PathLike[str] | Scorer:
-    """Return the absolute path of a model folder: actors have another working directory."""
-    if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
-        return Path(model).expanduser().resolve()
-    return model
-
-
-def _ray() -> ModuleType:
-    try:
-        import ray
-        import ray.data
-    except ImportError as error:
-        raise MissingExtraError("Ray is not installed: pip install 'marcorank[ray]'") from error
-    return ray

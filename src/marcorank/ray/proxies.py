@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
-from marcorank.errors import MissingExtraError
-from marcorank.serving.requests import RequestError
+from starlette.middleware import Middleware
 
-try:
-    from starlette.middleware import Middleware
-except ImportError as error:
-    raise MissingExtraError("`marcorank.ray` needs Ray Serve: pip install 'marcorank[ray]'") from error
+from marcorank.serving.requests import RequestError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -38,12 +33,9 @@ class UnansweredIs503:
         await self._app(scope, receive, note)
         if not started:
             error = RequestError(
-                503, "Unhealthy", "The replica that handled this request is gone; send the request again."
+                503, "The replica that handled this request is gone; send the request again.", "Unhealthy"
             )
-            body = json.dumps(error.body()).encode()
-            headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-            await send({"type": "http.response.start", "status": error.status, "headers": headers})
-            await send({"type": "http.response.body", "body": body})
+            await error.response()(scope, receive, send)
 
 
 def proxy_middlewares() -> list[Any]:

@@ -6,17 +6,20 @@ import ipaddress
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import urlsplit
 
 from marcorank.errors import InvalidInputError
 from marcorank.remote.dialects import DIALECTS
 
 if TYPE_CHECKING:
+    from urllib.parse import SplitResult
+
     from marcorank.remote.dialects import Dialect
 
 _SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"(?:(?P<dialect>[\w.-]+)\+)?(?P<scheme>[a-zA-Z][\w.-]*)://")
 _HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
+_INVALID_HOST = "`url` has no valid host and port; expected a URL such as 'tei+http://host:8080'."
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,11 @@ class Address:
     dialect: Dialect
     url: str
     model: str | None
+
+    @property
+    def name(self) -> str:
+        """Name of the model, or the URL of the server if no model is set."""
+        return self.model or self.url
 
     @property
     def endpoint(self) -> str:
@@ -59,28 +67,10 @@ class Address:
         return self.url.startswith("https:") and self.host in self.dialect.vendor_hosts
 
 
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A server with its timeout and number of attempts.
-
-    Attributes:
-        address: Address of the server.
-        timeout_s: Time limit of one attempt, from connecting to the last byte of the response.
-        max_attempts: Maximum number of attempts per request.
-    """
-
-    address: Address
-    timeout_s: float
-    max_attempts: int
-
-
 def is_remote(name: str) -> bool:
     """Whether a model name is the URL of a server: `http://...` or `dialect+...://...`."""
     match = _SCHEME.match(name)
-    if match is None:
-        return False
-    dialect, scheme = (match["dialect"] or "").lower(), match["scheme"].lower()
-    return scheme in _SCHEMES or dialect in DIALECTS
+    return match is not None and (match["scheme"].lower() in _SCHEMES or (match["dialect"] or "").lower() in DIALECTS)
 
 
 def parse_address(url: object, *, dialect: object = None, model: str | None = None) -> Address:
@@ -100,13 +90,18 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
         raise InvalidInputError(
             f"`url` is of type {type(url).__name__}; expected a str such as 'tei+http://host:8080'."
         )
-    prefix, scheme = _checked_scheme(url)
-    parts = _checked_parts(url[len(prefix) + 1 if prefix else 0 :])
-    kind = _checked_dialect(prefix, dialect, host=parts.netloc)
+    match = _SCHEME.match(url)
+    if match is None:
+        raise InvalidInputError("`url` has no scheme; expected a URL such as 'tei+http://host:8080'.")
+    scheme = match["scheme"].lower()
+    if scheme not in _SCHEMES:
+        raise InvalidInputError(f"`url` has the scheme {match['scheme']!r}; expected http or https.")
+    parts = _split(url[match.start("scheme") :])
+    kind = _find_dialect(match["dialect"], dialect, host=parts.netloc)
     if parts.fragment and model is not None and parts.fragment != model:
         raise InvalidInputError(f"`url` names the model {parts.fragment!r} and `model` is {model!r}; name it once.")
     model = parts.fragment or model
-    if kind.needs_model and model is None:
+    if kind.model == "required" and model is None:
         raise InvalidInputError(
             f"`model` is None, but a {kind.name} server needs a model name; pass `model`, or append it to the "
             "URL after a #."
@@ -114,26 +109,14 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
     return Address(kind, f"{scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}", model)
 
 
-def _checked_scheme(url: str) -> tuple[str, str]:
-    match = _SCHEME.match(url)
-    if match is None:
-        raise InvalidInputError("`url` has no scheme; expected a URL such as 'tei+http://host:8080'.")
-    if match["scheme"].lower() not in _SCHEMES:
-        raise InvalidInputError(f"`url` has the scheme {match['scheme']!r}; expected http or https.")
-    return match["dialect"] or "", match["scheme"].lower()
-
-
-def _checked_parts(url: str) -> SplitResult:
+def _split(url: str) -> SplitResult:
     # urlsplit silently drops some of these.
     if any(char.isspace() or not char.isprintable() or char == "\\" for char in url):
         raise InvalidInputError("`url` contains a space, a backslash or a control character; expected a plain URL.")
     try:
         parts = urlsplit(url)
-        # `port` raises a ValueError for an invalid port.
-        valid = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
     except ValueError:
-        valid = False
-        parts = SplitResult("", "", "", "", "")
+        raise InvalidInputError(_INVALID_HOST) from None
     if "@" in parts.netloc:
         raise InvalidInputError(
             "`url` contains a user name or password; remove them and pass `api_key` or set MARCORANK_API_KEY."
@@ -142,24 +125,28 @@ def _checked_parts(url: str) -> SplitResult:
         raise InvalidInputError(
             "`url` has a query string; remove it. Pass a key as `api_key` or set MARCORANK_API_KEY."
         )
+    try:
+        valid = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
+    except ValueError:
+        valid = False
     if not valid:
-        raise InvalidInputError("`url` has no valid host and port; expected a URL such as 'tei+http://host:8080'.")
+        raise InvalidInputError(_INVALID_HOST)
     return parts
 
 
-def _checked_dialect(prefix: str, dialect: object, *, host: str) -> Dialect:
+def _find_dialect(prefix: str | None, dialect: object, *, host: str) -> Dialect:
     known = ", ".join(DIALECTS)
-    if not prefix and dialect is None:
+    found = []
+    for name in (prefix, dialect):
+        if name is not None:
+            if not isinstance(name, str) or name.lower() not in DIALECTS:
+                raise InvalidInputError(f"`dialect` is {name!r}; expected one of {known}.")
+            found.append(DIALECTS[name.lower()])
+    if not found:
         raise InvalidInputError(
             f"`url` does not name the API of the server at {host}; prefix it with one of {known}, as in "
             f"'tei+http://{host}', or pass `dialect`."
         )
-    named: set[str] = set()
-    for name in (prefix or None, dialect):
-        if name is not None:
-            if not isinstance(name, str) or name.lower() not in DIALECTS:
-                raise InvalidInputError(f"`dialect` is {name!r}; expected one of {known}.")
-            named.add(name.lower())
-    if len(named) > 1:
+    if found[0] is not found[-1]:
         raise InvalidInputError(f"`url` begins with {prefix!r} but `dialect` is {dialect!r}; pass only one of them.")
-    return DIALECTS[named.pop()]
+    return found[0]

@@ -1,4 +1,4 @@
-"""One thread with one event loop and one HTTP pool for all callers of a scorer.
+"""One thread with one event loop and one HTTP client for all callers of a scorer.
 
 Time limits hold whatever the server does, a call can be cancelled at any point, callers in any number of threads and
 event loops share connections, and their event loops are not blocked.
@@ -10,17 +10,20 @@ import asyncio
 import os
 import threading
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
-from marcorank.errors import ClosedError
+from marcorank.errors import ClosedError, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from concurrent.futures import Future
-    from typing import Any
 
     import httpx
+
+    from marcorank.remote.address import Address
+    from marcorank.remote.keys import Key
 
 T = TypeVar("T")
 
@@ -30,53 +33,53 @@ _CLOSE_TIMEOUT_S = 1.0
 _STOP_TIMEOUT_S = 5.0
 
 
-class Pool:
-    """HTTP client and request slots shared by all calls of a scorer; used only in the thread of its event loop.
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server, and how to send requests to it.
+
+    Attributes:
+        address: Address of the server.
+        key: Its API key; None if it needs none.
+        timeout_s: Time limit of one attempt, from connecting to the last byte of the response.
+        max_attempts: Maximum number of attempts per request.
+        max_passages: Maximum number of passages per request.
+    """
+
+    address: Address
+    key: Key | None
+    timeout_s: float
+    max_attempts: int
+    max_passages: int
+
+
+class Connection:
+    """Runs calls in a thread that starts with the first call and ends with `stop`; a forked child starts its own.
 
     Attributes:
         parallel: Maximum number of concurrent requests.
         slots: Semaphore that limits them.
     """
 
-    def __init__(self, make_client: Callable[[], httpx.AsyncClient], parallel: int) -> None:
-        self._make_client = make_client
-        self._client: httpx.AsyncClient | None = None
+    slots: asyncio.Semaphore
+    _loop: asyncio.AbstractEventLoop
+    _stopping: asyncio.Event
+
+    def __init__(self, address: Address, parallel: int) -> None:
         self.parallel = parallel
-        self.slots = asyncio.Semaphore(parallel)
-
-    @property
-    def client(self) -> httpx.AsyncClient:
-        """The HTTP client, created on first use, which takes a few tenths of a second."""
-        if self._client is None:
-            self._client = self._make_client()
-        return self._client
-
-    async def close(self) -> None:
-        """Close all connections."""
-        if self._client is not None:
-            with suppress(Exception):
-                await asyncio.wait_for(self._client.aclose(), _CLOSE_TIMEOUT_S)
-
-
-class Connection:
-    """Runs calls in a thread that starts with the first call and ends with `stop`; a forked child starts its own."""
-
-    def __init__(self, make_client: Callable[[], httpx.AsyncClient], parallel: int) -> None:
-        self._make_client = make_client
-        self._parallel = parallel
-        self._stopped = False
-        self.reset()
+        self._address = address
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._client: httpx.AsyncClient | None = None
         _connections.add(self)
 
-    def reset(self) -> None:
+    def reset_in_child(self) -> None:
         """Forget the thread of the parent. Its objects are kept alive, because freeing them would close them."""
-        running = getattr(self, "_running", None)
-        if running is not None:
-            _kept_from_parent.append(running)
+        _kept_from_parent.append(vars(self).copy())
         self._lock = threading.Lock()
-        self._running: _LoopThread | None = None
+        self._thread = self._client = None
 
-    def submit(self, call: Callable[[Pool], Coroutine[Any, Any, T]], *, user: object) -> Future[T]:
+    def submit(self, call: Callable[[Connection], Coroutine[Any, Any, T]], *, user: object) -> Future[T]:
         """Start a call and return its future; cancelling the future cancels the call.
 
         Args:
@@ -87,11 +90,15 @@ class Connection:
             ClosedError: The connection was stopped.
         """
         with self._lock:
-            if self._stopped:
+            if self._closed:
                 raise ClosedError("The scorer was closed; create a new RemoteScorer.")
-            if self._running is None:
-                self._running = _LoopThread(Pool(self._make_client, self._parallel))
-            return self._running.submit(call, user)
+            if self._thread is None:
+                self.slots = asyncio.Semaphore(self.parallel)
+                self._loop = asyncio.new_event_loop()
+                self._stopping = asyncio.Event()
+                self._thread = threading.Thread(target=self._run, name="marcorank-remote", daemon=True)
+                self._thread.start()
+            return asyncio.run_coroutine_threadsafe(self._run_call(call, user), self._loop)
 
     def stop(self) -> None:
         """Stop the thread; calls that are still running fail.
@@ -99,41 +106,29 @@ class Connection:
         Also runs as a finalizer. The lock is free then: a thread that holds it also holds a reference to the scorer.
         """
         with self._lock:
-            self._stopped = True
-            running, self._running = self._running, None
-        if running is not None:
-            running.stop()
-
-
-class _LoopThread:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._loop = asyncio.new_event_loop()
-        self._stopping = asyncio.Event()
-        self._calls: set[asyncio.Task[Any]] = set()
-        self._pid = os.getpid()
-        self._thread = threading.Thread(target=self._run, name="marcorank-remote", daemon=True)
-        self._thread.start()
-
-    def submit(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> Future[T]:
-        return asyncio.run_coroutine_threadsafe(self._run_call(call, user), self._loop)
-
-    def stop(self) -> None:
-        if os.getpid() != self._pid:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        if thread is None:
             return
         # After all submitted calls in the queue of the loop, so that each of them ends.
         self._loop.call_soon_threadsafe(self._stopping.set)
         # The finalizer may run in the thread itself.
-        if threading.current_thread() is not self._thread:
-            self._thread.join(_STOP_TIMEOUT_S)
+        if threading.current_thread() is not thread:
+            thread.join(_STOP_TIMEOUT_S)
 
-    async def _run_call(self, call: Callable[[Pool], Coroutine[Any, Any, T]], user: object) -> T:
-        task = asyncio.current_task()
-        if task is not None:
-            self._calls.add(task)
-            task.add_done_callback(self._forget)
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The HTTP client, created on first use, which takes a few tenths of a second; only for calls."""
+        if self._client is None:
+            self._client = _make_client(self._address, self.parallel)
+        return self._client
+
+    async def _run_call(self, call: Callable[[Connection], Coroutine[Any, Any, T]], user: object) -> T:
+        if (task := asyncio.current_task()) is not None:
+            # Nobody retrieves the error of a call whose future was cancelled, and asyncio would log that.
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())
         try:
-            return await call(self._pool)
+            return await call(self)
         except asyncio.CancelledError:
             if self._stopping.is_set():
                 raise ClosedError("The scorer was closed while a call waited for the server.") from None
@@ -141,12 +136,6 @@ class _LoopThread:
         finally:
             # A traceback keeps this frame alive, which must not keep the scorer alive.
             del user
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._calls.discard(task)
-        # The error of a cancelled call is never retrieved, and asyncio would log that.
-        if not task.cancelled():
-            task.exception()
 
     def _run(self) -> None:
         try:
@@ -156,22 +145,45 @@ class _LoopThread:
 
     async def _serve(self) -> None:
         await self._stopping.wait()
-        calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-        if calls:
-            await asyncio.wait(calls)
-        await self._pool.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._client is not None:
+            with suppress(Exception):
+                await asyncio.wait_for(self._client.aclose(), _CLOSE_TIMEOUT_S)
         await self._loop.shutdown_asyncgens()
 
 
+def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
+    """Make an HTTP client that uses the proxies from the environment, except for this machine."""
+    import httpx
+
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    try:
+        return httpx.AsyncClient(
+            # `score_all` limits the time of each attempt as a whole and the number of connections.
+            timeout=None,  # noqa: S113
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=parallel),
+            # A compressed response could expand without limit, and responses are short anyway.
+            headers={"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "marcorank"},
+            mounts={f"all://{host}": None} if address.is_loopback else None,
+        )
+    except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+        # The message of the error may contain the password of a proxy.
+        raise RemoteError(
+            f"Cannot create an HTTP client for {address.url} ({type(error).__name__}); check the environment variables "
+            "for proxies and certificates, such as HTTPS_PROXY and SSL_CERT_FILE."
+        ) from None
+
+
 _connections: WeakSet[Connection] = WeakSet()
-_kept_from_parent: list[_LoopThread] = []
+_kept_from_parent: list[dict[str, Any]] = []
 
 
 def _reset_connections() -> None:
     for connection in list(_connections):
-        connection.reset()
+        connection.reset_in_child()
 
 
 if hasattr(os, "register_at_fork"):

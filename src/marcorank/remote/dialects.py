@@ -6,48 +6,50 @@ The responses are similar enough for one parser, see `responses`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import TypeAlias
+    from collections.abc import Mapping, Sequence
 
     from marcorank.ranking import ScoreKind
 
-    # From a query, its passages and the name of the model to the body of a request.
-    _RequestBody: TypeAlias = Callable[[str, Sequence[str], str | None], dict[str, Any]]
 
-_INFINITY_MAX_CHARS = 122_880
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dialect:
     """The API of one kind of server.
 
     Attributes:
         name: Name, as in `"tei+http://host:8080"`.
         path: Path of the endpoint, relative to the base URL.
-        request_body: Builds the body of a request: all scores, no texts, logits and truncation where the API has them.
+        passages_field: Field of the request body that holds the passages.
+        options: Other fields: all scores, no texts, logits and truncation where the API has them.
+        model: Whether the server has a single model, or a request may or must name one.
         score_kind: Kind of the scores.
         max_passages: Default maximum number of passages per request.
-        needs_model: Whether a request must name a model.
+        max_chars: Maximum length of a text; None for no limit.
         vendor_hosts: The vendor's own hosts, the only ones to which its key from the environment is sent.
         key_names: Environment variables in which the vendor's clients look for the key.
     """
 
     name: str
     path: str
-    request_body: _RequestBody
+    passages_field: str = "documents"
+    options: Mapping[str, Any]
+    model: Literal["single", "optional", "required"]
     score_kind: ScoreKind
     max_passages: int
-    needs_model: bool = False
+    max_chars: int | None = None
     vendor_hosts: tuple[str, ...] = ()
     key_names: tuple[str, ...] = ()
 
-
-def _documents(query: str, passages: Sequence[str], model: str | None, **more: Any) -> dict[str, Any]:
-    body = {"query": query, "documents": list(passages), **more}
-    return body if model is None else {"model": model, **body}
+    def request_body(self, query: str, passages: Sequence[str], model: str | None) -> dict[str, Any]:
+        """Return the body of a request, ready for JSON."""
+        body = {
+            "query": query[: self.max_chars],
+            self.passages_field: [passage[: self.max_chars] for passage in passages],
+            **self.options,
+        }
+        return body if model is None or self.model == "single" else {"model": model, **body}
 
 
 # `max_passages` is the limit of the server if it is low: `--max-client-batch-size` of TEI defaults to 32, Cohere
@@ -61,13 +63,9 @@ DIALECTS = {
         Dialect(
             name="tei",
             path="/rerank",
-            request_body=lambda query, passages, _: {
-                "query": query,
-                "texts": list(passages),
-                "raw_scores": True,
-                "return_text": False,
-                "truncate": True,
-            },
+            passages_field="texts",
+            options={"raw_scores": True, "return_text": False, "truncate": True},
+            model="single",
             score_kind="logit",
             max_passages=32,
         ),
@@ -75,34 +73,29 @@ DIALECTS = {
             name="vllm",
             path="/rerank",
             # -1 means the maximum length of the model.
-            request_body=lambda query, passages, model: _documents(
-                query, passages, model, use_activation=False, truncate_prompt_tokens=-1
-            ),
+            options={"use_activation": False, "truncate_prompt_tokens": -1},
+            model="optional",
             score_kind="logit",
             max_passages=256,
         ),
         Dialect(
             name="infinity",
             path="/rerank",
-            # It always truncates, but rejects longer texts, of which no model reads the rest.
-            request_body=lambda query, passages, model: _documents(
-                query[:_INFINITY_MAX_CHARS],
-                [passage[:_INFINITY_MAX_CHARS] for passage in passages],
-                model,
-                raw_scores=True,
-                return_documents=False,
-            ),
+            options={"raw_scores": True, "return_documents": False},
+            model="optional",
             score_kind="logit",
             max_passages=256,
+            # It always truncates, but rejects longer texts, of which no model reads the rest.
+            max_chars=122_880,
         ),
         Dialect(
             name="cohere",
             path="/v2/rerank",
             # Longer documents are truncated; 4,096 is the default.
-            request_body=lambda query, passages, model: _documents(query, passages, model, max_tokens_per_doc=4096),
+            options={"max_tokens_per_doc": 4096},
+            model="required",
             score_kind="probability",
             max_passages=1000,
-            needs_model=True,
             vendor_hosts=("api.cohere.com", "api.cohere.ai"),
             key_names=("COHERE_API_KEY", "CO_API_KEY"),
         ),
@@ -110,10 +103,10 @@ DIALECTS = {
             name="jina",
             path="/v1/rerank",
             # It always truncates.
-            request_body=lambda query, passages, model: _documents(query, passages, model, return_documents=False),
+            options={"return_documents": False},
+            model="required",
             score_kind="probability",
             max_passages=1000,
-            needs_model=True,
             vendor_hosts=("api.jina.ai",),
             key_names=("JINA_API_KEY",),
         ),
@@ -121,12 +114,10 @@ DIALECTS = {
             name="voyage",
             path="/v1/rerank",
             # `top_n` is called `top_k` here; without it, all scores are returned.
-            request_body=lambda query, passages, model: _documents(
-                query, passages, model, return_documents=False, truncation=True
-            ),
+            options={"return_documents": False, "truncation": True},
+            model="required",
             score_kind="probability",
             max_passages=1000,
-            needs_model=True,
             vendor_hosts=("api.voyageai.com",),
             key_names=("VOYAGE_API_KEY",),
         ),

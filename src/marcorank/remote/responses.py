@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from marcorank._inference.scorer import PassageScores
-from marcorank._text import shorten
+from marcorank._text import one_line, shorten
 from marcorank.errors import RemoteProtocolError
 
 # Servers return a list of results, or an object with one of these keys.
@@ -19,30 +19,28 @@ _MESSAGES = ("message", "detail", "error", "msg")
 _EXCERPT_CHARS = 200
 
 
-def read_scores(content: bytes, *, count: int, where: str) -> PassageScores:
+def read_scores(text: str, *, count: int, where: str) -> PassageScores:
     """Parse the scores of a response, in the order of the passages in the request.
 
     A score of null counts as NaN, which is what some servers mean by it; the error then names the passage.
 
     Args:
-        content: Body of the response.
+        text: Body of the response.
         count: Number of passages in the request.
         where: URL of the endpoint, for messages.
 
     Raises:
         RemoteProtocolError: There is not exactly one result per passage.
     """
-    results = _results(content, where)
+    results = _results(text, where)
     scores = np.full(count, math.nan, dtype=np.float64)
     truncated: list[bool | None] = [None] * count
     seen: set[int] = set()
     for result in results:
         index = result.get("index") if isinstance(result, dict) else None
-        if not isinstance(index, int) or isinstance(index, bool):
-            raise RemoteProtocolError(f"{where} sent the result {excerpt(str(result))!r}; expected an `index`.")
-        if not 0 <= index < count:
+        if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < count:
             raise RemoteProtocolError(
-                f"{where} sent a score for `index` {index}, but the request had {count} passages."
+                f"{where} sent the result {excerpt(str(result))!r}; expected an `index` below {count}."
             )
         if index in seen:
             raise RemoteProtocolError(f"{where} sent two scores for `index` {index}; expected one score per passage.")
@@ -59,27 +57,24 @@ def read_scores(content: bytes, *, count: int, where: str) -> PassageScores:
         return PassageScores(scores.astype(np.float32), np.array(truncated, dtype=np.bool_) if known else None)
 
 
-def server_message(content: bytes) -> str:
+def server_message(text: str) -> str:
     """Return the error message of a server: from its JSON body, else the whole body."""
-    text = content.decode("utf-8", "replace")
     try:
-        message = _message_of(json.loads(text))
+        return _message_of(json.loads(text)) or text
     except (ValueError, RecursionError):
         return text
-    return message or text
 
 
 def excerpt(text: str) -> str:
     """Return the beginning of a text from a server, on one line and without control characters."""
-    flat = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return shorten(flat, _EXCERPT_CHARS)
+    return shorten(one_line(text), _EXCERPT_CHARS)
 
 
-def _results(content: bytes, where: str) -> list[Any]:
+def _results(text: str, where: str) -> list[Any]:
+    beginning = excerpt(text[: 8 * _EXCERPT_CHARS])
     try:
-        body = json.loads(content)
+        body = json.loads(text)
     except (ValueError, RecursionError):
-        beginning = excerpt(content[: 8 * _EXCERPT_CHARS].decode("utf-8", "replace"))
         # Not chained: the JSON error holds the whole body.
         raise RemoteProtocolError(
             f"{where} sent {beginning!r}, which is not JSON; check that `dialect` is right for this server."
@@ -87,18 +82,18 @@ def _results(content: bytes, where: str) -> list[Any]:
     if isinstance(body, dict):
         body = next((body[name] for name in _ENVELOPES if name in body), None)
     if not isinstance(body, list):
-        beginning = excerpt(content[: 8 * _EXCERPT_CHARS].decode("utf-8", "replace"))
         raise RemoteProtocolError(f"{where} sent {beginning!r}; expected a list of results with `index` and score.")
     return body
 
 
 def _score(result: dict[str, Any], where: str) -> float:
-    name = next((name for name in _SCORES if name in result), None)
-    value = math.nan if name is None else result[name]
-    if name is None or isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+    value = next((result[name] for name in _SCORES if name in result), "none")
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise RemoteProtocolError(f"{where} sent the result {excerpt(str(result))!r}; expected a numeric score.")
     try:
-        return math.nan if value is None else float(value)
+        return float(value)
     except OverflowError:
         return math.inf
 

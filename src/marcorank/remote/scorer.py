@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import weakref
 from concurrent.futures import Future
 from functools import partial
@@ -12,33 +13,19 @@ from typing import TYPE_CHECKING, Any
 from marcorank._arguments import positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
-from marcorank.ranking import check_finite
-from marcorank.remote.address import Server, parse_address
-from marcorank.remote.connection import Connection
-from marcorank.remote.keys import key_argument, key_from_environment
+from marcorank.remote.address import parse_address
+from marcorank.remote.connection import Connection, Server
+from marcorank.remote.keys import Key, key_from_environment
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from types import TracebackType
 
-    import httpx
     import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
-    from marcorank.remote.address import Address
-    from marcorank.remote.connection import Pool
-    from marcorank.remote.keys import Key
-
-_DEFAULTS: dict[str, Any] = {
-    "model": None,
-    "timeout_s": 10.0,
-    "max_attempts": 3,
-    "max_passages_per_request": None,
-    "max_parallel_requests": 8,
-}
 
 
 class RemoteScorer:
@@ -82,30 +69,28 @@ class RemoteScorer:
             MissingExtraError: httpx is not installed.
         """
         self._address = parse_address(url, dialect=dialect, model=text_or_none("model", model))
-        self._api_key = key_argument(api_key)
-        self._server = Server(
-            self._address,
-            positive("timeout_s", timeout_s, "a finite number of seconds above 0"),
-            whole_number("max_attempts", max_attempts, 1),
-        )
-        self._max_passages_per_request = (
-            None
-            if max_passages_per_request is None
-            else whole_number("max_passages_per_request", max_passages_per_request, 1)
-        )
-        self._max_parallel_requests = whole_number("max_parallel_requests", max_parallel_requests, 1)
+        self._api_key = None if api_key is None else Key(api_key)
+        if max_passages_per_request is not None:
+            max_passages_per_request = whole_number("max_passages_per_request", max_passages_per_request, 1)
+        self._settings: dict[str, Any] = {
+            "url": self._address.url,
+            "dialect": self._address.dialect.name,
+            "model": self._address.model,
+            "timeout_s": positive("timeout_s", timeout_s, "a finite number of seconds above 0"),
+            "max_attempts": whole_number("max_attempts", max_attempts, 1),
+            "max_passages_per_request": max_passages_per_request,
+            "max_parallel_requests": whole_number("max_parallel_requests", max_parallel_requests, 1),
+        }
         if find_spec("httpx") is None:
             raise MissingExtraError("Scoring on a server needs httpx: pip install 'marcorank[remote]'")
-        self._connection = Connection(
-            partial(_make_client, self._address, self._max_parallel_requests), self._max_parallel_requests
-        )
+        self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
         weakref.finalize(self, self._connection.stop)
 
     @property
     def name(self) -> str:
         """Name of the model, or the URL of the server if no model is set."""
-        return self._address.model or self._address.url
+        return self._address.name
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -138,10 +123,9 @@ class RemoteScorer:
         future = self.begin(requests)
         try:
             return future.result()
-        except BaseException:
-            # Such as a KeyboardInterrupt while waiting.
+        finally:
+            # Such as after a KeyboardInterrupt while waiting; a future that is done stays as it is.
             future.cancel()
-            raise
 
     def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
         """Start scoring and return a future of the result of `score_requests`; cancelling it cancels the requests.
@@ -155,15 +139,14 @@ class RemoteScorer:
             future: Future[list[PassageScores]] = Future()
             future.set_result([PassageScores.empty() for _ in checked])
             return future
-        call = partial(
-            _score,
-            server=self._server,
-            key=self._api_key or key_from_environment(self._address),
-            requests=checked,
-            limit=self._max_passages_per_request or self._address.dialect.max_passages,
-            name=self.name,
+        server = Server(
+            self._address,
+            self._api_key or key_from_environment(self._address),
+            timeout_s=self._settings["timeout_s"],
+            max_attempts=self._settings["max_attempts"],
+            max_passages=self._settings["max_passages_per_request"] or self._address.dialect.max_passages,
         )
-        return self._connection.submit(call, user=self)
+        return self._connection.submit(partial(_score, server=server, requests=checked), user=self)
 
     def close(self) -> None:
         """Close the connections and stop the thread; running calls raise `ClosedError`."""
@@ -172,22 +155,12 @@ class RemoteScorer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as plain JSON-ready values, without the API key."""
-        return {
-            "url": self._address.url,
-            "dialect": self._address.dialect.name,
-            "model": self._address.model,
-            "timeout_s": self._server.timeout_s,
-            "max_attempts": self._server.max_attempts,
-            "max_passages_per_request": self._max_passages_per_request,
-            "max_parallel_requests": self._max_parallel_requests,
-        }
+        return dict(self._settings)
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -196,7 +169,7 @@ class RemoteScorer:
         Raises:
             InvalidInputError: A setting is unknown or invalid.
         """
-        known = {"url", "dialect", *_DEFAULTS}
+        known = {"url", *_DEFAULTS}
         unknown = sorted(set(settings) - known)
         if unknown or "url" not in settings:
             fault = f"Unknown settings {', '.join(map(repr, unknown))}" if unknown else "'url' is missing"
@@ -204,10 +177,10 @@ class RemoteScorer:
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:
-        return self.to_dict() == other.to_dict() if isinstance(other, RemoteScorer) else NotImplemented
+        return self._settings == other._settings if isinstance(other, RemoteScorer) else NotImplemented
 
     def __hash__(self) -> int:
-        return hash(tuple(self.to_dict().values()))
+        return hash(tuple(self._settings.values()))
 
     def __repr__(self) -> str:
         settings = self.to_dict()
@@ -222,21 +195,15 @@ class RemoteScorer:
         self.__init__(**state)  # type: ignore[misc]
 
 
-# These run in the thread of the connection without a reference to the scorer, which may be freed meanwhile.
+async def _score(connection: Connection, *, server: Server, requests: Sequence[Request]) -> list[PassageScores]:
+    # Here, because importing httpx takes a while and would block the caller's event loop.
+    from marcorank.remote.client import score_all
+
+    return await score_all(connection, server=server, requests=requests)
 
 
-async def _score(
-    pool: Pool, *, server: Server, key: Key | None, requests: Sequence[Request], limit: int, name: str
-) -> list[PassageScores]:
-    from marcorank.remote.splitting import score_all
-
-    scored = await score_all(pool, server, key, requests, limit=limit)
-    for scores in scored:
-        check_finite(scores.logits, model=name)
-    return scored
-
-
-def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
-    from marcorank.remote.client import make_client
-
-    return make_client(address, parallel)
+_DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(RemoteScorer).parameters.items()
+    if name not in {"url", "api_key"}
+}

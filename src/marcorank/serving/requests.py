@@ -12,57 +12,62 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from starlette.responses import Response
+
 from marcorank._text import brief
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from marcorank.ranking import Ranking
 
-    from marcorank.ranking import RankedPassage, Ranking
+
+class JsonResponse(Response):
+    """A JSON response in ASCII: UTF-8 cannot encode lone surrogates, which a client may send and get back."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        """Encode the content."""
+        return json.dumps(content, separators=(",", ":")).encode()
 
 
 class RequestError(Exception):
     """A request that gets a response other than 200.
 
-    Attributes:
+    Args:
         status: The HTTP status.
+        message: What is wrong.
         kind: Error type as named by TEI: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`.
     """
 
-    def __init__(self, status: int, kind: str, message: str) -> None:
+    def __init__(self, status: int, message: str, kind: str = "Validation") -> None:
         super().__init__(message)
-        self.status = status
-        self.kind = kind
+        self._status = status
+        self._kind = kind
 
-    def body(self) -> dict[str, Any]:
-        """Return a body for clients of TEI (`error`) and of Cohere (`message`)."""
-        return {"error": str(self), "error_type": self.kind, "message": str(self)}
+    def response(self) -> JsonResponse:
+        """Return a response for clients of TEI (`error`) and of Cohere (`message`)."""
+        headers = {"WWW-Authenticate": "Bearer"} if self._status == 401 else None
+        body = {"error": str(self), "error_type": self._kind, "message": str(self)}
+        return JsonResponse(body, self._status, headers)
 
 
 @dataclass(frozen=True, slots=True)
 class RerankRequest:
-    """One rerank request in either format.
-
-    Attributes:
-        query: The query.
-        passages: The passages to rank.
-        raw_scores: Whether to return logits; else their sigmoid.
-        return_texts: Whether to return the texts.
-        top_n: Maximum number of results; None for all.
-        truncate: Whether texts that are too long may be truncated.
-        cohere: Whether to respond in the format of Cohere; else of TEI.
-        model: Name of the requested model; None for any.
-        max_tokens: Requested maximum number of tokens per passage; None for the maximum of the model.
-    """
+    """One rerank request in either format."""
 
     query: str
     passages: list[str]
+    # Return logits; else their sigmoid.
     raw_scores: bool
     return_texts: bool
     top_n: int | None
+    # Texts that are too long may be truncated.
     truncate: bool
+    # Respond in the format of Cohere; else of TEI.
     cohere: bool
-    model: str | None = None
-    max_tokens: int | None = None
+    model: str | None
+    # Per passage.
+    max_tokens: int | None
 
     def response(self, ranking: Ranking, model: str) -> Any:
         """Return the JSON-ready response with the results, best first.
@@ -71,25 +76,26 @@ class RerankRequest:
             ranking: The ranking, with sigmoid scores.
             model: Model name to return.
         """
+        results = []
+        for one in ranking:
+            score = one.logit if self.raw_scores else one.score
+            text = {"document": {"text": one.text}} if self.cohere else {"text": one.text}
+            results.append(
+                {
+                    "index": one.index,
+                    "relevance_score" if self.cohere else "score": score,
+                    "truncated": bool(one.truncated),
+                    **(text if self.return_texts else {}),
+                }
+            )
         if not self.cohere:
-            return [
-                {"index": one.index, "score": self._score(one), "truncated": bool(one.truncated)}
-                | ({"text": one.text} if self.return_texts else {})
-                for one in ranking
-            ]
+            return results
         return {
             "id": str(uuid4()),
             "model": model,
-            "results": [
-                {"index": one.index, "relevance_score": self._score(one), "truncated": bool(one.truncated)}
-                | ({"document": {"text": one.text}} if self.return_texts else {})
-                for one in ranking
-            ],
+            "results": results,
             "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
         }
-
-    def _score(self, one: RankedPassage) -> float | None:
-        return one.logit if self.raw_scores else one.score
 
 
 def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
@@ -106,45 +112,36 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise RequestError(400, "Validation", f"The body is not valid JSON: {error}") from error
+        raise RequestError(400, f"The body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise _wrong("The body", fields, "an object")
     cohere = cohere or "documents" in fields
-    name = "documents" if cohere else "texts"
-    if "query" not in fields or name not in fields:
-        missing = "query" if "query" not in fields else f"{name}`, or `texts" if cohere else f"{name}`, or `documents"
-        raise RequestError(422, "Validation", f"The body has no `{missing}`.")
+    if "query" not in fields:
+        raise RequestError(422, "The body has no `query`.")
+    name, other = ("documents", "texts") if cohere else ("texts", "documents")
+    if name not in fields:
+        raise RequestError(422, f"The body has no `{name}`, or `{other}`.")
     query = fields["query"]
     if not isinstance(query, str) or not query.strip():
         raise _wrong("`query`", query, "a text that is not blank")
     passages = _passages(name, fields[name], max_batch=max_batch)
-    if not cohere:
-        direction = fields.get("truncation_direction")
-        if direction is not None and str(direction).casefold() != "right":
-            raise _wrong("`truncation_direction`", direction, "'right': texts are only truncated at the end")
-        return RerankRequest(
-            query=query,
-            passages=passages,
-            raw_scores=_flag(fields, "raw_scores"),
-            return_texts=_flag(fields, "return_text"),
-            top_n=None,
-            truncate=_flag(fields, "truncate"),
-            cohere=False,
-        )
-    model = fields.get("model")
-    if model is not None and not isinstance(model, str):
+    direction, model = fields.get("truncation_direction"), fields.get("model")
+    if not cohere and direction is not None and str(direction).casefold() != "right":
+        raise _wrong("`truncation_direction`", direction, "'right': texts are only truncated at the end")
+    if cohere and model is not None and not isinstance(model, str):
         raise _wrong("`model`", model, "the name of the model")
+    # `raw_scores` is the name in TEI and infinity, `use_activation` in vLLM.
+    raw_scores = _flag(fields, "raw_scores") or (cohere and not _flag(fields, "use_activation", default=True))
     return RerankRequest(
         query=query,
         passages=passages,
-        # `raw_scores` is the name in infinity, `use_activation` in vLLM.
-        raw_scores=_flag(fields, "raw_scores") or not _flag(fields, "use_activation", default=True),
-        return_texts=_flag(fields, "return_documents"),
-        top_n=_count(fields, "top_n"),
-        truncate=True,
-        cohere=True,
-        model=model,
-        max_tokens=_count(fields, "max_tokens_per_doc"),
+        raw_scores=raw_scores,
+        return_texts=_flag(fields, "return_documents" if cohere else "return_text"),
+        top_n=_count(fields, "top_n") if cohere else None,
+        truncate=cohere or _flag(fields, "truncate"),
+        cohere=cohere,
+        model=model if cohere else None,
+        max_tokens=_count(fields, "max_tokens_per_doc") if cohere else None,
     )
 
 
@@ -152,9 +149,9 @@ def _passages(name: str, value: object, *, max_batch: int) -> list[str]:
     if not isinstance(value, list):
         raise _wrong(f"`{name}`", value, "a list")
     if not value:
-        raise RequestError(400, "Empty", f"`{name}` cannot be empty")
+        raise RequestError(400, f"`{name}` cannot be empty", "Empty")
     if len(value) > max_batch:
-        raise RequestError(413, "Validation", f"batch size {len(value)} > maximum allowed batch size {max_batch}")
+        raise RequestError(413, f"batch size {len(value)} > maximum allowed batch size {max_batch}")
     passages = []
     for index, one in enumerate(value):
         passage = one.get("text") if name == "documents" and isinstance(one, dict) else one
@@ -180,13 +177,4 @@ def _count(fields: dict[str, Any], name: str) -> int | None:
 
 
 def _wrong(what: str, value: object, expected: str) -> RequestError:
-    return RequestError(422, "Validation", f"{what} is {brief(value)}; expected {expected}.")
-
-
-def too_long(truncated: Sequence[int], max_length: int, *, query_truncated: bool) -> RequestError:
-    """Return the error for texts that are too long if the request does not allow truncation."""
-    what = "`query`" if query_truncated else f"`texts[{truncated[0]}]` with the query"
-    more = f" (and {len(truncated) - 1} more)" if len(truncated) > 1 and not query_truncated else ""
-    return RequestError(
-        413, "Validation", f"{what}{more} is longer than the {max_length} tokens of the model; send `truncate`: true."
-    )
+    return RequestError(422, f"{what} is {brief(value)}; expected {expected}.")
