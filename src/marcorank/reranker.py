@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakSet
 
 from marcorank._arguments import (
     passage_texts,
@@ -17,10 +15,11 @@ from marcorank._arguments import (
 from marcorank._calls.failures import OPERATIONAL_ERRORS, warnings
 from marcorank._calls.model import LazyModel
 from marcorank._calls.ranker import Ranker, RankOptions
+from marcorank._forks import reset_in_child
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
-from marcorank._models.loading import load_scorer, reset_models_in_child, validate_model
+from marcorank._models.loading import load_scorer, validate_model
 from marcorank._steps import arun, run
 from marcorank.errors import InvalidInputError
 from marcorank.ranking import Logistic, Ranking, RerankStatus
@@ -86,7 +85,7 @@ class Reranker:
             )
         self.fallback = self._fallback_reranker()
         self._start()
-        _rerankers.add(self)
+        reset_in_child(self, Reranker._restart)
 
     def _fallback_reranker(self) -> Reranker | None:
         given, settings = self._settings.fallback, self._settings
@@ -119,6 +118,12 @@ class Reranker:
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
             max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
         )
+
+    def _restart(self) -> None:
+        """Start again in a forked child; a reranker that was closed stays closed."""
+        closed = self._model.closed
+        self._start()
+        self._model.closed = closed
 
     @property
     def score_kind(self) -> ScoreKind:
@@ -312,22 +317,6 @@ class Reranker:
         if options.score_threshold is not None:
             ranker.check_scale(options.score_threshold)
         return ranker.rank(requests, options, may_block=may_block)
-
-
-_rerankers: WeakSet[Reranker] = WeakSet()
-
-
-def _restart_in_child() -> None:
-    """Give a forked child its own models, locks and threads, because those of the parent do not work there."""
-    reset_models_in_child()
-    for reranker in _rerankers:
-        closed = reranker._model.closed  # noqa: SLF001
-        reranker._start()  # noqa: SLF001
-        reranker._model.closed = closed  # noqa: SLF001
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_restart_in_child)
 
 
 def plain_fallback(fallback: object) -> str | dict[str, Any] | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakValueDictionary
 
+from marcorank._forks import reset_in_child
 from marcorank._inference.backends.onnx import OnnxBackend, mentions
 from marcorank._inference.cpu import Workers, cpu_features
 from marcorank._inference.pairs import PairEncoder
@@ -367,4 +368,4 @@ class _Loaded:
 
 
 _loaded = _Loaded()
-reset_models_in_child = _loaded.reset_in_child
+reset_in_child(_loaded, _Loaded.reset_in_child)

@@ -7,13 +7,12 @@ event loops share connections, and their event loops are not blocked.
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from weakref import WeakSet
 
+from marcorank._forks import reset_in_child
 from marcorank.errors import ClosedError, RemoteError
 
 if TYPE_CHECKING:
@@ -71,7 +70,7 @@ class Connection:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._client: httpx.AsyncClient | None = None
-        _connections.add(self)
+        reset_in_child(self, Connection.reset_in_child)
 
     def reset_in_child(self) -> None:
         """Forget the thread of the parent. Its objects are kept alive, because freeing them would close them."""
@@ -177,14 +176,4 @@ def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:
         ) from None
 
 
-_connections: WeakSet[Connection] = WeakSet()
 _kept_from_parent: list[dict[str, Any]] = []
-
-
-def _reset_connections() -> None:
-    for connection in list(_connections):
-        connection.reset_in_child()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_reset_connections)

@@ -1,0 +1,28 @@
+"""The one hook after a fork: locks, threads and sessions of a parent process do not work in its child."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+T = TypeVar("T")
+
+_resets: WeakKeyDictionary[object, Callable[[object], None]] = WeakKeyDictionary()
+
+
+def reset_in_child(obj: T, reset: Callable[[T], None]) -> None:
+    """Call `reset(obj)` in every forked child, before anything else runs there and in the order of these calls."""
+    _resets[obj] = reset  # type: ignore[assignment]
+
+
+def _reset_all() -> None:
+    for obj, reset in list(_resets.items()):
+        reset(obj)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_all)
