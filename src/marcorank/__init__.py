@@ -11,7 +11,6 @@ The names below are imported when they are first used: importing `marcorank` loa
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
     from marcorank.reranker import Reranker
     from marcorank.scorer import Scorer
 
-__version__ = version("marcorank")
+    __version__: str
 
 _HOME = {
     "Reranker": "marcorank.reranker",
@@ -77,6 +76,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        # Reading the metadata takes a tenth of the time of a first ranking.
+        from importlib.metadata import version
+
+        return version("marcorank")
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -84,4 +88,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 from functools import lru_cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import marcorank
 from marcorank._files import errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
 from marcorank._models.hub import TORCH_FILES, HubModel
@@ -43,10 +43,10 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         return {
             "model": scorer_name(model),
             "scorer": f"{kind.__module__}.{kind.__qualname__}",
-            "marcorank": version("marcorank"),
+            "marcorank": marcorank.__version__,
         }
     if is_remote(model.name):
-        return {"model": model.name, "scorer": "server", "marcorank": version("marcorank")}
+        return {"model": model.name, "scorer": "server", "marcorank": marcorank.__version__}
     files = locate(model)
     choice, graph = resolve(files, model)
     if graph is None:
@@ -63,7 +63,7 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         "max_length": model.max_length,
         "max_query_tokens": model.max_query_tokens,
         "long_passages": model.long_passages,
-        "marcorank": version("marcorank"),
+        "marcorank": marcorank.__version__,
         "files": {name: _digest(path) for name, path in sorted(read.items())},
     }
 
