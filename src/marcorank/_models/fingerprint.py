@@ -7,7 +7,6 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import marcorank
 from marcorank._files import errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
 from marcorank._models.hub import TORCH_FILES, HubModel
@@ -43,10 +42,10 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         return {
             "model": scorer_name(model),
             "scorer": f"{kind.__module__}.{kind.__qualname__}",
-            "marcorank": marcorank.__version__,
+            "marcorank": _version(),
         }
     if is_remote(model.name):
-        return {"model": model.name, "scorer": "server", "marcorank": marcorank.__version__}
+        return {"model": model.name, "scorer": "server", "marcorank": _version()}
     files = locate(model)
     choice, graph = resolve(files, model)
     if graph is None:
@@ -63,9 +62,16 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         "max_length": model.max_length,
         "max_query_tokens": model.max_query_tokens,
         "long_passages": model.long_passages,
-        "marcorank": marcorank.__version__,
+        "marcorank": _version(),
         "files": {name: _digest(path) for name, path in sorted(read.items())},
     }
+
+
+def _version() -> str:
+    # Late, because reading metadata would slow down the import of the package.
+    from importlib.metadata import version
+
+    return version("marcorank")
 
 
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
