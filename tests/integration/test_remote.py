@@ -78,7 +78,7 @@ def threads_of_scorers() -> list[threading.Thread]:
 
 def fails_soon(scorer, kind, message, passages=PASSAGES):
     """Return the error of a call."""
-    future = scorer.begin([(QUERY, passages)])
+    future = scorer.submit([(QUERY, passages)])
     with pytest.raises(kind, match=message) as caught:
         future.result(timeout=SOON_S)
     return caught.value
@@ -187,7 +187,7 @@ def test_a_long_call_does_not_block_a_short_one(tei):
     """A short call after one with many parts does not wait for all of them."""
     tei.fault = delays(0.02)
     with RemoteScorer(tei.url, max_passages_per_request=1, max_parallel_requests=2) as scorer:
-        long = scorer.begin([(QUERY, ["x"] * 200)])
+        long = scorer.submit([(QUERY, ["x"] * 200)])
         scorer.score(QUERY, ["open"])
         assert not long.done()
         long.cancel()
@@ -401,7 +401,7 @@ def test_a_thousand_requests_to_a_failing_server():
             def call(number: int) -> None:
                 passages = [f"{PASSAGES[(number + index) % 6]} {number}" for index in range(1 + number % 5)]
                 try:
-                    scores = scorer.begin([(QUERY, passages)]).result(timeout=60)
+                    scores = scorer.submit([(QUERY, passages)]).result(timeout=60)
                 except RemoteError as error:
                     outcomes[type(error).__name__] += 1
                 else:
@@ -598,7 +598,7 @@ def test_cancelling_closes_the_connections(tei, scorer, kind):
     if kind == "task":
         asyncio.run(give_up())
     else:
-        future = scorer.begin([(QUERY, PASSAGES)])
+        future = scorer.submit([(QUERY, PASSAGES)])
         assert tei.arrived.acquire(timeout=SOON_S)
         assert future.cancel()
         with pytest.raises(CancelledError, match=r"^$"):
@@ -611,18 +611,18 @@ def test_cancelled_requests_free_their_slots(tei):
     tei.fault = delays(0.02)
     with RemoteScorer(tei.url, max_parallel_requests=2, max_passages_per_request=2) as scorer:
         for number in range(100):
-            future = scorer.begin([(QUERY, PASSAGES)])
+            future = scorer.submit([(QUERY, PASSAGES)])
             time.sleep(number * 0.0005)
             future.cancel()
         tei.fault = None
-        np.testing.assert_array_equal(scorer.begin([(QUERY, PASSAGES)]).result(timeout=SOON_S)[0].logits, EXPECTED)
+        np.testing.assert_array_equal(scorer.submit([(QUERY, PASSAGES)]).result(timeout=SOON_S)[0].logits, EXPECTED)
 
 
 def test_close_ends_the_thread_and_running_calls(tei):
     """Running and later calls raise `ClosedError`."""
     tei.fault = never_answers
     scorer = RemoteScorer(tei.url)
-    waiting = [scorer.begin([(QUERY, PASSAGES)]) for _ in range(20)]
+    waiting = [scorer.submit([(QUERY, PASSAGES)]) for _ in range(20)]
     scorer.close()
     for future in waiting:
         with pytest.raises(ClosedError, match="closed while a call waited"):
@@ -638,7 +638,7 @@ def test_nothing_is_logged_about_a_cancelled_call(tei, caplog):
     tei.fault = never_answers
     for _ in range(20):
         with RemoteScorer(tei.url) as scorer:
-            future = scorer.begin([(QUERY, PASSAGES)])
+            future = scorer.submit([(QUERY, PASSAGES)])
             assert tei.arrived.acquire(timeout=SOON_S)
             future.cancel()
         del future
@@ -664,7 +664,7 @@ def test_the_thread_ends_with_the_last_user(tei):
     scorer.score(QUERY, PASSAGES)
     assert len(threads_of_scorers()) == 1
     tei.fault = responds(400)
-    error = scorer.begin([(QUERY, PASSAGES)]).exception(timeout=SOON_S)
+    error = scorer.submit([(QUERY, PASSAGES)]).exception(timeout=SOON_S)
     assert isinstance(error, RemoteStatusError)
     gone = weakref.ref(scorer)
     del scorer
@@ -676,7 +676,7 @@ def test_the_thread_ends_with_the_last_user(tei):
 def test_a_running_call_keeps_its_scorer_alive(tei):
     """A future without a reference to its scorer still gets the scores; then the thread ends."""
     tei.fault = delays(0.2)
-    future = RemoteScorer(tei.url).begin([(QUERY, PASSAGES)])
+    future = RemoteScorer(tei.url).submit([(QUERY, PASSAGES)])
     gc.collect()
     np.testing.assert_array_equal(future.result(timeout=SOON_S)[0].logits, EXPECTED)
     for thread in threads_of_scorers():
@@ -697,7 +697,7 @@ def test_a_forked_child_opens_its_own_connections(tei, scorer):
         gc.collect()
         os._exit(0 if right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    np.testing.assert_array_equal(scorer.begin([(QUERY, PASSAGES)]).result(timeout=SOON_S)[0].logits, EXPECTED)
+    np.testing.assert_array_equal(scorer.submit([(QUERY, PASSAGES)]).result(timeout=SOON_S)[0].logits, EXPECTED)
 
 
 def test_a_program_can_exit_with_running_calls(tei):
@@ -708,7 +708,7 @@ def test_a_program_can_exit_with_running_calls(tei):
         "from marcorank.remote import RemoteScorer\n"
         "scorer = RemoteScorer(sys.argv[1], timeout_s=600)\n"
         "print(scorer.score('a', ['a']).tolist())\n"
-        "future = scorer.begin([('a', ['a'])])\n"
+        "future = scorer.submit([('a', ['a'])])\n"
         "sys.stdin.read()\n"
     )
     command = [sys.executable, "-W", "error", "-c", code, tei.url]

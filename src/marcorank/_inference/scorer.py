@@ -82,7 +82,7 @@ class RequestScorer(Protocol):
 class AsyncScorer(RequestScorer, Protocol):
     """A scorer that needs no thread of the caller while it waits, such as for a server."""
 
-    def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
+    def submit(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
         """Submit the requests and return a future of the result of `score_requests`; cancelling it drops them."""
         ...
 
@@ -99,7 +99,7 @@ def score_steps(scorer: RequestScorer, requests: Sequence[Request]) -> Steps[lis
     if isinstance(scorer, CrossEncoderScorer):
         return (yield from scorer.score_steps(requests))
     if isinstance(scorer, AsyncScorer):
-        future = scorer.begin(requests)
+        future = scorer.submit(requests)
         try:
             yield Wait(future)
             return future.result()

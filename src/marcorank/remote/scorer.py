@@ -113,21 +113,21 @@ class RemoteScorer:
 
         Cancelling the task cancels the requests.
         """
-        return (await asyncio.wrap_future(self.begin([(query, passages)])))[0].logits
+        return (await asyncio.wrap_future(self.submit([(query, passages)])))[0].logits
 
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score the passages of all requests in parallel; returns one result per request, in order.
 
         `truncated` is known if the server reports it for each passage.
         """
-        future = self.begin(requests)
+        future = self.submit(requests)
         try:
             return future.result()
         finally:
             # Such as after a KeyboardInterrupt while waiting; a future that is done stays as it is.
             future.cancel()
 
-    def begin(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
+    def submit(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
         """Start scoring and return a future of the result of `score_requests`; cancelling it cancels the requests.
 
         Raises:
