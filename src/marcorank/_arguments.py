@@ -67,7 +67,10 @@ def finite_number(value: object) -> float | None:
     """Return a finite number as a float; None for anything else, including `True` and `"3"`."""
     if not isinstance(value, (int, float, np.integer, np.floating)) or isinstance(value, bool):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an int beyond the range of floats
+        return None
 
 
 def positive(name: str, value: object, expected: str = "a number above 0") -> float:
@@ -101,8 +104,9 @@ def text_or_none(name: str, value: object) -> str | None:
         InvalidInputError: The value is invalid.
     """
     if value is not None and (not isinstance(value, str) or not value):
-        found = "empty" if value == "" else f"of type {type(value).__name__}"
-        raise InvalidInputError(f"`{name}` is {found}; expected None or a text that is not empty.")
+        if value == "":
+            raise InvalidInputError(f"`{name}` is empty; expected a text. Leave it out for the default.")
+        raise InvalidInputError(f"`{name}` is of type {type(value).__name__}; expected None or a text.")
     return value
 
 

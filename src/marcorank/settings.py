@@ -69,6 +69,8 @@ class Description:
         except InvalidInputError:
             raise
         except ValueError:
+            if self.is_flag:
+                raise InvalidInputError(f"`{name}` is {text!r}; expected one of {', '.join(_FLAGS)}.") from None
             value = text  # The check says what was expected.
         return self.check(name, value)
 
@@ -140,7 +142,12 @@ def _fallback(name: str, value: object) -> str | Scorer | Mapping[str, Any]:
         return _model(name, value)
     if "token" in value:
         raise InvalidInputError(f"`{name}` holds a `token`, which dicts do not keep; pass a Reranker.")
-    return value
+    copied = dict(value)
+    if "model" in value:
+        copied["model"] = _model(f"{name}['model']", value["model"])
+    if "activation" in value:
+        copied["activation"] = plain_activation(checked_activation(value["activation"]))
+    return copied
 
 
 @dataclass(kw_only=True)
@@ -227,7 +234,7 @@ class ModelSettings:
 
 @dataclass(kw_only=True)
 class SharedSettings(ModelSettings):
-    """RerankerSettings with the same names in `Reranker` and in both adapters: all but the model."""
+    """Settings with the same names in `Reranker` and in both adapters: all but the model."""
 
     activation: Activation | Mapping[str, float] = setting(
         "identity",

@@ -201,7 +201,11 @@ def test_the_reference_lists_every_argument():
     found = dict(re.findall(r"(?m)^\| `(\w+)` \| (\S+) \|", section))
     parameters = inspect.signature(rerank_dataset).parameters.values()
     assert found == {
-        parameter.name: "required" if parameter.default is parameter.empty else f"`{parameter.default!r}`"
+        parameter.name: "`{}`"
+        if parameter.kind is parameter.VAR_KEYWORD
+        else "required"
+        if parameter.default is parameter.empty
+        else f"`{parameter.default!r}`"
         for parameter in parameters
     }
 

@@ -40,7 +40,7 @@ def test_without_anything_the_bundled_model_is_served():
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
-        ("MODEL", "", "a text that is not empty"),
+        ("MODEL", "", "a text. Leave it out for the default"),
         ("BACKEND", "tensorrt", "one of 'auto', 'openvino'"),
         ("PRECISION", "fp8", "one of 'auto', 'fp32'"),
         ("LONG_PASSAGES", "drop", "one of 'truncate', 'windows'"),

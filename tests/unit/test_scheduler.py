@@ -181,11 +181,11 @@ def test_a_call_may_hold_little_of_what_waits():
     long, other = (scheduler.open(make_batch) for _ in range(2))
     begin(scheduler, [0])
     backend.wait_for_batch()
-    assert long.room().done()
+    assert long.admission().done()
     long.add(list(range(100)), np.full(100, 500), last=False)
-    waiting = long.room()
+    waiting = long.admission()
     assert not waiting.done()
-    assert other.room().done()
+    assert other.admission().done()
     other.add([1], np.array([10]), last=True)
     for _ in range(60):
         backend.leave.release()
@@ -201,7 +201,7 @@ def test_where_much_waits_callers_are_let_in_one_after_the_other(gated):
     scheduler, backend = gated
     crowd = [begin(scheduler, [number], tokens=10_000) for number in range(100, 114)]
     late = [scheduler.open(make_batch) for _ in range(3)]
-    rooms = [job.room() for job in late]
+    rooms = [job.admission() for job in late]
     assert not any(room.done() for room in rooms)
     backend.open_gate()
     for place, job in enumerate(late):
@@ -219,7 +219,7 @@ def test_who_gives_up_in_the_line_does_not_hold_it_up(gated):
     scheduler, backend = gated
     crowd = begin(scheduler, range(100), tokens=2000)
     in_line, with_turn, last = (scheduler.open(make_batch) for _ in range(3))
-    rooms = [with_turn.room(), in_line.room(), last.room()]
+    rooms = [with_turn.admission(), in_line.admission(), last.admission()]
     assert in_line.cancel()
     assert rooms[1].done()
     backend.open_gate()
@@ -241,7 +241,7 @@ def test_what_is_cancelled_never_runs(gated):
     assert dropped.cancel()
     assert growing.cancel()
     growing.add([5], np.array([10]), last=True)
-    assert growing.room().done()
+    assert growing.admission().done()
     backend.open_gate()
     assert (result(before), result(after)) == ([1], [3])
     assert backend.batches == [[0], [1, 3]]
@@ -343,7 +343,7 @@ def test_what_waits_at_the_end_fails():
     in_round.add(list(range(3)), np.full(3, 5000), last=False)
     backend.wait_for_batch()
     in_queue.add(list(range(10, 110)), np.full(100, 2000), last=False)
-    room = in_line.room()
+    room = in_line.admission()
     assert not room.done()
     dropping = threading.Thread(target=lambda drop: drop.clear(), args=([scheduler],))
     del scheduler

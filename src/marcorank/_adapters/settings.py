@@ -145,6 +145,7 @@ class AdapterSettings(BaseModel, SharedSettings):
             if self.reranker is not None:
                 self._check_together(name, getattr(self, name), self.reranker)
         core = self.core  # made now, so that threads and copies share it
+        self._check_core()
         if self.reranker is not None:
             settings = _settings_of(core)
             shown = {self._model_field: settings.pop("model"), **settings}
@@ -163,10 +164,21 @@ class AdapterSettings(BaseModel, SharedSettings):
             self._made = Reranker(model, **settings, token=_revealed(self.token))
         return self._made
 
+    def _check_core(self) -> None:
+        """Check the `Reranker` of these settings; for subclasses that do not support all of them."""
+
     def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _DESCRIPTIONS and name != self._model_field:
+            super().__setattr__(name, value)
+            return
+        before, made = self.__dict__.get(name), self._made
         super().__setattr__(name, value)
-        if name in _DESCRIPTIONS or name == self._model_field:
-            self._made = None
+        self._made = None
+        try:
+            self._check_core()
+        except InvalidInputError:
+            self.__dict__[name], self._made = before, made
+            raise
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy that shares the model; unlike pydantic's own, this checks the changes."""

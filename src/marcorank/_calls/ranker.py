@@ -137,9 +137,8 @@ class Ranker(NamedTuple):
     def _with_status(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
         """Return the rankings of the fallback, with the failure of this model as their status."""
         status = RerankStatus.of("fallback", failure)
-        first = rankings[0] if rankings else None
-        if first is None or first.status is None or first.status.outcome == "fallback":
-            warnings.warn(self.model.name, status, f"{first.model if first else 'nothing to rank,'} ranked")
+        if rankings and (rankings[0].status is None or rankings[0].status.outcome == "fallback"):
+            warnings.warn(self.model.name, status, f"{rankings[0].model} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
 
 

@@ -93,7 +93,7 @@ class Job(Future["NDArray[np.float32]"]):
         self.unscored = 0
         self.complete = False
 
-    def room(self) -> Future[None]:
+    def admission(self) -> Future[None]:
         """Return a future that is done once there is capacity to add more pairs."""
         admission: Future[None] = Future()
         state = self._shared

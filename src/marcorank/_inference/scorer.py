@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -78,13 +79,21 @@ class RequestScorer(Protocol):
         ...
 
 
-@runtime_checkable
-class AsyncScorer(RequestScorer, Protocol):
-    """A scorer that needs no thread of the caller while it waits, such as for a server."""
+class AsyncScorer(ABC):
+    """A `RequestScorer` of ours that needs no thread of the caller while it waits for a server."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the model."""
+
+    @abstractmethod
+    def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
+        """Score the passages of each request; one result per request, in order."""
+
+    @abstractmethod
     def submit(self, requests: Sequence[Request]) -> Future[list[PassageScores]]:
         """Submit the requests and return a future of the result of `score_requests`; cancelling it drops them."""
-        ...
 
 
 def as_request_scorer(scorer: Scorer) -> RequestScorer:
@@ -179,7 +188,7 @@ class CrossEncoderScorer:
             slices = self._slices(requests, scored)
             last = False
             while not last:
-                yield Wait(job.room())
+                yield Wait(job.admission())
                 if job.done():  # a batch failed
                     break
                 pairs, lengths, last = next(slices)

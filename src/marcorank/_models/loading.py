@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
+# Tokenizers without a limit have a huge number, or infinity.
+_NO_LIMIT = 1_000_000
 # Settings that only apply to a local model.
 _LOCAL_SETTINGS = {name: value for name, value in defaults(ModelSettings).items() if name != "cache_size"}
 _FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
@@ -299,7 +301,7 @@ def _encoder(
 ) -> PairEncoder:
     limits = [settings.max_length]
     tokenizer_limit = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
-    if tokenizer_limit is not None:  # a huge number if there is none
+    if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
         limits.append(int(tokenizer_limit))
     pad_id = config.get("pad_token_id")
     pad_id = pad_id if isinstance(pad_id, int) else 0

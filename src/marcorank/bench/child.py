@@ -82,7 +82,7 @@ class Commands:
 
 
 def serve(next_line: Callable[[], bytes], results: IO[str]) -> None:
-    """Carry out commands for ever; `main` ends the process with its parent."""
+    """Carry out commands until the process ends; `main` ends the process with its parent."""
     commands = Commands()
     while True:
         command = json.loads(next_line())

@@ -220,7 +220,7 @@ def _link(file: Path, target: Path) -> None:
 
 
 class Peer(NamedTuple):
-    """A reranker of others; `reads` is the pattern of the weights that it loads."""
+    """A reranker from another package; `reads` is the pattern of the weights that it loads."""
 
     load: Callable[[Setup], Loaded]
     packages: tuple[str, ...]

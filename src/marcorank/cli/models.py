@@ -160,7 +160,7 @@ def _download(args: argparse.Namespace) -> int:
     with Reranker(args.name, **settings_of(args)) as reranker, Progress(f"Downloading {reranker.name}"):
         reranker.warm_up()
     present = present_files(RerankerSettings(args.name, **{**settings_of(args), "local_files_only": True}))
-    print(f"{reranker.name} runs; on this machine: {', '.join(present) or 'another format'}")
+    print(f"{reranker.name} runs; on this machine: {', '.join(present) or 'weights in another format'}")
     return 0
 
 

@@ -52,7 +52,7 @@ def add_command(actions: Any) -> None:
     parser = new_parser(
         actions,
         "quantize",
-        summary="build a static int8 model for the openvino backend, and measure it",
+        summary="build a static int8 model for the openvino backend",
         run=run,
         epilog=_EPILOG,
     )

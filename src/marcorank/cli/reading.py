@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from marcorank._files import decoded_lines, errors_named, json_object, numbered_lines
 from marcorank.collections.requests import Passage, passage_of, request_of
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from marcorank.collections.requests import Request
 
 STANDARD_INPUT = "-"
+_PASSAGE, _REQUEST = "an object with a text field", "an object with `query` and `passages`"
 _JSONL_SUFFIXES = (".jsonl", ".ndjson")
 
 
@@ -42,9 +43,11 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
     lines = list(_lines(source))
     filled = [(number, line) for number, line in lines if line.strip()]
     if _is_jsonl(source, input_format, filled):
-        return PassageList(
-            [passage_of(_row(source, *line), _location(source, line[0]), text_field) for line in filled], 0
-        )
+        passages = []
+        for number, line in filled:
+            location = _location(source, number)
+            passages.append(passage_of(json_object(line, location, expected=_PASSAGE), location, text_field))
+        return PassageList(passages, 0)
     return PassageList([Passage(line, {"text": line}) for _, line in filled], len(lines) - len(filled))
 
 
@@ -58,7 +61,8 @@ def read_requests(source: str, *, text_field: str | None) -> Iterator[Request]:
     """
     for number, line in _lines(source):
         if line.strip():
-            yield request_of(_row(source, number, line), _location(source, number), text_field)
+            location = _location(source, number)
+            yield request_of(json_object(line, location, expected=_REQUEST), location, text_field)
 
 
 def _location(source: str, number: int) -> str:
@@ -90,7 +94,3 @@ def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> 
     if suffix:
         return suffix in _JSONL_SUFFIXES
     return bool(filled) and filled[0][1].lstrip().startswith("{")
-
-
-def _row(source: str, number: int, line: str) -> dict[str, Any]:
-    return json_object(line, _location(source, number), expected="an object with a text field")

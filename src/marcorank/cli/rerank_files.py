@@ -117,10 +117,14 @@ def _summary(run: ShardRun) -> str:
     parts = []
     if run.ranked or not run.skipped:
         speed = f" in {_duration(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
-        parts.append(f"ranked {run.ranked} shards ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
+        parts.append(f"ranked {_shards(run.ranked)} ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
     if run.skipped:
-        parts.append(f"skipped {run.skipped} shards that were finished")
+        parts.append(f"skipped {_shards(run.skipped)} of an earlier run")
     return f"{', '.join(parts)}; {run.output!r} holds all {run.shards}"
+
+
+def _shards(count: int) -> str:
+    return "1 shard" if count == 1 else f"{count} shards"
 
 
 def _duration(seconds: float) -> str:

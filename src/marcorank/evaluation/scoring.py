@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from marcorank.errors import InvalidInputError, MarcoRankError
+from marcorank.errors import InvalidInputError, MarcoRankError, RemoteError
 from marcorank.evaluation.scores import ScoreStore
 from marcorank.reranker import Reranker
 
@@ -117,7 +117,9 @@ def _for_each(rerankers: Sequence[Reranker], function: Callable[[Reranker], Any]
     if failed:
         reasons = "\n".join(f"{reranker!r}: {error}" for reranker, error in failed)
         first: MarcoRankError = failed[0][1]
-        raise type(first)(
+        # The error of a status cannot be made from a message alone.
+        kind = RemoteError if isinstance(first, RemoteError) else type(first)
+        raise kind(
             f"{len(failed)} of {len(rerankers)} models cannot be run, and nothing was scored.\n{reasons}"
         ) from first
     return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from langchain_core.cross_encoders import BaseCrossEncoder
 from pydantic import field_validator
@@ -31,9 +31,8 @@ class MarcoCrossEncoder(LangChainSettings, BaseCrossEncoder):
             )
         return value
 
-    def model_post_init(self, context: Any, /) -> None:
+    def _check_core(self) -> None:
         """Check `on_error` of a shared reranker, and of the fallbacks, as that of the field is checked."""
-        super().model_post_init(context)
         core: Reranker | None = self.core
         while core is not None:
             self._check_on_error(core.on_error)

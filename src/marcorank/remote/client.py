@@ -20,10 +20,11 @@ from marcorank.remote.keys import key_variables
 from marcorank.remote.responses import excerpt, read_scores, server_message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
     from marcorank._inference.scorer import Request
     from marcorank.remote.connection import Connection, Server
+    from marcorank.remote.keys import Key
 
 # Temporary failures of a server, or of a proxy in front of it.
 _TEMPORARY_STATUSES = {429, 502, 503, 504}
@@ -114,16 +115,28 @@ async def _request_scores(connection: Connection, server: Server, query: str, pa
         await asyncio.sleep(max(retry_after_s, _backoff(attempt)))
 
 
+class _KeyAuth(httpx.Auth):
+    """Adds the API key to a request, so that no frame of ours, which tools show with errors, holds it as text."""
+
+    def __init__(self, key: Key) -> None:
+        self._key = key
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        request.headers["Authorization"] = self._key.authorization
+        yield request
+
+
 async def _post(client: httpx.AsyncClient, server: Server, content: bytes) -> tuple[httpx.Response, str]:
     """Send one request; return the response and its body, from which the key is removed if the server repeats it."""
     headers = {"Content-Type": "application/json"}
-    if server.key is not None:
-        headers["Authorization"] = server.key.authorization
-    async with client.stream("POST", server.address.endpoint, content=content, headers=headers) as response:
+    auth = None if server.key is None else _KeyAuth(server.key)
+    async with client.stream("POST", server.address.endpoint, content=content, headers=headers, auth=auth) as response:
         if response.next_request is not None:
             # Path and query of the target may contain secrets.
             url = response.next_request.url
             target = excerpt(f"{url.scheme}://{url.netloc.decode()}")
+            if target == server.address.endpoint[: len(target)]:
+                target = f"the path {excerpt(url.path)!r} of the same server"
             raise RemoteProtocolError(
                 f"{server.address.endpoint} redirects to {target} (status {response.status_code}), which is not "
                 "followed: texts and API key are sent only to the URL that you gave. If the target is the right "

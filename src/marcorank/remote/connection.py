@@ -70,6 +70,7 @@ class Connection:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._client: httpx.AsyncClient | None = None
+        self._calls: set[asyncio.Task[Any]] = set()
         reset_in_child(self, Connection.reset_in_child)
 
     def reset_in_child(self) -> None:
@@ -77,6 +78,7 @@ class Connection:
         _kept_from_parent.append(vars(self).copy())
         self._lock = threading.Lock()
         self._thread = self._client = None
+        self._calls = set()
 
     def submit(self, call: Callable[[Connection], Coroutine[Any, Any, T]], *, user: object) -> Future[T]:
         """Start a call and return its future; cancelling the future cancels the call.
@@ -124,8 +126,8 @@ class Connection:
 
     async def _run_call(self, call: Callable[[Connection], Coroutine[Any, Any, T]], user: object) -> T:
         if (task := asyncio.current_task()) is not None:
-            # Nobody retrieves the error of a call whose future was cancelled, and asyncio would log that.
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())
+            self._calls.add(task)
+            task.add_done_callback(self._forget)
         try:
             return await call(self)
         except asyncio.CancelledError:
@@ -136,6 +138,12 @@ class Connection:
             # A traceback keeps this frame alive, which must not keep the scorer alive.
             del user
 
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._calls.discard(task)
+        # Nobody retrieves the error of a call whose future was cancelled, and asyncio would log that.
+        if not task.cancelled():
+            task.exception()
+
     def _run(self) -> None:
         try:
             self._loop.run_until_complete(self._serve())
@@ -144,10 +152,11 @@ class Connection:
 
     async def _serve(self) -> None:
         await self._stopping.wait()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Not the tasks that the calls have started: their own task groups cancel them.
+        calls = list(self._calls)
+        for call in calls:
+            call.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
         if self._client is not None:
             with suppress(Exception):
                 await asyncio.wait_for(self._client.aclose(), _CLOSE_TIMEOUT_S)

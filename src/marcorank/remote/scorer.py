@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import positive, request_pair, text_or_none, whole_number
-from marcorank._inference.scorer import PassageScores
+from marcorank._inference.scorer import AsyncScorer, PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.remote.address import parse_address
 from marcorank.remote.connection import Connection, Server
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from marcorank.ranking import ScoreKind
 
 
-class RemoteScorer:
+class RemoteScorer(AsyncScorer):
     """Scores passages on a server: text-embeddings-inference, vLLM, infinity, Cohere, Jina, Voyage or a compatible one.
 
     Use it in place of a model: `Reranker(RemoteScorer("tei+http://host:8080"))`. It can be shared by any number of
