@@ -62,6 +62,21 @@ def test_a_bad_setting_is_an_error_that_says_what_was_found(settings, message):
         MarcoRerank(**settings)
 
 
+def test_a_cross_encoder_refuses_a_fallback_that_passes_through_also_later():
+    """What has no scores is refused at the start, by assignment and in a copy, and the old value stays."""
+    passes_through = Reranker(WordOverlapScorer(), on_error="passthrough")
+    encoder = MarcoCrossEncoder(reranker=WordOverlapScorer())
+    message = "`on_error` is 'passthrough'; a cross-encoder returns"
+    with pytest.raises(ValueError, match=message):
+        MarcoCrossEncoder(reranker=WordOverlapScorer(), fallback=passes_through)
+    with pytest.raises(ValueError, match=message):
+        encoder.fallback = passes_through
+    with pytest.raises(ValueError, match=message):
+        encoder.model_copy(update={"fallback": passes_through})
+    assert encoder.fallback is None
+    assert encoder.score([("a", "a")]) == [5.0]
+
+
 @pytest.mark.parametrize("settings", [{}, {"activation": "sigmoid", "text_fields": ["title"]}])
 def test_equality_is_that_of_class_and_settings(settings):
     """Text fields are a setting like others; another class is never equal."""

@@ -20,12 +20,13 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from marcorank import Reranker
-from marcorank.errors import InvalidInputError, ModelLoadError, ScoreError
+from marcorank.errors import InvalidInputError, ModelLoadError, RemoteError, ScoreError
 from marcorank.evaluation import Collection, Evaluation, calibrate, cuts, evaluate, evaluate_runs, read_run, run_of
 from marcorank.evaluation.records import MeasureResult
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.llama_index import MarcoRerank as MarcoNodeRerank
 from marcorank.testing import WordOverlapScorer
+from remote_server import remote_server, responds
 
 # The words of a query that a passage holds decide its logit: x y z > x y > x > none.
 COLLECTION = Collection(
@@ -346,6 +347,14 @@ def test_a_model_takes_part_once(models):
     """Two models that give the same scores are refused."""
     with pytest.raises(InvalidInputError, match="holds 'bundled' more than once"):
         evaluate(COLLECTION, models)
+
+
+def test_two_servers_that_fail_are_both_named():
+    """The error of two servers with an error status names both."""
+    with remote_server("tei") as first, remote_server("tei") as second:
+        first.fault = second.fault = responds(404, {"error": "no such model"})
+        with pytest.raises(RemoteError, match=r"2 of 2 models cannot be run(.|\n)*404(.|\n)*404"):
+            evaluate(COLLECTION, [first.url, second.url])
 
 
 def test_all_models_are_tried_before_one_is_run(tmp_path, small_bert):

@@ -479,3 +479,12 @@ def language_model(tmp_path):
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 512, "pad_token": "[PAD]"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     return folder
+
+
+@pytest.mark.parametrize("limit", [float("inf"), 1e30])
+def test_a_tokenizer_without_a_limit_has_that_of_the_settings(small_bert, tmp_path, limit):
+    """Infinity and huge numbers, which JSON files of tokenizers hold, mean that there is no limit."""
+    folder = tmp_path / "model"
+    shutil.copytree(small_bert, folder)
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": limit}))
+    assert len(Reranker(folder, backend="onnx").rank("q", ["a", "b"])) == 2

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import weakref
 from collections import Counter
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -32,6 +33,7 @@ from marcorank.errors import (
     ScoreError,
 )
 from marcorank.remote import DIALECTS, RemoteScorer
+from marcorank.remote.connection import Connection
 from marcorank.testing import WordOverlapScorer
 from remote_server import (
     MAX_WORDS,
@@ -803,3 +805,34 @@ def test_httpx_is_imported_on_first_use():
 def test_every_dialect_is_tested():
     """A new dialect needs a server here."""
     assert set(DIALECTS) == set(PATHS)
+
+
+def test_a_scorer_that_is_closed_before_its_thread_runs_ends_its_calls(tei, monkeypatch):
+    """A call that was submitted ends even if `close()` comes before the event loop has started."""
+    may_run = threading.Event()
+    run = Connection._run
+
+    def run_late(connection):
+        assert may_run.wait(SOON_S)
+        run(connection)
+
+    monkeypatch.setattr(Connection, "_run", run_late)
+    scorer = RemoteScorer(tei.url)
+    calls = [scorer.submit([(QUERY, PASSAGES)]) for _ in range(3)]
+    thread = scorer._connection._thread
+    # The last step of `close()`.
+    monkeypatch.setattr(thread, "join", lambda timeout: may_run.set())
+    scorer.close()
+    assert all(isinstance(call.exception(timeout=SOON_S), ClosedError) for call in calls)
+    monkeypatch.undo()
+    thread.join(SOON_S)
+
+
+def test_no_frame_of_an_error_holds_the_key(tei):
+    """Tools that show the local variables of a traceback do not show the API key."""
+    tei.key = "a-secret-key"
+    tei.fault = responds(404, {"error": "no such model"})
+    error = fails_soon(RemoteScorer(tei.url, api_key="a-secret-key"), RemoteStatusError, "404")
+    shown = "".join(traceback.TracebackException.from_exception(error, capture_locals=True).format())
+    assert "_request_scores" in shown
+    assert "a-secret-key" not in shown.replace("api_key", "")

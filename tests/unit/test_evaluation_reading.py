@@ -128,6 +128,17 @@ def test_mixed_tabs_and_spaces_are_read_and_noted(write, lines, expected):
     assert notes == [f"{str(path)!r} mixes tabs and spaces; both were read as separators."]
 
 
+@pytest.mark.parametrize(
+    "lines", [["q1 d1\t1\t0.7", "q1 d2\t2\t0.6"], ["q1\t0 d1\t1", "q1\t0 d2\t2"], ["q1 0\td1\t1", "q1 0\td2\t2"]]
+)
+def test_lines_that_can_be_split_in_two_ways_are_an_error(write, lines):
+    """Nothing decides whether the space belongs to an id, so the file is refused."""
+    with pytest.raises(
+        InvalidInputError, match=r"line 1 mixes tabs and spaces: it has 3 columns by tabs and 4 by both"
+    ):
+        run_and_notes(write("\n".join(lines)))
+
+
 def test_mixed_qrels_are_read_by_their_iteration_number(write):
     """Three columns by tabs and four by both: the iteration number decides."""
     grades, notes = qrels_and_notes(write("q1\t0 d1\t1\nq1\t0 d2\t0\n"))

@@ -121,7 +121,7 @@ def test_top_n_must_be_none_or_a_whole_number_from_one(value):
         reranker().rank(QUERY, PASSAGES, top_n=value)
 
 
-@pytest.mark.parametrize("value", [True, "0.5", float("nan"), float("-inf"), [1]])
+@pytest.mark.parametrize("value", [True, "0.5", float("nan"), float("-inf"), [1], 10**400])
 def test_a_threshold_must_be_a_number(value):
     """A threshold that cannot be compared is named."""
     with pytest.raises(InvalidInputError, match=r"`score_threshold` is .*expected None or a finite number"):
@@ -496,3 +496,15 @@ def test_warm_up_runs_the_model_once():
     chosen = Reranker(scorer)
     assert chosen.warm_up() is chosen
     assert scorer.calls == 1
+
+
+def test_the_dict_of_a_fallback_goes_through_json_and_is_a_copy(tmp_path):
+    """A path becomes text and a Logistic a dict; changing the dict that was given changes nothing."""
+    given = {"model": tmp_path, "activation": Logistic(1, 0)}
+    chosen = reranker(fallback=given)
+    given["model"] = "other/model"
+    assert chosen.fallback.model == str(tmp_path)
+    dumped = Reranker("bundled", fallback=chosen.fallback).to_dict()["fallback"]
+    assert json.loads(json.dumps(dumped)) == dumped
+    plain = Reranker("bundled", fallback={"model": tmp_path, "activation": Logistic(1, 0)}).to_dict()["fallback"]
+    assert plain == {"model": str(tmp_path), "activation": {"a": 1.0, "b": 0.0}}

@@ -152,6 +152,8 @@ class Connection:
 
     async def _serve(self) -> None:
         await self._stopping.wait()
+        # If the loop starts only now, the submitted calls are tasks that have not begun and are not in `_calls` yet.
+        await asyncio.sleep(0)
         # Not the tasks that the calls have started: their own task groups cancel them.
         calls = list(self._calls)
         for call in calls:
