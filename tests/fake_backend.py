@@ -83,7 +83,7 @@ class WatchedScheduler(Scheduler):
         return job
 
     def wait_until(self, *, added=0, refused=0):
-        """Return when so many slices were handed over, and a call was told to wait for room so many times."""
+        """Return when so many slices were handed over, and a call was told to wait for admission so many times."""
         seen = self._seen
         with seen.changed:
             assert seen.changed.wait_for(lambda: seen.added >= added and seen.refused >= refused, timeout=30)
@@ -103,17 +103,17 @@ class _Seen:
 
 def _watch(job, seen):
     # Neither function knows the scheduler, which ends when its last user lets go of it.
-    add, room = job.add, job.room
+    add, admission = job.add, job.admission
 
     def watched_add(pairs, lengths, *, last):
         add(pairs, lengths, last=last)
         if pairs:
             seen.count(added=1)
 
-    def watched_room():
-        future = room()
+    def watched_admission():
+        future = admission()
         if not future.done():
             seen.count(refused=1)
         return future
 
-    job.add, job.room = watched_add, watched_room
+    job.add, job.admission = watched_add, watched_admission

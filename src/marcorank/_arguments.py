@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from marcorank._text import shorten
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -117,9 +118,9 @@ def query_text(value: object) -> str:
         InvalidInputError: The value is invalid.
     """
     if not isinstance(value, str):
-        raise InvalidInputError(f"`query` is {value!r}; expected a str.")
+        raise InvalidInputError(f"`query` is {shorten(repr(value))}; expected a str.")
     if not value.strip():
-        raise InvalidInputError(f"`query` is blank ({value!r}); expected the text to search for.")
+        raise InvalidInputError(f"`query` is blank ({shorten(repr(value))}); expected the text to search for.")
     return value
 
 
@@ -137,7 +138,8 @@ def passage_texts(value: object) -> list[str]:
     for index, passage in enumerate(passages):
         if not isinstance(passage, str):
             raise InvalidInputError(
-                f"`passages[{index}]` is {passage!r}; expected a str. Leave out passages without text, or pass ''."
+                f"`passages[{index}]` is {shorten(repr(passage))}; expected a str. Leave out passages without text, or "
+                "pass ''."
             )
     return passages
 
@@ -149,5 +151,7 @@ def request_pair(value: object) -> tuple[str, list[str]]:
         InvalidInputError: It is not such a pair.
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise InvalidInputError(f"A request is {value!r}; expected a pair of a query and a list of passages.")
+        raise InvalidInputError(
+            f"A request is {shorten(repr(value))}; expected a pair of a query and a list of passages."
+        )
     return query_text(value[0]), passage_texts(value[1])

@@ -119,7 +119,7 @@ class Ranking(Sequence[RankedPassage]):
 
     Attributes:
         query: The query.
-        model: Name of the model that scored the passages.
+        model: Name of the model that scored the passages, or should have.
         results: The ranked passages, best first.
         query_truncated: Whether the query was truncated to `max_query_tokens`; None if unknown.
         score_kind: Output of the model: `"logit"`, or `"probability"` for a server that returns nothing else.
@@ -148,7 +148,9 @@ class Ranking(Sequence[RankedPassage]):
         return [result.to_dict() for result in self.results]
 
     def __str__(self) -> str:
-        head = f"{len(self)} passages for {self.query!r}, scored by {self.model}"
+        unscored = self.status is not None and self.status.outcome == "passthrough"
+        how = "in the order of the input" if unscored else f"scored by {self.model}"
+        head = f"{len(self)} passages for {self.query!r}, {how}"
         if self.status is not None:
             head = f"{head}\n{self.status}"
         return "\n".join([head, *table(_HEADER, [_row_cells(result) for result in self.results], left=["text"])])

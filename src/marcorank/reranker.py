@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from marcorank.ranking import Activation, Outcome, ScoreKind
     from marcorank.scorer import Scorer
 
+# For the message of an unknown argument.
+RerankerSettings.__init__.__qualname__ = "Reranker.__init__"
 # A custom scorer may block each of them.
 _THREADS_FOR_A_SCORER = 16
 

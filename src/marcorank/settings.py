@@ -143,8 +143,8 @@ def _fallback(name: str, value: object) -> str | Scorer | Mapping[str, Any]:
     if "token" in value:
         raise InvalidInputError(f"`{name}` holds a `token`, which dicts do not keep; pass a Reranker.")
     copied = dict(value)
-    if "model" in value:
-        copied["model"] = _model(f"{name}['model']", value["model"])
+    if isinstance(value.get("model"), os.PathLike):
+        copied["model"] = os.fspath(value["model"])
     if "activation" in value:
         copied["activation"] = plain_activation(checked_activation(value["activation"]))
     return copied

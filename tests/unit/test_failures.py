@@ -304,10 +304,10 @@ def test_a_failure_is_logged_once_per_cause_and_minute(rank, caplog):
         said.warn("m", status, "the order of the input was kept")
         now[0] += 2
         said.warn("m", status, "the order of the input was kept")
-    first = "Reranking with m failed, the order of the input was kept instead. RuntimeError: out of memory"
+    first = "Reranking with m failed; the order of the input was kept. RuntimeError: out of memory"
     assert [record.getMessage() for record in caplog.records] == [
         first,
-        "Reranking with m failed, the order of the input was kept instead. OSError: gone",
+        "Reranking with m failed; the order of the input was kept. OSError: gone",
         f"{first} (5 more like it since the last message)",
     ]
     caplog.clear()
@@ -323,7 +323,7 @@ def test_warm_up_loads_the_fallback_and_bears_a_dead_model(caplog, load):
     dead = Failing()
     Reranker(dead, fallback="bundled").warm_up()
     assert [settings.model for settings in loaded] == ["bundled"]
-    assert f"the other model ranks instead. ScoreError: {dead.reason}" in caplog.text
+    assert f"the other model ranks. ScoreError: {dead.reason}" in caplog.text
     Reranker(Failing(), on_error="passthrough").warm_up()
     with pytest.raises(ScoreError, match="raised RuntimeError: out of memory"):
         Reranker(Failing()).warm_up()
@@ -418,14 +418,14 @@ def test_closing_closes_the_fallback_that_was_made_here():
 def test_the_log_names_who_ranked(caplog):
     """At the end of a chain, or nobody."""
     Reranker(Failing(), fallback=Reranker(Failing(), fallback=WordOverlapScorer())).rank(QUERY, PASSAGES)
-    assert [record.getMessage().partition(" failed, ")[2][:20] for record in caplog.records] == [
-        "word-overlap ranked ",
-        "word-overlap ranked ",
+    assert [record.getMessage().partition(" failed; ")[2][:20] for record in caplog.records] == [
+        "word-overlap ranked.",
+        "word-overlap ranked.",
     ]
     caplog.clear()
     Reranker(Failing(), fallback=Reranker(Failing(), on_error="passthrough")).rank(QUERY, PASSAGES)
     (record,) = caplog.records
-    assert "the order of the input was kept instead" in record.getMessage()
+    assert "; the order of the input was kept. " in record.getMessage()
 
 
 def test_a_time_limit_of_centuries_is_no_failure(rank):

@@ -201,12 +201,12 @@ def test_where_much_waits_callers_are_let_in_one_after_the_other(gated):
     scheduler, backend = gated
     crowd = [begin(scheduler, [number], tokens=10_000) for number in range(100, 114)]
     late = [scheduler.open(make_batch) for _ in range(3)]
-    rooms = [job.admission() for job in late]
-    assert not any(room.done() for room in rooms)
+    admissions = [job.admission() for job in late]
+    assert not any(room.done() for room in admissions)
     backend.open_gate()
     for place, job in enumerate(late):
-        rooms[place].result(timeout=30)
-        assert not any(room.done() for room in rooms[place + 1 :])
+        admissions[place].result(timeout=30)
+        assert not any(room.done() for room in admissions[place + 1 :])
         job.add([place], np.array([10]), last=False)
     for job in late:
         finish(job)
@@ -219,14 +219,14 @@ def test_who_gives_up_in_the_line_does_not_hold_it_up(gated):
     scheduler, backend = gated
     crowd = begin(scheduler, range(100), tokens=2000)
     in_line, with_turn, last = (scheduler.open(make_batch) for _ in range(3))
-    rooms = [with_turn.admission(), in_line.admission(), last.admission()]
+    admissions = [with_turn.admission(), in_line.admission(), last.admission()]
     assert in_line.cancel()
-    assert rooms[1].done()
+    assert admissions[1].done()
     backend.open_gate()
-    rooms[0].result(timeout=30)
-    assert not rooms[2].done()
+    admissions[0].result(timeout=30)
+    assert not admissions[2].done()
     assert with_turn.cancel()
-    rooms[2].result(timeout=30)
+    admissions[2].result(timeout=30)
     last.add([5], np.array([10]), last=True)
     assert result(last) == [5]
     assert result(crowd) == list(range(100))

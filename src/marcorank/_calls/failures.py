@@ -51,9 +51,7 @@ class _RateLimitedWarnings:
                 return
             self._logged[cause] = (now, 0)
         more = f" ({skipped} more like it since the last message)" if skipped else ""
-        _log.warning(
-            "Reranking with %s failed, %s instead. %s: %s%s", model, instead, status.error, status.reason, more
-        )
+        _log.warning("Reranking with %s failed; %s. %s: %s%s", model, instead, status.error, status.reason, more)
 
 
 warnings = _RateLimitedWarnings()

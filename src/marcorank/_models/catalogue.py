@@ -138,6 +138,6 @@ def unknown_model(name: str, reason: str) -> UnknownModelError:
     matches = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1], [*short, BUNDLED], n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(repr(short.get(match, match)) for match in matches)}?" if matches else ""
     return UnknownModelError(
-        f"Model {name!r} is unknown: {reason}.{hint} Expected 'bundled', a hub name such as "
+        f"Model {name!r} is unknown: {reason}.{hint} Expected 'bundled', a Hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."
     )

@@ -49,7 +49,7 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME",
-        help=f"hub name, or path of a model folder, to check besides {BUNDLED} (default: {DEFAULT_MODEL})",
+        help=f"Hub name, or path of a model folder, to check besides {BUNDLED} (default: {DEFAULT_MODEL})",
     )
     add_settings(parser, ["cache_folder"])
     parser.add_argument("--json", action="store_true", help="write JSON")

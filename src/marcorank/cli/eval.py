@@ -93,7 +93,7 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[BUNDLED],
         metavar="NAME",
-        help="bundled, hub names, model folders or servers (default: bundled)",
+        help="bundled, Hub names, model folders or servers (default: bundled)",
     )
     add_settings(model, several=("backend", "precision"))
 

@@ -68,11 +68,11 @@ def add_command(commands: Any) -> None:
     download = new_parser(
         actions, "download", summary="download a model for use offline, and check that it runs", run=_download
     )
-    download.add_argument("name", metavar="NAME", help="hub name")
+    download.add_argument("name", metavar="NAME", help="Hub name")
     add_settings(download, ("backend", "device", "precision", "threads", "revision", "cache_folder"))
 
     export = new_parser(actions, "export", summary="export a model to ONNX (needs torch)", run=_export)
-    export.add_argument("name", metavar="NAME", help="hub name, or path of a model folder")
+    export.add_argument("name", metavar="NAME", help="Hub name, or path of a model folder")
     export.add_argument("--output", metavar="DIR", help="output folder (default: where Reranker(NAME) looks)")
     add_settings(export, FILE_OPTIONS)
 
@@ -117,7 +117,7 @@ def _add_list_options(parser: Any) -> None:
         "--cache-folder",
         metavar="DIR",
         default=argparse.SUPPRESS,
-        help="folder of the hub models (default: the Hugging Face cache)",
+        help="folder for Hub files (default: the Hugging Face cache)",
     )
 
 

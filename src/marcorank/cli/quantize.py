@@ -56,7 +56,7 @@ def add_command(actions: Any) -> None:
         run=run,
         epilog=_EPILOG,
     )
-    parser.add_argument("name", metavar="NAME", help="hub name, or path of a model folder")
+    parser.add_argument("name", metavar="NAME", help="Hub name, or path of a model folder")
     parser.add_argument(
         "--calibrate", metavar="FILE", required=True, help="queries with their passages: JSONL, may be gzipped"
     )

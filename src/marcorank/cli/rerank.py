@@ -66,7 +66,10 @@ def add_command(commands: Any) -> None:
         "--requests", metavar="FILE", help="JSONL with {query, passages} on each line, instead of QUERY and FILE"
     )
     source.add_argument(
-        "--input-format", choices=("auto", "lines", "jsonl"), default="auto", help="default: auto, by the file name"
+        "--input-format",
+        choices=("auto", "lines", "jsonl"),
+        default="auto",
+        help="default: by the file extension",
     )
     source.add_argument("--text-field", metavar="NAME", help="field that holds the text of a JSONL passage")
 
@@ -87,7 +90,7 @@ def add_command(commands: Any) -> None:
         "--model",
         default=BUNDLED,
         metavar="NAME",
-        help="bundled, a hub name, a model's folder, or a server such as tei+http://host:8080 (default: bundled)",
+        help="bundled, a Hub name, a model's folder, or a server such as tei+http://host:8080 (default: bundled)",
     )
     add_settings(model)
     parser.set_defaults(usage_error=parser.error)

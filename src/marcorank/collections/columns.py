@@ -75,7 +75,8 @@ def _separator(shown: str, header: str, lines: Sequence[_Line], formats: Formats
     tabs = ["\t" in line for _, line in lines]
     spaces = any(" " in cell for _, line in lines if " " in line for cell in _by_tabs(line))
     if all(tabs) and ("\t" in header or (spaces and _fits_tabs_alone(lines, formats))):
-        if "\t" not in header and len({len(_by_spaces(line)) for _, line in lines} - formats.keys()) == 0:
+        counts = {len(_by_spaces(line)) for _, line in lines}
+        if "\t" not in header and len(counts) == 1 and counts <= formats.keys():
             number, line = next((number, line) for number, line in lines if " " in line)
             raise InvalidInputError(
                 f"{shown}, line {number} mixes tabs and spaces: it has {len(_by_tabs(line))} columns by tabs and "

@@ -75,12 +75,12 @@ class ServeSettings(ModelSettings):
     )
 
     @classmethod
-    def of(cls, args: Mapping[str, Any], environment: Mapping[str, str] = os.environ) -> Self:
+    def of(cls, args: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> Self:
         """Read settings from arguments and, for those not among them, from the environment.
 
         Args:
             args: Values by setting; a text is read as a number if a number is expected.
-            environment: Values by environment variable.
+            environment: Values by environment variable; None for those of this process.
 
         Raises:
             InvalidInputError: An argument is unknown, or a value is not allowed.
@@ -90,6 +90,7 @@ class ServeSettings(ModelSettings):
                 f"`api_key` was given as an argument, which Ray shows to everyone; set {_KEY} in the environment, or "
                 "give its SHA-256 in hex as `api_key_sha256`."
             )
+        environment = os.environ if environment is None else environment
         known = descriptions(cls)
         unknown = sorted(set(args) - set(known))
         if unknown:
