@@ -109,7 +109,7 @@ def test_the_rows_are_those_of_one_process(candidates, expected, tmp_path, run):
     status, stderr = run(*command)
     assert (status, stderr) == (
         0,
-        f"marcorank: skipped 8 shards that were finished; {str(tmp_path / 'out')!r} holds all 8\n",
+        f"marcorank: skipped 8 shards of an earlier run; {str(tmp_path / 'out')!r} holds all 8\n",
     )
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == before
 
@@ -351,7 +351,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(candidates, expected
     # What a machine leaves that fails in the middle of a write.
     (out / ".part-00059.jsonl.0123456789abcdef0123456789abcdef.tmp").write_text('{"half')
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    assert f"ranked {left} shards" in done.stderr
+    assert f"ranked {left} shard" in done.stderr
     assert jsonl_of(out) == expected
     assert sorted(path.name for path in out.iterdir()) == [
         "_marcorank.json",
@@ -379,7 +379,7 @@ def test_ctrl_c_leaves_what_is_finished(candidates, tmp_path):
     assert (process.returncode, stderr) == (130, "marcorank: interrupted\n")
     assert not [path.name for path in out.iterdir() if path.name.endswith(".tmp")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
-    assert re.search(r"skipped \d+ shards that were finished; '.*' holds all 60", done.stderr)
+    assert re.search(r"skipped \d+ shards? of an earlier run; '.*' holds all 60", done.stderr)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no pseudo-terminals on Windows")
