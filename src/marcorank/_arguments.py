@@ -144,6 +144,20 @@ def passage_texts(value: object) -> list[str]:
     return passages
 
 
+def check_names(given: Iterable[str], known: Iterable[str]) -> None:
+    """Check that all settings that were given exist.
+
+    Raises:
+        InvalidInputError: A name is unknown.
+    """
+    names = sorted(known)
+    unknown = sorted(set(given) - set(names))
+    if unknown:
+        raise InvalidInputError(
+            f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(names)}."
+        )
+
+
 def request_pair(value: object) -> tuple[str, list[str]]:
     """Return a query and its passages.
 

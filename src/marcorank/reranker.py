@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from marcorank._arguments import (
+    check_names,
     passage_texts,
     query_text,
     request_pair,
@@ -279,12 +280,7 @@ class Reranker:
         Raises:
             InvalidInputError: A key is unknown or a value is not allowed.
         """
-        known = defaults(RerankerSettings)
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise InvalidInputError(
-                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(known))}."
-            )
+        check_names(settings, defaults(RerankerSettings))
         return cls(**settings)
 
     def __repr__(self) -> str:
@@ -302,10 +298,6 @@ class Reranker:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def _fingerprint(self) -> dict[str, Any]:
-        """Return everything that decides the logits; see `fingerprint`."""
-        return fingerprint(self._settings if self._custom is None else self._custom)
-
     def _ranker(self) -> Ranker:
         fallback = None if self.fallback is None else self.fallback._ranker()  # noqa: SLF001
         return Ranker(self._model, self._score_kind, self.activation, self.on_error, self.timeout_s, fallback)
@@ -319,6 +311,16 @@ class Reranker:
         if options.score_threshold is not None:
             ranker.check_scale(options.score_threshold)
         return ranker.rank(requests, options, may_block=may_block)
+
+
+def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
+    """Return everything that decides the logits of a reranker, as this process would compute them; see `fingerprint`.
+
+    Raises:
+        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
+    """
+    settings = reranker._settings  # noqa: SLF001 -- with the token, which no public form has
+    return fingerprint(settings if isinstance(reranker.model, str) else cast("Scorer", reranker.model))
 
 
 def plain_fallback(fallback: object) -> str | dict[str, Any] | None:

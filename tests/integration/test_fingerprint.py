@@ -18,8 +18,9 @@ from marcorank._models import fingerprint as module
 from marcorank._models.fingerprint import advice, differences
 from marcorank._models.loading import load_scorer
 from marcorank.errors import ModelLoadError
-from marcorank.jobs.planning import plan, scorer_fingerprint
+from marcorank.jobs.planning import plan
 from marcorank.ray.datasets import RankShard
+from marcorank.reranker import scorer_fingerprint
 from marcorank.settings import RerankerSettings
 from marcorank.testing import WordOverlapScorer
 

@@ -23,8 +23,9 @@ from ray.cluster_utils import Cluster
 
 from marcorank import InvalidInputError, Reranker, ScoreError
 from marcorank.errors import MissingExtraError
-from marcorank.jobs.planning import plan, scorer_fingerprint
+from marcorank.jobs.planning import plan
 from marcorank.ray.datasets import _cores_of_an_actor, rerank_dataset
+from marcorank.reranker import scorer_fingerprint
 from marcorank.testing import WordOverlapScorer
 
 pytestmark = [

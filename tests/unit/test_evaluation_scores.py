@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from marcorank import Reranker
 from marcorank.errors import InvalidInputError, ModelLoadError
 from marcorank.evaluation.scores import ScoreStore, file_name
-from marcorank.evaluation.scoring import scoring_settings
+from marcorank.reranker import scorer_fingerprint
 from marcorank.testing import WordOverlapScorer
 
 SETTINGS = {"model": "owner/model", "max_length": 512}
@@ -206,11 +206,11 @@ def test_settings_that_change_logits_are_told_apart(tmp_path, folder):
     ]
     paths = []
     for reranker in rerankers:
-        with ScoreStore.in_folder(tmp_path, scoring_settings(reranker)) as store:
+        with ScoreStore.in_folder(tmp_path, scorer_fingerprint(reranker)) as store:
             paths.append(store.path)
     assert len(set(paths)) == len(paths)
-    assert scoring_settings(Reranker("bundled", activation="sigmoid")) == scoring_settings(Reranker("bundled"))
-    assert scoring_settings(Reranker("bundled", backend="onnx")) == scoring_settings(Reranker("bundled"))
+    assert scorer_fingerprint(Reranker("bundled", activation="sigmoid")) == scorer_fingerprint(Reranker("bundled"))
+    assert scorer_fingerprint(Reranker("bundled", backend="onnx")) == scorer_fingerprint(Reranker("bundled"))
     assert paths[0].name.startswith("bundled-")
     assert paths[1].name.startswith("my-model-")
 
@@ -218,18 +218,18 @@ def test_settings_that_change_logits_are_told_apart(tmp_path, folder):
 @pytest.mark.parametrize("name", ["onnx/model.onnx", "config.json", "tokenizer.json", "onnx/model.onnx_data"])
 def test_a_model_that_was_trained_again_is_another_one(folder, name):
     """Models are distinguished by the content of their files, not by time or folder."""
-    before = scoring_settings(Reranker(folder, backend="onnx"))
+    before = scorer_fingerprint(Reranker(folder, backend="onnx"))
     (folder / "README.md").write_text("new words")
     moved = folder.rename(folder.parent.joinpath("elsewhere"))
     moved = moved.rename(folder)
-    assert scoring_settings(Reranker(moved, backend="onnx")) == before
+    assert scorer_fingerprint(Reranker(moved, backend="onnx")) == before
     (folder / name).write_bytes(b"trained again")
-    assert scoring_settings(Reranker(folder, backend="onnx")) != before
+    assert scorer_fingerprint(Reranker(folder, backend="onnx")) != before
 
 
 def test_settings_name_the_engine_that_runs(folder):
     """`auto` is resolved in the settings, and they are JSON-serialisable."""
-    settings = scoring_settings(Reranker("bundled"))
+    settings = scorer_fingerprint(Reranker("bundled"))
     assert (settings["backend"], settings["precision"], settings["device"]) == ("onnx", "int8", "cpu")
     assert json.loads(json.dumps(settings)) == settings
     assert len(settings["files"]["model_int8.onnx"]) == 64
@@ -238,7 +238,7 @@ def test_settings_name_the_engine_that_runs(folder):
 def test_a_model_without_the_wanted_weights_is_refused_before_anything_is_scored(folder):
     """The error is the one that loading raises."""
     with pytest.raises(ModelLoadError, match="has no int8 ONNX file"):
-        scoring_settings(Reranker(folder, backend="onnx", precision="int8"))
+        scorer_fingerprint(Reranker(folder, backend="onnx", precision="int8"))
 
 
 def test_a_file_name_is_plain():

@@ -63,7 +63,8 @@ def add_settings(group: Any, names: Iterable[str] = MODEL_OPTIONS, *, several: C
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return the settings of a reranker among the options."""
-    return {name: value for name, value in vars(args).items() if name in defaults(SharedSettings)}
+    known = defaults(SharedSettings)
+    return {name: value for name, value in vars(args).items() if name in known}
 
 
 def at_least(minimum: int) -> Callable[[str], int]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank.errors import InvalidInputError, MarcoRankError, RemoteError
 from marcorank.evaluation.scores import ScoreStore
-from marcorank.reranker import Reranker
+from marcorank.reranker import Reranker, scorer_fingerprint
 
 if TYPE_CHECKING:
     import os
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 
 # A few texts that changed between two calls, and so were timed apart, do not hide the latency of all others.
 _MIN_TIMED_SHARE = 0.9
-
-
-def scoring_settings(reranker: Reranker) -> dict[str, Any]:
-    """Return the fingerprint of a reranker: the settings and file digests that decide its logits."""
-    return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +53,7 @@ def evaluated_models(
     rerankers: Sequence[Reranker], scores_folder: str | os.PathLike[str] | None, stack: ExitStack
 ) -> list[EvaluatedModel]:
     """Give each reranker its label and its store, which the stack closes."""
-    fingerprints = _for_each(rerankers, scoring_settings)
+    fingerprints = _for_each(rerankers, scorer_fingerprint)
     return [
         EvaluatedModel(label, reranker, stack.enter_context(ScoreStore.in_folder(scores_folder, settings)))
         for label, reranker, settings in zip(_labels(rerankers, fingerprints), rerankers, fingerprints, strict=True)

@@ -20,6 +20,7 @@ from marcorank.jobs import folder, inputs
 from marcorank.jobs.folder import Folder, OutputFormat
 from marcorank.jobs.joining import RunFiles, join
 from marcorank.ranking import plain_activation
+from marcorank.reranker import scorer_fingerprint
 
 if TYPE_CHECKING:
     import os
@@ -241,15 +242,6 @@ def plan(
         left,
         ShardRun(str(out), len(shards), len(shards) - len(left)),
     )
-
-
-def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
-    """Return everything that decides the logits of a reranker, as this process would compute them.
-
-    Raises:
-        MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
-    """
-    return reranker._fingerprint()  # noqa: SLF001 -- it takes the token, which no public form has
 
 
 def _sha256(path: Path) -> str:

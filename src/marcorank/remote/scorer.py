@@ -10,7 +10,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from marcorank._arguments import positive, request_pair, text_or_none, whole_number
+from marcorank._arguments import check_names, positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import AsyncScorer, PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.remote.address import parse_address
@@ -170,10 +170,9 @@ class RemoteScorer(AsyncScorer):
             InvalidInputError: A setting is unknown or invalid.
         """
         known = {"url", *_DEFAULTS}
-        unknown = sorted(set(settings) - known)
-        if unknown or "url" not in settings:
-            fault = f"Unknown settings {', '.join(map(repr, unknown))}" if unknown else "'url' is missing"
-            raise InvalidInputError(f"{fault}; expected some of {', '.join(sorted(known))}.")
+        check_names(settings, known)
+        if "url" not in settings:
+            raise InvalidInputError(f"'url' is missing; expected some of {', '.join(sorted(known))}.")
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from marcorank._arguments import non_negative, positive, text_or_none, whole_number
+from marcorank._arguments import check_names, non_negative, positive, text_or_none, whole_number
 from marcorank._models.catalogue import BUNDLED
 from marcorank.errors import InvalidInputError
 from marcorank.remote import is_remote
@@ -92,11 +92,7 @@ class ServeSettings(ModelSettings):
             )
         environment = os.environ if environment is None else environment
         known = descriptions(cls)
-        unknown = sorted(set(args) - set(known))
-        if unknown:
-            raise InvalidInputError(
-                f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(sorted(known))}."
-            )
+        check_names(args, known)
         values: dict[str, Any] = {}
         for name, description in known.items():
             shown = name if name in args else _PREFIX + name.upper()
