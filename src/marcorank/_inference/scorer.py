@@ -231,9 +231,11 @@ class CrossEncoderScorer:
                 if piece.query_truncated or truncated:
                     self._warn_of_truncation(query=piece.query_truncated and not warned_of_query, passage=truncated)
                     warned_of_query |= piece.query_truncated
-                if sum(lengths) >= self.scheduler.slice_tokens:
-                    yield pairs, lengths, False
-                    pairs, lengths = [], []
+                # The windows of one long passage may be many slices.
+                while sum(lengths) >= self.scheduler.slice_tokens:
+                    count = int(np.searchsorted(np.cumsum(lengths), self.scheduler.slice_tokens)) + 1
+                    yield pairs[:count], lengths[:count], False
+                    pairs, lengths = pairs[count:], lengths[count:]
         yield pairs, lengths, True
 
     def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:
