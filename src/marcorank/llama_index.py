@@ -25,6 +25,7 @@ try:
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
     from pydantic import field_serializer, field_validator, model_validator
 
+    from marcorank._adapters.metadata import plain_score
     from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN
 except ModuleNotFoundError as error:
     raise MissingExtraError(
@@ -61,8 +62,9 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         score_threshold: Minimum score of a node, on the scale of the activation; applied before `top_n`.
         metadata_mode: Which metadata are part of the text that is scored, as in `BaseNode.get_content`.
         keep_retrieval_score: Whether a copy of each node keeps the score that the node came with, as
-            `metadata["retrieval_score"]`; in a chain of rerankers it stays the score of the first stage. The key is
-            excluded from the texts for LLMs and embeddings, and never scored, whatever the `metadata_mode`.
+            `metadata["retrieval_score"]`; in a chain of rerankers it stays the score of the first stage. It is a
+            float, and absent if the node came without a finite number. The key is excluded from the texts for LLMs and
+            embeddings, and never scored, whatever the `metadata_mode`.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dicts and JSON: `from_dict(settings, reranker=...)` puts it back.
     """
@@ -167,15 +169,20 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         ranked = []
+        replaced = {_STATUS, _RETRIEVAL_SCORE} if self.keep_retrieval_score else {_STATUS}
         for result in ranking.results:
             found = nodes[result.index]
             hidden: dict[str, Any] = {}
-            if self.keep_retrieval_score and not _keeps_retrieval_score(found.node):
-                hidden[_RETRIEVAL_SCORE] = found.score
+            if self.keep_retrieval_score:
+                kept = _keeps_retrieval_score(found.node)
+                earlier = plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score)
+                if earlier is not None:
+                    hidden[_RETRIEVAL_SCORE] = earlier
             if ranking.status is not None:
                 hidden[_STATUS] = ranking.status.to_dict()
-            score = found.score if result.score is None else result.score
-            ranked.append(found.model_copy(update={"node": _with_hidden(found.node, hidden), "score": score}))
+            score = plain_score(found.score) if result.score is None else result.score
+            node = _with_hidden(found.node, hidden, replaced)
+            ranked.append(found.model_copy(update={"node": node, "score": score}))
         return ranked
 
 
@@ -218,11 +225,11 @@ def _keeps_retrieval_score(node: BaseNode) -> bool:
     return _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded)
 
 
-def _with_hidden(node: BaseNode, hidden: dict[str, Any]) -> BaseNode:
-    """Return a node with metadata that neither an LLM nor an embedding sees, and without an earlier status."""
-    if not hidden and _STATUS not in node.metadata:
+def _with_hidden(node: BaseNode, hidden: dict[str, Any], replaced: set[str]) -> BaseNode:
+    """Return a node with metadata that neither an LLM nor an embedding sees, in place of those of an earlier stage."""
+    if not hidden and not replaced & node.metadata.keys():
         return node
-    kept = {key: value for key, value in node.metadata.items() if key != _STATUS}
+    kept = {key: value for key, value in node.metadata.items() if key not in replaced}
     embed, llm = (
         [*(key for key in keys if key not in hidden), *hidden]
         for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)

@@ -8,6 +8,7 @@ import json
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
@@ -201,6 +202,15 @@ def test_nodes_pass_through_in_the_order_of_the_first_stage(postprocess, heard):
     (pair,) = handler.get_event_pairs(CBEventType.EXCEPTION)
     assert "out of memory" in str(pair[0].payload[EventPayload.EXCEPTION])
     assert len(handler.get_event_pairs(CBEventType.RERANKING)) == 1
+
+
+@pytest.mark.parametrize(("score", "kept"), [(np.float32(0.5), 0.5), (float("nan"), None), (10**400, None)])
+def test_a_score_that_passes_through_is_plain(postprocess, score, kept):
+    """The nodes go through JSON also where the first stage left a score that does not."""
+    given = nodes()[:1]
+    given[0].score = score
+    (found,) = postprocess(llama_rerank(on_error="passthrough"), given)
+    assert json.loads(found.to_json())["score"] == kept
 
 
 def test_nodes_of_a_fallback_are_ranked_and_marked(postprocess, heard):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 
-from marcorank._arguments import finite_number
+from marcorank._adapters.metadata import plain_score
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[st
 def ranked_document(document: Document, result: RankedPassage, ranking: Ranking) -> Document:
     """Return a copy of a document whose metadata say how it was ranked."""
     metadata = {key: value for key, value in document.metadata.items() if key not in _OF_THIS_STAGE}
-    for key in _EARLIER_SCORES:
-        # A float also for numpy scalars, which do not go through JSON.
-        score = finite_number(metadata[key]) if key in metadata else None
+    earlier = [plain_score(metadata.get(key)) for key in _EARLIER_SCORES]
+    metadata.pop("retrieval_score", None)
+    for score in earlier:
         if score is not None:
             metadata["retrieval_score"] = score
             break
