@@ -25,7 +25,7 @@ try:
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
     from pydantic import field_serializer, field_validator, model_validator
 
-    from marcorank._adapters.metadata import plain_score
+    from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
     from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN
 except ModuleNotFoundError as error:
     raise MissingExtraError(
@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
 __all__ = ["MarcoRerank"]
 
 _RETRIEVAL_SCORE = "retrieval_score"
-_STATUS = "rerank_status"
+_OF_RERANKERS = {_RETRIEVAL_SCORE, *STATUS_KEYS}
 
 dispatcher = get_dispatcher(__name__)
 
@@ -52,9 +52,9 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
 
-    If the model failed and `on_error` or `fallback` answered, copies of the nodes have a status in
-    `metadata["rerank_status"]`, which is excluded from the texts as `retrieval_score` is. After a passthrough the nodes
-    keep the scores that they came with, and both event systems get an exception event.
+    If the model failed and `on_error` or `fallback` answered, copies of the nodes have `rerank_outcome`, `rerank_error`
+    and `rerank_reason` in their metadata, which are excluded from the texts as `retrieval_score` is. After a
+    passthrough the nodes keep the scores that they came with, and both event systems get an exception event.
 
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
@@ -169,17 +169,15 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         ranked = []
-        replaced = {_STATUS, _RETRIEVAL_SCORE} if self.keep_retrieval_score else {_STATUS}
+        replaced = _OF_RERANKERS if self.keep_retrieval_score else _OF_RERANKERS - {_RETRIEVAL_SCORE}
         for result in ranking.results:
             found = nodes[result.index]
-            hidden: dict[str, Any] = {}
+            hidden: dict[str, Any] = dict(status_metadata(ranking.status))
             if self.keep_retrieval_score:
                 kept = _keeps_retrieval_score(found.node)
                 earlier = plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score)
                 if earlier is not None:
                     hidden[_RETRIEVAL_SCORE] = earlier
-            if ranking.status is not None:
-                hidden[_STATUS] = ranking.status.to_dict()
             score = plain_score(found.score) if result.score is None else result.score
             node = _with_hidden(found.node, hidden, replaced)
             ranked.append(found.model_copy(update={"node": node, "score": score}))
@@ -213,9 +211,9 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
 
 def _scored_node(node: BaseNode) -> BaseNode:
     """Return the node without the metadata of an earlier stage, which must not be scored."""
-    if not {_RETRIEVAL_SCORE, _STATUS} & node.metadata.keys():
+    if not _OF_RERANKERS & node.metadata.keys():
         return node
-    metadata = {key: value for key, value in node.metadata.items() if key not in {_RETRIEVAL_SCORE, _STATUS}}
+    metadata = {key: value for key, value in node.metadata.items() if key not in _OF_RERANKERS}
     return node.model_copy(update={"metadata": metadata})
 
 

@@ -5,7 +5,21 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from marcorank.ranking import RerankStatus
+
+STATUS_KEYS = ("rerank_outcome", "rerank_error", "rerank_reason")
+
+
+def status_metadata(status: RerankStatus | None) -> dict[str, str]:
+    """Return why the requested model did not rank, as flat metadata; empty if it did."""
+    if status is None:
+        return {}
+    # Stores refuse the lone surrogates that the message of a foreign error may quote from a text.
+    reason = status.reason.encode("utf-8", "backslashreplace").decode("utf-8")
+    return dict(zip(STATUS_KEYS, (status.outcome, status.error, reason), strict=True))
 
 
 def plain_score(value: Any) -> float | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 
-from marcorank._adapters.metadata import plain_score
+from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from marcorank.ranking import RankedPassage, Ranking
 
-_OF_THIS_STAGE = ("best_span", "truncated", "query_truncated", "rerank_status")
+_OF_THIS_STAGE = ("best_start", "best_end", "truncated", "query_truncated", *STATUS_KEYS)
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
@@ -70,12 +70,11 @@ def ranked_document(document: Document, result: RankedPassage, ranking: Ranking)
         metadata.pop("relevance_score", None)
     else:
         metadata["relevance_score"] = result.score
-    if ranking.status is not None:
-        metadata["rerank_status"] = ranking.status.to_dict()
+    metadata.update(status_metadata(ranking.status))
     if result.span is not None:
         # The model read the text fields first; the span is for the text that the caller has.
         offset = len(result.text) - len(document.page_content)
-        metadata["best_span"] = [max(0, end - offset) for end in result.span]
+        metadata["best_start"], metadata["best_end"] = (max(0, end - offset) for end in result.span)
     if result.truncated:
         metadata["truncated"] = True
     if ranking.query_truncated:

@@ -11,6 +11,7 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, ensure_config
 from pydantic import field_validator
 
+from marcorank._adapters.metadata import status_metadata
 from marcorank._adapters.settings import ScoreThreshold, TopN
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.langchain._documents import ranked_document, read_anything, read_document, scored_text
@@ -143,8 +144,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     ) -> list[dict[str, Any]]:
         """Return indices and scores, `{"index": 4, "relevance_score": 7.2}`, best first.
 
-        If the model failed, there is a `rerank_status` beside them, as in the metadata of documents; after a
-        passthrough the scores are None.
+        If the model failed, `rerank_outcome`, `rerank_error` and `rerank_reason` are beside them, as in the metadata
+        of documents; after a passthrough the scores are None.
 
         Args:
             documents: Texts, documents or dicts. A dict has its text under `"page_content"` and its metadata under
@@ -160,7 +161,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         """
         call = self._call(documents, query, top_n, score_threshold, read_anything)
         ranking = self.core.rank(query, call.texts, **call.options)
-        status = {} if ranking.status is None else {"rerank_status": ranking.status.to_dict()}
+        status = status_metadata(ranking.status)
         return [{"index": result.index, "relevance_score": result.score, **status} for result in ranking.results]
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
