@@ -251,8 +251,37 @@ def test_assigning_a_bad_setting_is_an_error(adapter):
     with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
         rerank.top_n = 0
     assert rerank.top_n == 3
-    with pytest.raises(ValidationError, match="Field is frozen"):
-        rerank.reranker = word_overlap()
+    for change in (
+        lambda: setattr(rerank, "reranker", word_overlap()),
+        lambda: rerank.model_copy(update={"reranker": word_overlap()}),
+    ):
+        with pytest.raises(
+            ValidationError, match=r"`reranker` cannot be changed, .* new MarcoRerank\(reranker=\.\.\.\)"
+        ):
+            change()
+    assert rerank.reranker is None
+
+
+def test_settings_that_exclude_each_other_are_refused_at_once(adapter):
+    """An assignment that the whole of the settings does not allow changes nothing; one that it allows is followed."""
+    server = adapter.make(model="tei+http://127.0.0.1:9")
+    before, core = adapter.plain(server), server.core
+    for change in (
+        lambda: setattr(server, "backend", "onnx"),
+        lambda: server.model_copy(update={"backend": "onnx"}),
+        lambda: adapter.make(model="bundled", backend="onnx").model_copy(
+            update={adapter.model_field: server.core.model}
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match="`backend` is 'onnx', which has no effect on the server"):
+            change()
+    assert adapter.plain(server) == before
+    assert server.core is core
+    # Valid only together, in either order.
+    for names in (["backend", adapter.model_field], [adapter.model_field, "backend"]):
+        settings = {"backend": "onnx", adapter.model_field: "bundled"}
+        local = server.model_copy(update={name: settings[name] for name in names})
+        assert local.core.to_dict().items() >= {"backend": "onnx", "model": "bundled"}.items()
 
 
 def test_an_unknown_model_is_an_error_at_once(adapter):
