@@ -23,10 +23,10 @@ try:
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-    from pydantic import field_serializer, field_validator, model_validator
+    from pydantic import ValidationInfo, field_serializer, field_validator, model_validator
 
     from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
-    from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN
+    from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN, WriteMetadata
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         "`marcorank.llama_index` needs llama-index-core 0.13 or later: pip install 'marcorank[llama-index]'"
@@ -61,6 +61,8 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         top_n: Maximum number of nodes to return; None for all.
         score_threshold: Minimum score of a node, on the scale of the activation; applied before `top_n`.
         metadata_mode: Which metadata are part of the text that is scored, as in `BaseNode.get_content`.
+        write_metadata: Whether the results may say in their metadata how they were ranked. With False they have the
+            metadata, and so the hash, that they came with: a retriever that compares nodes recognises them.
         keep_retrieval_score: Whether a copy of each node keeps the score that the node came with, as
             `metadata["retrieval_score"]`; in a chain of rerankers it stays the score of the first stage. It is a
             float, and absent if the node came without a finite number. The key is excluded from the texts for LLMs and
@@ -75,6 +77,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     top_n: TopN = 3
     score_threshold: ScoreThreshold = None
     metadata_mode: MetadataMode = MetadataMode.EMBED
+    write_metadata: WriteMetadata = True
     keep_retrieval_score: bool = False
 
     @model_validator(mode="before")
@@ -94,6 +97,17 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     @classmethod
     def _check_keep_retrieval_score(cls, value: object) -> object:
         return one_of("keep_retrieval_score", value, (True, False))
+
+    @field_validator("keep_retrieval_score", "write_metadata", mode="after")
+    @classmethod
+    def _check_what_is_written(cls, value: object, info: ValidationInfo) -> object:
+        given = {**info.data, str(info.field_name): value}
+        if given.get("keep_retrieval_score") and not given.get("write_metadata", True):
+            raise InvalidInputError(
+                "`keep_retrieval_score` is True beside `write_metadata=False`, but the score is kept in the metadata. "
+                "Pass one of the two."
+            )
+        return value
 
     @field_serializer("metadata_mode")
     def _plain_metadata_mode(self, value: MetadataMode) -> str:
@@ -169,7 +183,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         ranked = []
-        replaced = _OF_RERANKERS if self.keep_retrieval_score else _OF_RERANKERS - {_RETRIEVAL_SCORE}
+        replaced = {*STATUS_KEYS, *([_RETRIEVAL_SCORE] if self.keep_retrieval_score else [])}
         for result in ranking.results:
             found = nodes[result.index]
             hidden: dict[str, Any] = dict(status_metadata(ranking.status))
@@ -179,7 +193,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
                 if earlier is not None:
                     hidden[_RETRIEVAL_SCORE] = earlier
             score = plain_score(found.score) if result.score is None else result.score
-            node = _with_hidden(found.node, hidden, replaced)
+            node = _with_hidden(found.node, hidden, replaced) if self.write_metadata else found.node
             ranked.append(found.model_copy(update={"node": node, "score": score}))
         return ranked
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
@@ -20,7 +21,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
+from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.reranker import Reranker, plain_fallback
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
 ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
+WriteMetadata = Annotated[bool, BeforeValidator(partial(one_of, "write_metadata", allowed=(True, False)))]
 
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}

@@ -7,8 +7,8 @@
 `MarcoRerank` is a document compressor, `RerankRetriever` a retriever around any other, and `MarcoCrossEncoder` serves
 code that takes a LangChain cross-encoder.
 
-A ranked document is a copy with a metadata dict of its own, which has these keys. Values of an earlier stage under
-these keys are replaced. All are plain numbers and texts, which vector stores accept.
+A ranked document is a copy with a metadata dict of its own, which has these keys, unless `write_metadata=False`. Values
+of an earlier stage under these keys are replaced. All are plain numbers and texts, which vector stores accept.
 
     relevance_score    its score, a float
     retrieval_score    its score before this stage: the value of `retrieval_score`, else of `relevance_score`, else of

@@ -56,8 +56,10 @@ def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[st
     return "\n".join([*(str(value) for value in values if value is not None), text])
 
 
-def ranked_document(document: Document, result: RankedPassage, ranking: Ranking) -> Document:
-    """Return a copy of a document whose metadata say how it was ranked."""
+def ranked_document(document: Document, result: RankedPassage, ranking: Ranking, *, write_metadata: bool) -> Document:
+    """Return a copy of a document, whose metadata say how it was ranked if they are to be written."""
+    if not write_metadata:
+        return document.model_copy(update={"metadata": {**document.metadata}})
     metadata = {key: value for key, value in document.metadata.items() if key not in _OF_THIS_STAGE}
     earlier = [plain_score(metadata.get(key)) for key in _EARLIER_SCORES]
     metadata.pop("retrieval_score", None)

@@ -12,7 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, e
 from pydantic import field_validator
 
 from marcorank._adapters.metadata import status_metadata
-from marcorank._adapters.settings import ScoreThreshold, TopN
+from marcorank._adapters.settings import ScoreThreshold, TopN, WriteMetadata
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.langchain._documents import ranked_document, read_anything, read_document, scored_text
 from marcorank.langchain._settings import LangChainSettings
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from langchain_core.callbacks import Callbacks
+
+    from marcorank.ranking import Ranking
 
 
 class NotGiven(Enum):
@@ -59,6 +61,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     top_n: TopN = 3
     score_threshold: ScoreThreshold = None
     text_fields: tuple[str, ...] = ()
+    write_metadata: WriteMetadata = True
 
     @field_validator("text_fields", mode="before")
     @classmethod
@@ -97,7 +100,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         run = manager.on_chain_start(None, call.inputs, name=type(self).__name__)
         try:
             ranking = self.core.rank(query, call.texts, **call.options)
-            ranked = [ranked_document(call.documents[result.index], result, ranking) for result in ranking.results]
+            ranked = self._ranked(call, ranking)
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -124,7 +127,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         run = await manager.on_chain_start(None, call.inputs, name=type(self).__name__)
         try:
             ranking = await self.core.arank(query, call.texts, **call.options)
-            ranked = [ranked_document(call.documents[result.index], result, ranking) for result in ranking.results]
+            ranked = self._ranked(call, ranking)
         except BaseException as error:
             await run.on_chain_error(error)
             raise
@@ -177,6 +180,12 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
             return await self.acompress_documents(*_documents_and_query(state), callbacks=config.get("callbacks"))
 
         return RunnableLambda(rerank, afunc=arerank, name="rerank")
+
+    def _ranked(self, call: _Call, ranking: Ranking) -> list[Document]:
+        return [
+            ranked_document(call.documents[result.index], result, ranking, write_metadata=self.write_metadata)
+            for result in ranking.results
+        ]
 
     def _call(
         self,
