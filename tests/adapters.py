@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from typing import ClassVar
 
 from langchain_core.documents import Document
 from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
@@ -20,6 +21,7 @@ class LangChain:
     rerank_class = langchain.MarcoRerank
     model_field, other_model_field = "model_name", "model"
     items_argument, item_kind = "documents", "a LangChain Document"
+    keeping: ClassVar[dict[str, bool]] = {}  # settings with which the first-stage score is kept
 
     def make(self, **settings):
         """Make an adapter; the model is called `model` in the settings of each framework here."""
@@ -37,6 +39,14 @@ class LangChain:
             Document(page_content=text, id=str(index), metadata={"source": {"page": index}, "tags": ["x"]})
             for index, text in enumerate(texts)
         ]
+
+    def scored(self, score):
+        """Return an item with the score of an earlier stage, as a vector store or another reranker leaves it."""
+        return Document(page_content="red", metadata={"relevance_score": score})
+
+    def metadata(self, found):
+        """Return the metadata of a result, after JSON."""
+        return json.loads(json.dumps(found.metadata, allow_nan=False))
 
     def rerank(self, adapter, items, query):
         """Rerank as the framework does."""
@@ -94,6 +104,7 @@ class LlamaIndex(LangChain):
     rerank_class = llama_index.MarcoRerank
     model_field, other_model_field = "model", "model_name"
     items_argument, item_kind = "nodes", "a NodeWithScore"
+    keeping: ClassVar[dict[str, bool]] = {"keep_retrieval_score": True}
 
     def items(self, texts):
         """Return what the framework's retrievers give for these texts."""
@@ -101,6 +112,16 @@ class LlamaIndex(LangChain):
             NodeWithScore(node=TextNode(text=text, id_=str(index)), score=1 / (index + 1))
             for index, text in enumerate(texts)
         ]
+
+    def scored(self, score):
+        """Return an item with the score of an earlier stage, as a vector store or another reranker leaves it."""
+        found = NodeWithScore(node=TextNode(text="red"))
+        found.score = score  # LlamaIndex does not check it, and its own reranker assigns numbers of NumPy
+        return found
+
+    def metadata(self, found):
+        """Return the metadata of a result, after JSON."""
+        return json.loads(found.to_json())["node"]["metadata"]
 
     def rerank(self, adapter, items, query):
         """Rerank as the framework does; None is a query only inside of a bundle."""

@@ -23,9 +23,10 @@ try:
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
-    from pydantic import field_serializer, field_validator, model_validator
+    from pydantic import ValidationInfo, field_serializer, field_validator, model_validator
 
-    from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN
+    from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
+    from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN, WriteMetadata
 except ModuleNotFoundError as error:
     raise MissingExtraError(
         "`marcorank.llama_index` needs llama-index-core 0.13 or later: pip install 'marcorank[llama-index]'"
@@ -34,7 +35,7 @@ except ModuleNotFoundError as error:
 __all__ = ["MarcoRerank"]
 
 _RETRIEVAL_SCORE = "retrieval_score"
-_STATUS = "rerank_status"
+_OF_RERANKERS = {_RETRIEVAL_SCORE, *STATUS_KEYS}
 
 dispatcher = get_dispatcher(__name__)
 
@@ -51,18 +52,21 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
 
-    If the model failed and `on_error` or `fallback` answered, copies of the nodes have a status in
-    `metadata["rerank_status"]`, which is excluded from the texts as `retrieval_score` is. After a passthrough the nodes
-    keep the scores that they came with, and both event systems get an exception event.
+    If the model failed and `on_error` or `fallback` answered, copies of the nodes have `rerank_outcome`, `rerank_error`
+    and `rerank_reason` in their metadata, which are excluded from the texts as `retrieval_score` is. After a
+    passthrough the nodes keep the scores that they came with, and both event systems get an exception event.
 
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
         top_n: Maximum number of nodes to return; None for all.
         score_threshold: Minimum score of a node, on the scale of the activation; applied before `top_n`.
         metadata_mode: Which metadata are part of the text that is scored, as in `BaseNode.get_content`.
+        write_metadata: Whether the results may say in their metadata how they were ranked. With False they have the
+            metadata, and so the hash, that they came with: a retriever that compares nodes recognises them.
         keep_retrieval_score: Whether a copy of each node keeps the score that the node came with, as
-            `metadata["retrieval_score"]`; in a chain of rerankers it stays the score of the first stage. The key is
-            excluded from the texts for LLMs and embeddings, and never scored, whatever the `metadata_mode`.
+            `metadata["retrieval_score"]`; in a chain of rerankers it stays the score of the first stage. It is a
+            float, and absent if the node came without a finite number. The key is excluded from the texts for LLMs and
+            embeddings, and never scored, whatever the `metadata_mode`.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dicts and JSON: `from_dict(settings, reranker=...)` puts it back.
     """
@@ -73,6 +77,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     top_n: TopN = 3
     score_threshold: ScoreThreshold = None
     metadata_mode: MetadataMode = MetadataMode.EMBED
+    write_metadata: WriteMetadata = True
     keep_retrieval_score: bool = False
 
     @model_validator(mode="before")
@@ -92,6 +97,17 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     @classmethod
     def _check_keep_retrieval_score(cls, value: object) -> object:
         return one_of("keep_retrieval_score", value, (True, False))
+
+    @field_validator("keep_retrieval_score", "write_metadata", mode="after")
+    @classmethod
+    def _check_what_is_written(cls, value: object, info: ValidationInfo) -> object:
+        given = {**info.data, str(info.field_name): value}
+        if given.get("keep_retrieval_score") and not given.get("write_metadata", True):
+            raise InvalidInputError(
+                "`keep_retrieval_score` is True beside `write_metadata=False`, but the score is kept in the metadata. "
+                "Pass one of the two."
+            )
+        return value
 
     @field_serializer("metadata_mode")
     def _plain_metadata_mode(self, value: MetadataMode) -> str:
@@ -167,15 +183,18 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         ranked = []
+        replaced = {*STATUS_KEYS, *([_RETRIEVAL_SCORE] if self.keep_retrieval_score else [])}
         for result in ranking.results:
             found = nodes[result.index]
-            hidden: dict[str, Any] = {}
-            if self.keep_retrieval_score and not _keeps_retrieval_score(found.node):
-                hidden[_RETRIEVAL_SCORE] = found.score
-            if ranking.status is not None:
-                hidden[_STATUS] = ranking.status.to_dict()
-            score = found.score if result.score is None else result.score
-            ranked.append(found.model_copy(update={"node": _with_hidden(found.node, hidden), "score": score}))
+            hidden: dict[str, Any] = dict(status_metadata(ranking.status))
+            if self.keep_retrieval_score:
+                kept = _keeps_retrieval_score(found.node)
+                earlier = plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score)
+                if earlier is not None:
+                    hidden[_RETRIEVAL_SCORE] = earlier
+            score = plain_score(found.score) if result.score is None else result.score
+            node = _with_hidden(found.node, hidden, replaced) if self.write_metadata else found.node
+            ranked.append(found.model_copy(update={"node": node, "score": score}))
         return ranked
 
 
@@ -206,9 +225,9 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
 
 def _scored_node(node: BaseNode) -> BaseNode:
     """Return the node without the metadata of an earlier stage, which must not be scored."""
-    if not {_RETRIEVAL_SCORE, _STATUS} & node.metadata.keys():
+    if not _OF_RERANKERS & node.metadata.keys():
         return node
-    metadata = {key: value for key, value in node.metadata.items() if key not in {_RETRIEVAL_SCORE, _STATUS}}
+    metadata = {key: value for key, value in node.metadata.items() if key not in _OF_RERANKERS}
     return node.model_copy(update={"metadata": metadata})
 
 
@@ -218,11 +237,11 @@ def _keeps_retrieval_score(node: BaseNode) -> bool:
     return _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded)
 
 
-def _with_hidden(node: BaseNode, hidden: dict[str, Any]) -> BaseNode:
-    """Return a node with metadata that neither an LLM nor an embedding sees, and without an earlier status."""
-    if not hidden and _STATUS not in node.metadata:
+def _with_hidden(node: BaseNode, hidden: dict[str, Any], replaced: set[str]) -> BaseNode:
+    """Return a node with metadata that neither an LLM nor an embedding sees, in place of those of an earlier stage."""
+    if not hidden and not replaced & node.metadata.keys():
         return node
-    kept = {key: value for key, value in node.metadata.items() if key != _STATUS}
+    kept = {key: value for key, value in node.metadata.items() if key not in replaced}
     embed, llm = (
         [*(key for key in keys if key not in hidden), *hidden]
         for keys in (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)

@@ -6,11 +6,14 @@ import copy
 import pickle
 import subprocess
 import sys
+from decimal import Decimal
+from fractions import Fraction
 from inspect import signature
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
@@ -87,6 +90,59 @@ def test_scores_are_plain_floats_that_go_through_json(adapter):
     found = adapter.rerank(adapter.with_overlap(top_n=None), adapter.items(TEXTS), QUERY)
     assert {type(score) for score in adapter.scores(found)} == {float}
     assert adapter.scores_through_json(found) == adapter.scores(found)
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        0.5,
+        np.float32(0.5),
+        np.float16(0.5),
+        np.longdouble(0.5),
+        np.array(0.5),
+        np.array([0.5]),
+        torch.tensor(0.5),
+        torch.tensor(0.5, dtype=torch.bfloat16, requires_grad=True),
+        Decimal("0.5"),
+        Fraction(1, 2),
+    ],
+    ids=repr,
+)
+def test_a_number_of_another_package_becomes_a_float(adapter, score):
+    """The first-stage score is kept as a plain float, whatever kind of number it came as."""
+    found = adapter.rerank(adapter.with_overlap(**adapter.keeping), [adapter.scored(score)], "red")
+    assert adapter.metadata(found[0])["retrieval_score"] == 0.5
+    assert type(found[0].metadata["retrieval_score"]) is float
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        None,
+        float("nan"),
+        float("inf"),
+        np.float32("nan"),
+        torch.tensor(float("-inf")),
+        Decimal("NaN"),
+        Decimal("sNaN"),
+        Decimal("1e999"),
+        10**400,
+        "0.5",
+        b"0.5",
+        True,
+        np.True_,
+        1j,
+        np.complex64(1),
+        np.array([0.5, 0.25]),
+        torch.tensor([]),
+        [0.5],
+    ],
+    ids=lambda score: repr(score)[:20],
+)
+def test_what_is_not_a_finite_number_is_not_kept(adapter, score):
+    """There is no key rather than one with a value that JSON, a store or a comparison cannot take."""
+    found = adapter.rerank(adapter.with_overlap(**adapter.keeping), [adapter.scored(score)], "red")
+    assert "retrieval_score" not in adapter.metadata(found[0])
 
 
 async def test_an_empty_list_needs_no_model(adapter):
@@ -195,8 +251,37 @@ def test_assigning_a_bad_setting_is_an_error(adapter):
     with pytest.raises(ValidationError, match="`top_n` is 0; expected"):
         rerank.top_n = 0
     assert rerank.top_n == 3
-    with pytest.raises(ValidationError, match="Field is frozen"):
-        rerank.reranker = word_overlap()
+    for change in (
+        lambda: setattr(rerank, "reranker", word_overlap()),
+        lambda: rerank.model_copy(update={"reranker": word_overlap()}),
+    ):
+        with pytest.raises(
+            ValidationError, match=r"`reranker` cannot be changed, .* new MarcoRerank\(reranker=\.\.\.\)"
+        ):
+            change()
+    assert rerank.reranker is None
+
+
+def test_settings_that_exclude_each_other_are_refused_at_once(adapter):
+    """An assignment that the whole of the settings does not allow changes nothing; one that it allows is followed."""
+    server = adapter.make(model="tei+http://127.0.0.1:9")
+    before, core = adapter.plain(server), server.core
+    for change in (
+        lambda: setattr(server, "backend", "onnx"),
+        lambda: server.model_copy(update={"backend": "onnx"}),
+        lambda: adapter.make(model="bundled", backend="onnx").model_copy(
+            update={adapter.model_field: server.core.model}
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match="`backend` is 'onnx', which has no effect on the server"):
+            change()
+    assert adapter.plain(server) == before
+    assert server.core is core
+    # Valid only together, in either order.
+    for names in (["backend", adapter.model_field], [adapter.model_field, "backend"]):
+        settings = {"backend": "onnx", adapter.model_field: "bundled"}
+        local = server.model_copy(update={name: settings[name] for name in names})
+        assert local.core.to_dict().items() >= {"backend": "onnx", "model": "bundled"}.items()
 
 
 def test_an_unknown_model_is_an_error_at_once(adapter):

@@ -177,6 +177,13 @@ def test_the_first_stage_score_is_kept(before, kept):
     assert kept is None or type(found.metadata["retrieval_score"]) is float
 
 
+def test_a_retrieval_score_that_is_not_a_number_does_not_stay():
+    """The key has a float or is absent, also where another program wrote something else under it."""
+    document = Document(page_content="red", metadata={"retrieval_score": np.float32("nan")})
+    (found,) = MarcoRerank(reranker=word_overlap()).compress_documents([document], "red")
+    assert found.metadata == {"relevance_score": 5.0}
+
+
 def test_a_second_pass_gives_the_same_scores():
     """Reranking what was reranked gives the same order and scores, and keeps the score of the first stage."""
     rerank = MarcoRerank(reranker=word_overlap(), top_n=None)

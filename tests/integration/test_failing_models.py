@@ -8,6 +8,7 @@ import json
 import pickle
 from typing import Any
 
+import numpy as np
 import pytest
 from langchain_classic.retrievers import ContextualCompressionRetriever
 from langchain_core.documents import Document
@@ -32,8 +33,12 @@ from marcorank.testing import WordOverlapScorer
 QUERY = "red apple"
 TEXTS = ["green pear", "red apple tart", "red car", "apple"]
 REASON = "Model `failing` raised RuntimeError: out of memory"
-PASSED = {"outcome": "passthrough", "error": "ScoreError", "reason": REASON}
-FELL_BACK = {**PASSED, "outcome": "fallback"}
+PASSED = {"rerank_outcome": "passthrough", "rerank_error": "ScoreError", "rerank_reason": REASON}
+FELL_BACK = {**PASSED, "rerank_outcome": "fallback"}
+
+
+def status_of(metadata) -> dict[str, str]:
+    return {key: value for key, value in metadata.items() if key.startswith("rerank_")}
 
 
 class Failing:
@@ -108,8 +113,8 @@ def test_documents_pass_through_in_the_order_of_the_first_stage(compress):
     before = copy.deepcopy(given)
     found = compress(langchain_rerank(on_error="passthrough", score_threshold=3.0), given)
     assert [(document.id, document.metadata) for document in found] == [
-        ("0", {"page": 0, "retrieval_score": 0.9, "rerank_status": PASSED}),
-        ("1", {"page": 1, "retrieval_score": 0.8, "rerank_status": PASSED}),
+        ("0", {"page": 0, "retrieval_score": 0.9, **PASSED}),
+        ("1", {"page": 1, "retrieval_score": 0.8, **PASSED}),
     ]
     assert given == before
     assert json.loads(json.dumps([document.metadata for document in found]))
@@ -120,16 +125,16 @@ def test_documents_of_a_fallback_are_ranked_and_marked(compress):
     found = compress(langchain_rerank(fallback=WordOverlapScorer()), documents())
     assert [document.id for document in found] == ["1", "2"]
     assert {document.metadata["relevance_score"] for document in found}
-    assert [document.metadata["rerank_status"] for document in found] == [FELL_BACK] * 2
+    assert [status_of(document.metadata) for document in found] == [FELL_BACK] * 2
     again = compress(langchain_rerank(reranker=WordOverlapScorer()), found)
-    assert not any("rerank_status" in document.metadata for document in again)
+    assert not any(status_of(document.metadata) for document in again)
 
 
 def test_positions_and_scores_say_it_too():
     """`rerank` returns no score that nobody made."""
     assert langchain_rerank(on_error="passthrough").rerank(TEXTS, QUERY) == [
-        {"index": 0, "relevance_score": None, "rerank_status": PASSED},
-        {"index": 1, "relevance_score": None, "rerank_status": PASSED},
+        {"index": 0, "relevance_score": None, **PASSED},
+        {"index": 1, "relevance_score": None, **PASSED},
     ]
 
 
@@ -141,7 +146,7 @@ def test_a_trace_shows_a_passthrough_as_an_error(compress):
     passed, fell_back = collector.roots
     assert f"passthrough: ScoreError: {REASON}" in passed.error
     assert fell_back.error is None
-    assert fell_back.outputs["documents"][0].metadata["rerank_status"] == FELL_BACK
+    assert status_of(fell_back.outputs["documents"][0].metadata) == FELL_BACK
 
 
 @pytest.mark.parametrize("around", ["compression", "own"])
@@ -191,9 +196,9 @@ def test_nodes_pass_through_in_the_order_of_the_first_stage(postprocess, heard):
     assert [(node.node.node_id, node.score) for node in found] == [("0", 0.9), ("1", 0.8)]
     assert given == before
     for node in found:
-        assert node.metadata["rerank_status"] == PASSED
-        assert "rerank_status" not in node.get_content(MetadataMode.LLM)
-        assert "rerank_status" not in node.get_content(MetadataMode.EMBED)
+        assert status_of(node.metadata) == PASSED
+        assert "rerank_" not in node.get_content(MetadataMode.LLM)
+        assert "rerank_" not in node.get_content(MetadataMode.EMBED)
         assert json.loads(node.to_json())
     exception, end = heard
     assert str(exception.exception) == f"passthrough: ScoreError: {REASON}"
@@ -203,11 +208,20 @@ def test_nodes_pass_through_in_the_order_of_the_first_stage(postprocess, heard):
     assert len(handler.get_event_pairs(CBEventType.RERANKING)) == 1
 
 
+@pytest.mark.parametrize(("score", "kept"), [(np.float32(0.5), 0.5), (float("nan"), None), (10**400, None)])
+def test_a_score_that_passes_through_is_plain(postprocess, score, kept):
+    """The nodes go through JSON also where the first stage left a score that does not."""
+    given = nodes()[:1]
+    given[0].score = score
+    (found,) = postprocess(llama_rerank(on_error="passthrough"), given)
+    assert json.loads(found.to_json())["score"] == kept
+
+
 def test_nodes_of_a_fallback_are_ranked_and_marked(postprocess, heard):
     """A stage that works again removes the mark, and never reads it."""
     found = postprocess(llama_rerank(fallback=WordOverlapScorer()), nodes())
     assert [node.node.node_id for node in found] == ["1", "2"]
-    assert [node.metadata["rerank_status"] for node in found] == [FELL_BACK] * 2
+    assert [status_of(node.metadata) for node in found] == [FELL_BACK] * 2
     assert [type(event) for event in heard] == [ReRankEndEvent]
     read = []
 
@@ -217,8 +231,8 @@ def test_nodes_of_a_fallback_are_ranked_and_marked(postprocess, heard):
             return [0.0] * len(passages)
 
     again = postprocess(llama_rerank(reranker=Reads(), metadata_mode="all"), found)
-    assert not any("rerank_status" in node.metadata for node in again)
-    assert "rerank_status" not in "".join(read)
+    assert not any(status_of(node.metadata) for node in again)
+    assert "rerank_" not in "".join(read)
 
 
 async def test_query_engines_answer_although_the_model_fails():
@@ -236,9 +250,9 @@ async def test_query_engines_answer_although_the_model_fails():
     )
     for response in (engine.query(QUERY), await engine.aquery(QUERY)):
         assert len(response.source_nodes) == 2
-        assert response.source_nodes[0].metadata["rerank_status"] == PASSED
+        assert status_of(response.source_nodes[0].metadata) == PASSED
     assert prompts
-    assert not any("rerank_status" in prompt for prompt in prompts)
+    assert not any("rerank_" in prompt for prompt in prompts)
 
 
 def test_settings_round_trip_in_both_adapters():

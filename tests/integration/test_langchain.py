@@ -65,6 +65,15 @@ class HashedWords(Embeddings):
         return [self.embed_query(text) for text in texts]
 
 
+class Failing:
+    """Fails with a message that quotes half a character."""
+
+    name = "failing"
+
+    def score(self, query, passages):
+        raise RuntimeError("no \ud83d")
+
+
 @pytest.fixture
 def base():
     return ListRetriever(documents=[Document(page_content=text, id=str(i)) for i, text in enumerate(TEXTS)])
@@ -205,6 +214,32 @@ def test_a_chroma_store_on_disk(tmp_path, rerank):
     assert len(retriever.invoke(QUERY, k=1, top_n=None)) == 1
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reranker": WordOverlapScorer()},
+        {"model_name": "bundled", "long_passages": "windows", "max_length": 32},
+        {"reranker": Failing(), "on_error": "passthrough"},
+        {"reranker": Failing(), "fallback": WordOverlapScorer()},
+    ],
+    ids=["ranked", "windows", "passthrough", "fallback"],
+)
+def test_what_was_ranked_can_be_stored(settings):
+    """Chroma takes the results whatever happened in the call, gives them back, and they can be ranked again."""
+    store = Chroma(client=chromadb.EphemeralClient(), collection_name="stored", embedding_function=HashedWords())
+    documents = [Document(page_content=text * 9, metadata={"line": line}) for line, text in enumerate(TEXTS)]
+    found = MarcoRerank(**settings, top_n=None).compress_documents(documents, QUERY)
+    ids = store.add_documents(found)
+    stored = store.get_by_ids(ids)
+    store.delete_collection()
+    assert {document.id: document.metadata for document in stored} == {
+        key: document.metadata for key, document in zip(ids, found, strict=True)
+    }
+    assert {type(value) for document in stored for value in document.metadata.values()} <= {str, int, float, bool}
+    again = MarcoRerank(reranker=WordOverlapScorer(), top_n=None).compress_documents(stored, QUERY)
+    assert {*again[0].metadata} - {"retrieval_score"} == {"line", "relevance_score"}
+
+
 async def test_retriever_arguments_of_a_call(base, rerank):
     """Per call, top_n and score_threshold count before the fields, None means all, the rest goes to the base."""
     retriever = RerankRetriever(base_retriever=base, reranker=rerank, top_n=1)
@@ -302,15 +337,15 @@ def test_the_span_and_the_truncation_are_reported():
     """The best span is in page_content whatever came before it, truncation is said only where it happened."""
     documents = [
         Document(page_content="abcdefgh", metadata={"title": "T" * 30, "truncated": True}),
-        Document(page_content="ab", metadata={"title": "Title", "truncated": True, "best_span": [7, 9]}),
+        Document(page_content="ab", metadata={"title": "Title", "truncated": True, "best_start": 7, "best_end": 9}),
         Document(page_content="", metadata={"title": "Title"}),
     ]
     found = MarcoRerank(reranker=WindowScorer(), text_fields=["title"]).compress_documents(documents, QUERY)
     added = [{key: value for key, value in document.metadata.items() if key != "title"} for document in found]
     assert added == [
-        {"relevance_score": 0.0, "best_span": [4, 8], "truncated": True},
-        {"relevance_score": 0.0, "best_span": [0, 2]},
-        {"relevance_score": 0.0, "best_span": [0, 0]},
+        {"relevance_score": 0.0, "best_start": 4, "best_end": 8, "truncated": True},
+        {"relevance_score": 0.0, "best_start": 0, "best_end": 2},
+        {"relevance_score": 0.0, "best_start": 0, "best_end": 0},
     ]
 
 
@@ -335,8 +370,7 @@ def test_windows_of_the_bundled_model():
     document = Document(page_content=filler + answer + " " + filler, metadata={"title": "Minutes"})
     rerank = MarcoRerank(model_name="bundled", long_passages="windows", max_length=64, text_fields=["title"])
     (found,) = rerank.compress_documents([document], QUERY)
-    start, end = found.metadata["best_span"]
-    assert "honey" in document.page_content[start:end]
+    assert "honey" in document.page_content[found.metadata["best_start"] : found.metadata["best_end"]]
     assert "truncated" not in found.metadata
     cut = MarcoRerank(model_name="bundled", max_length=64).compress_documents([document], QUERY)
     assert cut[0].metadata["truncated"] is True

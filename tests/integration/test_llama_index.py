@@ -6,6 +6,7 @@ import zlib
 
 import chromadb
 import llama_index.core
+import numpy as np
 import pytest
 from llama_index.core import Settings, StorageContext, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
@@ -14,7 +15,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.schema import TextNode
+from llama_index.core.schema import NodeWithScore, TextNode
 from llama_index.core.tools import RetrieverTool
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
@@ -44,6 +45,15 @@ class LengthEmbedding(BaseEmbedding):
 
     def _get_text_embedding(self, text):
         return [1.0, (zlib.crc32(text.encode()) % 97) / 97]
+
+
+class Failing:
+    """Fails with a message that quotes half a character."""
+
+    name = "failing"
+
+    def score(self, query, passages):
+        raise RuntimeError("no \ud83d")
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +196,36 @@ def test_a_chroma_store_on_disk_keeps_no_score(tmp_path, nodes, rerank):
     assert all(type(found.node.metadata["retrieval_score"]) is float for found in once.source_nodes)
     assert "retrieval_score" not in str(once)
     assert collection.get() == before
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"reranker": WordOverlapScorer()},
+        {"model": "bundled", "long_passages": "windows", "max_length": 32},
+        {"reranker": Failing(), "on_error": "passthrough"},
+        {"reranker": Failing(), "fallback": WordOverlapScorer()},
+    ],
+    ids=["ranked", "windows", "passthrough", "fallback"],
+)
+def test_what_was_ranked_can_be_stored(nodes, settings):
+    """A Chroma index takes the results whatever happened in the call, also with scores that LlamaIndex makes."""
+    client = chromadb.EphemeralClient()
+    collection = client.create_collection("stored")
+    index = VectorStoreIndex(
+        [],
+        storage_context=StorageContext.from_defaults(vector_store=ChromaVectorStore(chroma_collection=collection)),
+        embed_model=LengthEmbedding(),
+    )
+    scored = [NodeWithScore(node=node, score=0.5) for node in nodes]
+    for found in scored:
+        found.score = np.float32(0.5)  # as LlamaIndex' own reranker assigns it
+    ranked = MarcoRerank(**settings, top_n=None, keep_retrieval_score=True).postprocess_nodes(scored, query_str=QUERY)
+    index.insert_nodes([found.node for found in ranked])
+    stored = index.as_retriever(similarity_top_k=5).retrieve(QUERY)
+    client.delete_collection("stored")
+    assert {found.node_id: found.metadata for found in stored} == {found.node_id: found.metadata for found in ranked}
+    assert {type(value) for found in stored for value in found.metadata.values()} <= {str, int, float, bool}
 
 
 def test_the_bundled_model_finds_the_answer(index):

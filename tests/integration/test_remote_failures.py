@@ -103,7 +103,7 @@ def test_a_refused_connection_passes_through_in_both_adapters(nobody):
         ),
     ):
         assert [document.page_content for document in found] == PASSAGES[:1]
-        assert found[0].metadata["rerank_status"]["error"] == "RemoteError"
+        assert found[0].metadata["rerank_error"] == "RemoteError"
     with pytest.raises(RemoteError, match=r"The request to .* failed"):
         Reranker(nobody).rank(QUERY, PASSAGES)
 

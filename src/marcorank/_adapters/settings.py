@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, cast
 
@@ -20,9 +21,9 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
+from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
-from marcorank.errors import InvalidInputError
+from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.reranker import Reranker, plain_fallback
 from marcorank.scorer import Scorer
 from marcorank.settings import ModelSettings, RerankerSettings, SharedSettings, defaults, descriptions
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
 ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
+WriteMetadata = Annotated[bool, BeforeValidator(partial(one_of, "write_metadata", allowed=(True, False)))]
 
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
@@ -66,7 +68,7 @@ class AdapterSettings(BaseModel, SharedSettings):
     # Types with a `score` method that is not that of a scorer.
     _no_scorers: ClassVar[tuple[type, ...]] = (type,)
 
-    reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True, frozen=True)
+    reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True)
     fallback: str | dict[str, Any] | SkipJsonSchema[Reranker | Scorer] | None = None
     token: str | SecretStr | None = Field(default=None, exclude=True)
 
@@ -82,7 +84,12 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     @field_validator("reranker", mode="before")
     @classmethod
-    def _check_reranker(cls, value: object) -> object:
+    def _check_reranker(cls, value: object, info: ValidationInfo) -> object:
+        if cls._model_field in info.data:  # an assignment
+            raise InvalidInputError(
+                "`reranker` cannot be changed, because the other fields show its settings. Make a new "
+                f"{cls.__name__}(reranker=...)."
+            )
         if isinstance(value, cls._no_scorers) or not isinstance(value, (Reranker, Scorer, NoneType)):
             # A dict may hold a token.
             shown = "a dict" if isinstance(value, dict) else repr(value)
@@ -168,23 +175,35 @@ class AdapterSettings(BaseModel, SharedSettings):
         """Check the `Reranker` of these settings; for subclasses that do not support all of them."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in _DESCRIPTIONS and name != self._model_field:
+        if not self._concerns_core(name):
             super().__setattr__(name, value)
             return
         before, made = self.__dict__.get(name), self._made
         super().__setattr__(name, value)
-        self._made = None
         try:
-            self._check_core()
-        except InvalidInputError:
+            self._renew_core()
+        except MarcoRankError:
             self.__dict__[name], self._made = before, made
             raise
+
+    @classmethod
+    def _concerns_core(cls, name: str) -> bool:
+        return name in _DESCRIPTIONS or name == cls._model_field
+
+    def _renew_core(self) -> None:
+        """Make the `Reranker` again, which checks the settings together."""
+        self._made = None
+        _ = self.core
+        self._check_core()
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy that shares the model; unlike pydantic's own, this checks the changes."""
         copied = super().model_copy(deep=deep)
         for name, value in (update or {}).items():
-            setattr(copied, name, value)
+            # Some settings are only valid together, so those of the core are checked at the end.
+            super(AdapterSettings, copied).__setattr__(name, value)
+        if any(map(self._concerns_core, update or {})):
+            copied._renew_core()  # noqa: SLF001
         return copied
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

@@ -7,17 +7,20 @@
 `MarcoRerank` is a document compressor, `RerankRetriever` a retriever around any other, and `MarcoCrossEncoder` serves
 code that takes a LangChain cross-encoder.
 
-A ranked document is a copy with a metadata dict of its own, which has these keys. Values of an earlier stage under
-these keys are replaced.
+A ranked document is a copy with a metadata dict of its own, which has these keys, unless `write_metadata=False`. Values
+of an earlier stage under these keys are replaced. All are plain numbers and texts, which vector stores accept.
 
     relevance_score    its score, a float
     retrieval_score    its score before this stage: the value of `retrieval_score`, else of `relevance_score`, else of
                        `score`; absent if none of them is a number
-    best_span          [start, end] of the best window in `page_content`; only with `long_passages="windows"`
+    best_start         where the best window starts in `page_content`, and
+    best_end           where it ends; only with `long_passages="windows"`
     truncated          True if the model read only the beginning of the text, else absent
     query_truncated    True if the query was longer than its limit and was truncated, else absent
-    rerank_status      {"outcome", "error", "reason"} if the model failed, else absent: `outcome` is "fallback", or
-                       "passthrough" for documents in first-stage order without a `relevance_score`
+    rerank_outcome     if the model failed, else absent: "fallback", or "passthrough" for documents in first-stage order
+                       without a `relevance_score`
+    rerank_error       class name of the error, beside `rerank_outcome`
+    rerank_reason      its message
 """
 
 from __future__ import annotations

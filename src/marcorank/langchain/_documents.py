@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from langchain_core.documents import Document
 
-from marcorank._arguments import finite_number
+from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from marcorank.ranking import RankedPassage, Ranking
 
-_OF_THIS_STAGE = ("best_span", "truncated", "query_truncated", "rerank_status")
+_OF_THIS_STAGE = ("best_start", "best_end", "truncated", "query_truncated", *STATUS_KEYS)
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
@@ -56,12 +56,14 @@ def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[st
     return "\n".join([*(str(value) for value in values if value is not None), text])
 
 
-def ranked_document(document: Document, result: RankedPassage, ranking: Ranking) -> Document:
-    """Return a copy of a document whose metadata say how it was ranked."""
+def ranked_document(document: Document, result: RankedPassage, ranking: Ranking, *, write_metadata: bool) -> Document:
+    """Return a copy of a document, whose metadata say how it was ranked if they are to be written."""
+    if not write_metadata:
+        return document.model_copy(update={"metadata": {**document.metadata}})
     metadata = {key: value for key, value in document.metadata.items() if key not in _OF_THIS_STAGE}
-    for key in _EARLIER_SCORES:
-        # A float also for numpy scalars, which do not go through JSON.
-        score = finite_number(metadata[key]) if key in metadata else None
+    earlier = [plain_score(metadata.get(key)) for key in _EARLIER_SCORES]
+    metadata.pop("retrieval_score", None)
+    for score in earlier:
         if score is not None:
             metadata["retrieval_score"] = score
             break
@@ -70,12 +72,11 @@ def ranked_document(document: Document, result: RankedPassage, ranking: Ranking)
         metadata.pop("relevance_score", None)
     else:
         metadata["relevance_score"] = result.score
-    if ranking.status is not None:
-        metadata["rerank_status"] = ranking.status.to_dict()
+    metadata.update(status_metadata(ranking.status))
     if result.span is not None:
         # The model read the text fields first; the span is for the text that the caller has.
         offset = len(result.text) - len(document.page_content)
-        metadata["best_span"] = [max(0, end - offset) for end in result.span]
+        metadata["best_start"], metadata["best_end"] = (max(0, end - offset) for end in result.span)
     if result.truncated:
         metadata["truncated"] = True
     if ranking.query_truncated:

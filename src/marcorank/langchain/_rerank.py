@@ -11,7 +11,8 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, ensure_config
 from pydantic import field_validator
 
-from marcorank._adapters.settings import ScoreThreshold, TopN
+from marcorank._adapters.metadata import status_metadata
+from marcorank._adapters.settings import ScoreThreshold, TopN, WriteMetadata
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.langchain._documents import ranked_document, read_anything, read_document, scored_text
 from marcorank.langchain._settings import LangChainSettings
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from langchain_core.callbacks import Callbacks
+
+    from marcorank.ranking import Ranking
 
 
 class NotGiven(Enum):
@@ -58,6 +61,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     top_n: TopN = 3
     score_threshold: ScoreThreshold = None
     text_fields: tuple[str, ...] = ()
+    write_metadata: WriteMetadata = True
 
     @field_validator("text_fields", mode="before")
     @classmethod
@@ -96,7 +100,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         run = manager.on_chain_start(None, call.inputs, name=type(self).__name__)
         try:
             ranking = self.core.rank(query, call.texts, **call.options)
-            ranked = [ranked_document(call.documents[result.index], result, ranking) for result in ranking.results]
+            ranked = self._ranked(call, ranking)
         except BaseException as error:
             run.on_chain_error(error)
             raise
@@ -123,7 +127,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         run = await manager.on_chain_start(None, call.inputs, name=type(self).__name__)
         try:
             ranking = await self.core.arank(query, call.texts, **call.options)
-            ranked = [ranked_document(call.documents[result.index], result, ranking) for result in ranking.results]
+            ranked = self._ranked(call, ranking)
         except BaseException as error:
             await run.on_chain_error(error)
             raise
@@ -143,8 +147,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     ) -> list[dict[str, Any]]:
         """Return indices and scores, `{"index": 4, "relevance_score": 7.2}`, best first.
 
-        If the model failed, there is a `rerank_status` beside them, as in the metadata of documents; after a
-        passthrough the scores are None.
+        If the model failed, `rerank_outcome`, `rerank_error` and `rerank_reason` are beside them, as in the metadata
+        of documents; after a passthrough the scores are None.
 
         Args:
             documents: Texts, documents or dicts. A dict has its text under `"page_content"` and its metadata under
@@ -160,7 +164,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         """
         call = self._call(documents, query, top_n, score_threshold, read_anything)
         ranking = self.core.rank(query, call.texts, **call.options)
-        status = {} if ranking.status is None else {"rerank_status": ranking.status.to_dict()}
+        status = status_metadata(ranking.status)
         return [{"index": result.index, "relevance_score": result.score, **status} for result in ranking.results]
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
@@ -176,6 +180,12 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
             return await self.acompress_documents(*_documents_and_query(state), callbacks=config.get("callbacks"))
 
         return RunnableLambda(rerank, afunc=arerank, name="rerank")
+
+    def _ranked(self, call: _Call, ranking: Ranking) -> list[Document]:
+        return [
+            ranked_document(call.documents[result.index], result, ranking, write_metadata=self.write_metadata)
+            for result in ranking.results
+        ]
 
     def _call(
         self,

@@ -8,12 +8,16 @@ from langchain_core.retrievers import BaseRetriever, RetrieverLike
 from pydantic import ConfigDict, Field, field_validator
 
 from marcorank._adapters.settings import TopN
+from marcorank.errors import InvalidInputError
 from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
 from marcorank.reranker import Reranker
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
+    from typing_extensions import Self
 
 
 class RerankRetriever(BaseRetriever):
@@ -26,10 +30,13 @@ class RerankRetriever(BaseRetriever):
         base_retriever: Any retriever, or a runnable from a query to a list of documents. It should return more than
             `top_n`.
         reranker: Ranks them, with its own `score_threshold`. A `marcorank.Reranker` is wrapped.
-        top_n: Maximum number of documents to return; None for all. The default is that of `reranker`.
+        top_n: Maximum number of documents to return; None for all. Until it is given, that of `reranker` applies,
+            also after a change of either.
     """
 
-    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True)
+    model_config = ConfigDict(
+        extra="forbid", arbitrary_types_allowed=True, validate_assignment=True, hide_input_in_errors=True
+    )
 
     base_retriever: RetrieverLike
     reranker: MarcoRerank = Field(default_factory=MarcoRerank)
@@ -38,12 +45,32 @@ class RerankRetriever(BaseRetriever):
     @field_validator("reranker", mode="before")
     @classmethod
     def _wrap_core(cls, value: object) -> object:
-        return MarcoRerank(reranker=value) if isinstance(value, Reranker) else value
+        if isinstance(value, Reranker):
+            return MarcoRerank(reranker=value)
+        if not isinstance(value, (MarcoRerank, dict)):
+            raise InvalidInputError(
+                f"`reranker` is a {type(value).__name__}; expected a MarcoRerank of marcorank.langchain or a "
+                "marcorank.Reranker. Wrap another model: MarcoRerank(model_name=...), or a scorer: "
+                "MarcoRerank(reranker=...)."
+            )
+        return value
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Use the reranker's `top_n` by default."""
+        """Leave `top_n` to the reranker until it is given; LangChain copies what it finds in `__dict__`."""
         if "top_n" not in self.model_fields_set:
-            self.__dict__["top_n"] = self.reranker.top_n
+            self.__dict__.pop("top_n", None)
+
+    if not TYPE_CHECKING:  # a type checker would take any attribute for defined
+
+        def __getattr__(self, name: str) -> Any:
+            return self.reranker.top_n if name == "top_n" else super().__getattr__(name)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy; unlike pydantic's own, this checks the changes."""
+        copied = super().model_copy(deep=deep)
+        for name, value in (update or {}).items():
+            setattr(copied, name, value)
+        return copied
 
     def _get_relevant_documents(
         self,
