@@ -260,6 +260,18 @@ def responds_with(content: bytes, kind: str = "application/json", *, status: int
     return fault
 
 
+def refuses_above(limit: int, status: int, message: str) -> Fault:
+    """Refuse requests with more passages than that; `{}` in the message is their number."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        passages = len(results)
+        if passages > limit:
+            handler.send_json(status, {"error": message.format(passages)})
+        return passages > limit
+
+    return fault
+
+
 def announces(length: int) -> Fault:
     """Announce a body of this length and send none of it."""
 

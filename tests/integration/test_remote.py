@@ -47,6 +47,7 @@ from remote_server import (
     floods,
     hangs_up,
     never_answers,
+    refuses_above,
     remote_server,
     responds,
     responds_changed,
@@ -231,9 +232,6 @@ def test_truncation_is_requested(dialect):
 def test_an_error_that_repeats_the_request_is_shortened():
     """Some servers return the whole request; the message contains only the reason."""
     with remote_server("infinity") as server:
-        with RemoteScorer(server.url, max_passages_per_request=3000) as scorer:
-            message = r"status 422 \(1 attempt\): List should have at most 2048 items\.$"
-            fails_soon(scorer, RemoteStatusError, message, ["a"] * 2049)
         server.fault = responds(422, {"detail": [{"msg": "too long", "input": "x" * 100_000}]})
         with RemoteScorer(server.url) as scorer:
             fails_soon(scorer, RemoteStatusError, r"status 422 \(1 attempt\): too long\.$")
@@ -279,7 +277,7 @@ def test_temporary_failures_are_retried(tei, scorer, fault):
     assert len(tei.requests) == 3
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 413, 422, 424, 500, 501])
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 408, 422, 424, 500, 501])
 def test_permanent_failures_are_not_retried(tei, scorer, status):
     """The error has the status and the server's message."""
     tei.fault = responds(status, {"error": "no\nway."})
@@ -374,14 +372,83 @@ def test_a_score_that_is_not_finite_is_an_error_that_names_the_passage(tei, scor
     fails_soon(scorer, ScoreError, r"returned (nan|-?inf) for `passages\[35\]`", ["a"] * 40)
 
 
-def test_the_error_for_too_many_passages_names_the_setting(tei):
-    """The server may have a lower limit than usual."""
-    tei.max_batch = 8
-    with RemoteScorer(tei.url) as scorer:
-        message = r"status 413 .*batch size 9 > maximum allowed batch size 8\. Lower `max_passages_per_request`\."
-        fails_soon(scorer, RemoteStatusError, message, ["a"] * 9)
-    with RemoteScorer(tei.url, max_passages_per_request=8) as scorer:
-        assert scorer.score(QUERY, ["a"] * 9).shape == (9,)
+MANY = [f"{PASSAGES[index % 6]} {index}" for index in range(70)]
+
+
+def sizes(server):
+    """Return the number of passages of each request so far, and forget the requests."""
+    found = [len(received.body.get("texts") or received.body["documents"]) for received in server.requests]
+    server.requests.clear()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("dialect", "status", "message"),
+    [
+        ("tei", 413, "batch size {} > maximum allowed batch size 10"),
+        ("infinity", 422, "List should have at most 10 items after validation, not {}"),
+        ("jina", 400, "batch size is invalid, it should not be larger than 10.: input.contents"),
+        ("cohere", 400, "too many documents: {}"),
+        ("vllm", 413, ""),
+    ],
+)
+def test_a_lower_limit_of_the_server_is_found_and_remembered(dialect, status, message):
+    """Requests are halved until the server accepts them, and later requests are as small from the start."""
+    expected = np.float32(WordOverlapScorer().score(QUERY, MANY))
+    with remote_server(dialect) as server, RemoteScorer(server.url, model="m") as scorer:
+        server.max_batch = 1000
+        server.fault = refuses_above(10, status, message)
+        if scorer.score_kind == "probability":
+            expected = 1 / (1 + np.exp(-expected))
+        np.testing.assert_allclose(scorer.score(QUERY, MANY), expected, atol=1e-6)
+        assert max(sizes(server)) > 10
+        np.testing.assert_allclose(scorer.score(QUERY, MANY), expected, atol=1e-6)
+        assert 5 < max(sizes(server)) <= 10
+
+
+def test_requests_in_flight_together_lower_the_limit_only_once(tei, scorer):
+    """Each of them is refused for the same size, which says nothing about half of it."""
+    tei.max_batch = 16
+    together = threading.Barrier(4)
+    answer = tei.refusal
+
+    def refusal(body, authorization):
+        if len(body["texts"]) > 16:
+            together.wait(SOON_S)
+        return answer(body, authorization)
+
+    tei.refusal = refusal
+    scores = scorer.submit([(QUERY, MANY[:64]), (QUERY, MANY[:64])]).result(timeout=SOON_S)
+    expected = np.float32(WordOverlapScorer().score(QUERY, MANY[:64]))
+    assert all(np.array_equal(one.logits, expected) for one in scores)
+    assert set(sizes(tei)) == {16, 32}
+
+
+@pytest.mark.parametrize("message", ["<h1>413 Request Entity Too Large</h1>", "The body has {} bytes or more"])
+def test_a_limit_of_bytes_does_not_make_later_requests_smaller(tei, scorer, message):
+    """A proxy refuses a request with long texts; one with short ones may have as many passages as before."""
+    tei.fault = refuses_above(10, 413, message)
+    assert scorer.score(QUERY, MANY).shape == (70,)
+    tei.fault = None
+    sizes(tei)
+    assert scorer.score(QUERY, MANY).shape == (70,)
+    assert sorted(sizes(tei)) == [6, 32, 32]
+
+
+def test_a_limit_below_one_passage_is_an_error(tei, scorer):
+    """The message contains the reason of the server, and no request is sent again once it is a single passage."""
+    tei.fault = responds(413, {"error": "no\nway."})
+    message = r"status 413 \(1 attempt\): no way\. It refuses even a single passage with the query; shorten the texts"
+    assert fails_soon(scorer, RemoteStatusError, message).status == 413
+    assert sizes(tei) == [6, 3, 1]
+    fails_soon(scorer, RemoteStatusError, message, ["a"])
+    assert sizes(tei) == [1]
+
+
+def test_a_refusal_does_not_hide_a_failure(tei, scorer):
+    """An error of a half is an error of the call."""
+    tei.faults.extend([responds(413), responds(401)])
+    fails_soon(scorer, RemoteStatusError, "status 401")
 
 
 def test_the_first_failure_cancels_the_other_requests(tei):
