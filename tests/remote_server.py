@@ -272,6 +272,15 @@ def refuses_above(limit: int, status: int, message: str) -> Fault:
     return fault
 
 
+def refuses_blanks(handler: Handler, results: Results) -> bool:
+    """Refuse the whole request for one blank passage, as Voyage does."""
+    body = handler.server.requests[-1].body
+    blank = not all(text.strip() for text in body.get("texts") or body["documents"])
+    if blank:
+        handler.send_json(400, {"detail": "Input cannot contain empty strings or empty lists"})
+    return blank
+
+
 def announces(length: int) -> Fault:
     """Announce a body of this length and send none of it."""
 

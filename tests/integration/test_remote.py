@@ -48,6 +48,7 @@ from remote_server import (
     hangs_up,
     never_answers,
     refuses_above,
+    refuses_blanks,
     remote_server,
     responds,
     responds_changed,
@@ -55,7 +56,7 @@ from remote_server import (
 )
 
 QUERY = "how do I open a file"
-PASSAGES = ["open a file", "how do I", "nothing of it", "", "a list", "a file that I open"]
+PASSAGES = ["open a file", "how do I", "nothing of it", "zero", "a list", "a file that I open"]
 EXPECTED = np.array(WordOverlapScorer().score(QUERY, PASSAGES), dtype=np.float32)
 SECRET = "sk-very-secret-123"
 NOBODY = "tei+http://127.0.0.1:9"
@@ -239,11 +240,48 @@ def test_an_error_that_repeats_the_request_is_shortened():
 
 def test_odd_texts_are_sent_unchanged(tei, scorer):
     """Everything that JSON can carry is sent unchanged; lone surrogates become U+FFFD, as for local models."""
-    texts = ["", "\x00", "🏙️", "柏林", "\u2028\u202e", 'a"\\', "\ud83d", "\udc80x"]
+    texts = ["\x00", "🏙️", "柏林", "\u2028\u202e", 'a"\\', "\ud83d", "\udc80x"]
     assert np.isfinite(scorer.score("柏林 \ud83d?", texts)).all()
     body = tei.requests[0].body
     assert body["texts"] == [*texts[:-2], "\ufffd", "\ufffdx"]
     assert body["query"] == "柏林 \ufffd?"
+
+
+@pytest.mark.parametrize("dialect", PATHS)
+@pytest.mark.parametrize("activation", ["identity", "sigmoid"])
+def test_blank_passages_are_not_sent_and_rank_last(dialect, activation):
+    """Some servers refuse the whole request for one of them; the other scores are those without them."""
+    passages = ["", *PASSAGES[:3], " \n\t", *PASSAGES[3:], "\u3000"]
+    with remote_server(dialect) as server, Reranker(f"{server.url}#m", activation=activation) as reranker:
+        server.fault = refuses_blanks
+        ranking = reranker.rank(QUERY, passages)
+        kind = ranking.score_kind
+        assert [result.index for result in ranking][-3:] == [0, 4, 8]
+        blank = 0.0 if kind == "probability" or activation == "sigmoid" else -10_000.0
+        assert [result.score for result in ranking][-3:] == [blank] * 3
+        without = reranker.rank(QUERY, PASSAGES)
+        assert [(one.text, one.score) for one in ranking][:-3] == [(one.text, one.score) for one in without]
+
+
+def test_only_blank_passages_need_no_server():
+    """Nothing is sent, and no thread is started."""
+    scorer = RemoteScorer(NOBODY)
+    assert scorer.score(QUERY, ["", " "]).tolist() == [-10_000.0, -10_000.0]
+    assert [one.logits.tolist() for one in scorer.score_requests([(QUERY, []), ("list", [" "])])] == [[], [-10_000.0]]
+    assert not threads_of_scorers()
+
+
+def test_blank_passages_are_not_truncated(tei, scorer):
+    """If the server reports truncation, it is known for all passages."""
+    tei.reports_truncation = True
+    passages = ["", "file " * (MAX_WORDS + 1), "file"]
+    assert scorer.score_requests([(QUERY, passages)])[0].truncated.tolist() == [False, True, False]
+
+
+def test_errors_count_blank_passages(tei, scorer):
+    """The index in a message is that of the list which was passed."""
+    tei.fault = responds_changed(lambda found: [{**one, "score": None if one["index"] == 1 else 1} for one in found])
+    fails_soon(scorer, ScoreError, r"returned nan for `passages\[3\]`", ["", "a", " ", "b"])
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import numpy as np
 
 from marcorank._inference.scorer import PassageScores
 from marcorank.errors import RemoteError, RemoteProtocolError, RemoteStatusError, RemoteTimeoutError
-from marcorank.ranking import check_finite
 from marcorank.remote.keys import key_variables
 from marcorank.remote.responses import excerpt, is_about_size, is_too_large, read_scores, server_message
 
@@ -44,7 +43,6 @@ async def score_all(connection: Connection, *, server: Server, requests: Sequenc
     """Score the passages of each request; returns one result per request, in order. The first failure cancels the rest.
 
     Raises:
-        ScoreError: A score is not finite.
         RemoteError: The server sent no valid response; see `errors` for the subclasses.
     """
     # For each request the scores of its parts, by their first passage.
@@ -75,10 +73,7 @@ async def score_all(connection: Connection, *, server: Server, requests: Sequenc
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    joined = [_join([parts[start] for start in sorted(parts)]) for parts in scored]
-    for scores in joined:
-        check_finite(scores.logits, model=server.address.name)
-    return joined
+    return [_join([parts[start] for start in sorted(parts)]) for parts in scored]
 
 
 def _join(parts: Sequence[PassageScores]) -> PassageScores:

@@ -10,9 +10,12 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from marcorank._arguments import check_names, positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import AsyncScorer, PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.ranking import check_finite
 from marcorank.remote.address import parse_address
 from marcorank.remote.connection import Connection, Server
 from marcorank.remote.keys import Key, key_from_environment
@@ -20,12 +23,15 @@ from marcorank.remote.keys import Key, key_from_environment
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
+
+# The score of a blank passage, which ranks it behind all others: no reranker has logits of this size. It does not
+# depend on the other passages, so that it can be cached.
+_BLANK_SCORES: dict[ScoreKind, float] = {"logit": -10_000.0, "probability": 0.0}
 
 
 class RemoteScorer(AsyncScorer):
@@ -100,6 +106,8 @@ class RemoteScorer(AsyncScorer):
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one score per passage, in input order. Shape: (passages,), float32.
 
+        A blank passage is not sent; its score is the logit -10,000 or the probability 0.
+
         Raises:
             InvalidInputError: The query or a passage is not a text, the query is blank, or the API key cannot be sent.
             ScoreError: A score is not finite.
@@ -135,9 +143,10 @@ class RemoteScorer(AsyncScorer):
             ClosedError: The scorer was closed.
         """
         checked = [request_pair(request) for request in requests]
-        if not any(passages for _, passages in checked):
+        if not any(_texts(passages) for _, passages in checked):
             future: Future[list[PassageScores]] = Future()
-            future.set_result([PassageScores.empty() for _ in checked])
+            empty = PassageScores.empty()
+            future.set_result([_with_blanks(empty, passages, self.score_kind) for _, passages in checked])
             return future
         server = Server(
             self._address,
@@ -198,7 +207,30 @@ async def _score(connection: Connection, *, server: Server, requests: Sequence[R
     # Here, because importing httpx takes a while and would block the caller's event loop.
     from marcorank.remote.client import score_all
 
-    return await score_all(connection, server=server, requests=requests)
+    sent = [(query, _texts(passages)) for query, passages in requests]
+    scored = await score_all(connection, server=server, requests=sent)
+    kind = server.address.dialect.score_kind
+    results = [_with_blanks(scores, passages, kind) for scores, (_, passages) in zip(scored, requests, strict=True)]
+    for scores in results:
+        check_finite(scores.logits, model=server.address.name)
+    return results
+
+
+def _texts(passages: Sequence[str]) -> list[str]:
+    """Return the passages that are sent: some servers refuse a whole request for one blank passage."""
+    return [passage for passage in passages if passage.strip()]
+
+
+def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
+    """Add the blank passages, which were not sent, to the scores of the others."""
+    is_text = np.array([bool(passage.strip()) for passage in passages], dtype=np.bool_)
+    logits = np.full(len(passages), _BLANK_SCORES[kind], dtype=np.float32)
+    logits[is_text] = scores.logits
+    if scores.truncated is None:
+        return PassageScores(logits)
+    truncated = np.zeros(len(passages), dtype=np.bool_)
+    truncated[is_text] = scores.truncated
+    return PassageScores(logits, truncated)
 
 
 _DEFAULTS = {
