@@ -155,6 +155,23 @@ def test_a_base_path_is_kept(tei):
     assert tei.requests[0].path == "/below/rerank"
 
 
+@pytest.mark.parametrize("dialect", PATHS)
+def test_an_address_with_the_endpoint_is_used_as_it_is(dialect):
+    """Vendors document their servers this way."""
+    with remote_server(dialect) as server, RemoteScorer(f"{server.url}{PATHS[dialect]}/#m") as scorer:
+        assert scorer.score(QUERY, PASSAGES).shape == (6,)
+        assert server.requests[0].path == PATHS[dialect]
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/rerank"])
+def test_the_error_for_an_unknown_path_suggests_a_shorter_base(path):
+    """It may be the documented address of another kind of server."""
+    with remote_server("tei") as server, RemoteScorer(server.url + path) as scorer:
+        message = rf"must be the base URL of a tei server; try the shorter tei\+{server.base}\.$"
+        fails_soon(scorer, RemoteStatusError, message)
+        assert server.requests[0].path == "/v1/rerank"
+
+
 def test_long_lists_are_split_and_sent_in_parallel(tei, scorer):
     """No request is longer than the server allows, all are sent at once, and scores are in input order."""
     together = threading.Barrier(4)

@@ -203,7 +203,9 @@ def _status_error(status: int, message: str, server: Server, attempts: str, retr
         variable = key_variables(server.address)[0]
         sentences.append(f"{sent}; pass `api_key` (`token` for a `Reranker`) or set {variable}.")
     elif status == httpx.codes.NOT_FOUND:
-        sentences.append(f"{server.address.url} must be the base URL of a {server.address.dialect.name} server.")
+        kind, shorter = server.address.dialect.name, server.address.shorter
+        instead = "" if shorter is None else f"; try the shorter {kind}+{shorter.url}"
+        sentences.append(f"{server.address.url} must be the base URL of a {kind} server{instead}.")
     return RemoteStatusError(" ".join(sentences), status=status)
 
 
