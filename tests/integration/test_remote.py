@@ -132,6 +132,39 @@ def test_each_api_is_spoken_as_documented(dialect):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
+def as_probabilities(found):
+    """Ignore the request for logits, as vLLM did before 0.11.1."""
+    name = "score" if "score" in found[0] else "relevance_score"
+    return [{**one, name: 1 / (1 + float(np.exp(5 - one[name])))} for one in found]
+
+
+@pytest.mark.parametrize("dialect", ["tei", "vllm", "infinity"])
+def test_probabilities_in_place_of_logits_are_reported(dialect, caplog):
+    """Once for each server, as soon as two passages have been scored."""
+    with remote_server(dialect) as server, Reranker(f"{server.url}", activation="sigmoid") as reranker:
+        server.fault = responds_changed(as_probabilities)
+        reranker.score(QUERY, ["open"])
+        assert not caplog.records
+        for _ in range(3):
+            reranker.rank(QUERY, ["", "open", "open a file"])
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert f"{server.base}/rerank returned only numbers from 0 to 1, although logits" in record.getMessage()
+    assert f"name it jina+{server.base}#model" in record.getMessage()
+
+
+@pytest.mark.parametrize("change", [lambda found: found, as_probabilities])
+def test_logits_and_the_probabilities_of_vendors_are_not_reported(change, caplog):
+    """One number outside of 0 to 1 proves that they are logits; numbers between prove nothing after it."""
+    with remote_server("cohere" if change is as_probabilities else "vllm") as server:
+        server.fault = responds_changed(change)
+        with RemoteScorer(server.url, model="m") as scorer:
+            scorer.score(QUERY, PASSAGES)
+            server.fault = responds_changed(as_probabilities)
+            scorer.score(QUERY, PASSAGES)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("dialect", ["tei", "vllm", "infinity"])
 def test_the_model_is_optional_for_a_server_with_one_model(dialect):
     """The body then has no model, and the URL is the name of the scorer."""

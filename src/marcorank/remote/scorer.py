@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import weakref
 from concurrent.futures import Future
 from functools import partial
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
+    from marcorank.remote.address import Address
+_log = logging.getLogger("marcorank")
 
 # The score of a blank passage, which ranks it behind all others: no reranker has logits of this size. It does not
 # depend on the other passages, so that it can be cached.
@@ -89,6 +92,7 @@ class RemoteScorer(AsyncScorer):
         }
         if find_spec("httpx") is None:
             raise MissingExtraError("Scoring on a server needs httpx: pip install 'marcorank[remote]'")
+        self._check = _ProbabilityCheck()
         self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
         weakref.finalize(self, self._connection.stop)
@@ -155,7 +159,8 @@ class RemoteScorer(AsyncScorer):
             max_attempts=self._settings["max_attempts"],
             max_passages=self._settings["max_passages_per_request"] or self._address.dialect.max_passages,
         )
-        return self._connection.submit(partial(_score, server=server, requests=checked), user=self)
+        score = partial(_score, server=server, requests=checked, check=self._check)
+        return self._connection.submit(score, user=self)
 
     def close(self) -> None:
         """Close the connections and stop the thread; running calls raise `ClosedError`."""
@@ -203,7 +208,35 @@ class RemoteScorer(AsyncScorer):
         self.__init__(**state)  # type: ignore[misc]
 
 
-async def _score(connection: Connection, *, server: Server, requests: Sequence[Request]) -> list[PassageScores]:
+class _ProbabilityCheck:
+    """Logs once if a server seems to return probabilities although logits were requested, as vLLM did before 0.11.1."""
+
+    def __init__(self) -> None:
+        self._suspicious = 0
+        self._is_done = False
+
+    def look_at(self, results: Sequence[PassageScores], address: Address) -> None:
+        """Look at scores, until one of them is a logit for sure or two of them are all that there are."""
+        if self._is_done or address.dialect.score_kind == "probability":
+            return
+        scores = np.concatenate([result.logits for result in results])
+        # Zeros and ones alone may come from a server for tests.
+        self._suspicious += int(np.count_nonzero((scores > 0) & (scores < 1)))
+        is_logit = bool(np.any((scores < 0) | (scores > 1)))
+        self._is_done = is_logit or self._suspicious > 1
+        if self._is_done and not is_logit:
+            _log.warning(
+                "%s returned only numbers from 0 to 1, although logits were requested: they seem to be probabilities. "
+                'With `activation="sigmoid"` or a threshold for logits the results are wrong. vLLM returns logits from '
+                "0.11.1 on; if the server has none, name it jina+%s#model.",
+                address.endpoint,
+                address.url,
+            )
+
+
+async def _score(
+    connection: Connection, *, server: Server, requests: Sequence[Request], check: _ProbabilityCheck
+) -> list[PassageScores]:
     # Here, because importing httpx takes a while and would block the caller's event loop.
     from marcorank.remote.client import score_all
 
@@ -213,6 +246,7 @@ async def _score(connection: Connection, *, server: Server, requests: Sequence[R
     results = [_with_blanks(scores, passages, kind) for scores, (_, passages) in zip(scored, requests, strict=True)]
     for scores in results:
         check_finite(scores.logits, model=server.address.name)
+    check.look_at(scored, server.address)
     return results
 
 
