@@ -153,6 +153,21 @@ def test_probabilities_in_place_of_logits_are_reported(dialect, caplog):
     assert f"name it jina+{server.base}#model" in record.getMessage()
 
 
+def test_logits_in_place_of_probabilities_are_reported(caplog):
+    """As llama.cpp returns them in the API of Jina; named otherwise, the same server is right."""
+    with remote_server("jina") as server:
+        server.fault = responds_changed(lambda found: [{**one, "relevance_score": -7.5} for one in found])
+        with RemoteScorer(server.url, model="m") as scorer:
+            for _ in range(2):
+                assert scorer.score(QUERY, ["", "open"]).tolist() == [-10_000.0, -7.5]
+        [record] = caplog.records
+        assert "returned numbers outside of 0 to 1, although jina servers return" in record.getMessage()
+        assert f"name the server vllm+{server.base}#model" in record.getMessage()
+        with RemoteScorer(f"vllm+{server.base}#m") as scorer:
+            scorer.score(QUERY, ["open"])
+    assert len(caplog.records) == 1
+
+
 @pytest.mark.parametrize("change", [lambda found: found, as_probabilities])
 def test_logits_and_the_probabilities_of_vendors_are_not_reported(change, caplog):
     """One number outside of 0 to 1 proves that they are logits; numbers between prove nothing after it."""

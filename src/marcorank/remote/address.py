@@ -46,12 +46,12 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """URL of the endpoint. What the base URL ends with of its path, such as `/v1` or all of it, is not repeated."""
+        """URL of the endpoint. A base URL that ends in a version, such as `/v1`, or in the endpoint itself decides."""
         path = urlsplit(self.url).path
         if path.endswith(_ENDPOINTS):
             return self.url
-        first, _, rest = self.dialect.path[1:].partition("/")
-        return f"{self.url}/{rest}" if rest and path.endswith(f"/{first}") else self.url + self.dialect.path
+        name = self.dialect.path.rpartition("/")[2]
+        return f"{self.url}/{name}" if path.endswith(_VERSIONS) else self.url + self.dialect.path
 
     @property
     def shorter(self) -> Address | None:

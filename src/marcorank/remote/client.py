@@ -103,8 +103,8 @@ async def _request_scores(
                 response, text = await asyncio.wait_for(_post(connection.client, server, content), server.timeout_s)
         except asyncio.TimeoutError:
             error = RemoteTimeoutError(
-                f"{endpoint} did not respond within {server.timeout_s:g} s ({attempts}); raise `timeout_s` or lower "
-                "`max_passages_per_request`."
+                f"{endpoint} did not respond within {server.timeout_s:g} s ({attempts}); raise `timeout_s` of "
+                "the RemoteScorer, or lower `max_passages_per_request`."
             )
         except httpx.TransportError as failure:
             reason = excerpt(str(failure)) or type(failure).__name__

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import weakref
 from concurrent.futures import Future
 from functools import partial
@@ -20,6 +19,7 @@ from marcorank.ranking import check_finite
 from marcorank.remote.address import parse_address
 from marcorank.remote.connection import Connection, Server
 from marcorank.remote.keys import Key, key_from_environment
+from marcorank.remote.scale import ScaleCheck
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -29,12 +29,9 @@ if TYPE_CHECKING:
 
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
-    from marcorank.remote.address import Address
-_log = logging.getLogger("marcorank")
 
-# The score of a blank passage, which ranks it behind all others: no reranker has logits of this size. It does not
-# depend on the other passages, so that it can be cached.
-_BLANK_SCORES: dict[ScoreKind, float] = {"logit": -10_000.0, "probability": 0.0}
+# The logit of a blank passage, which ranks it behind all others: no reranker has logits of this size.
+_BLANK_LOGIT = -10_000.0
 
 
 class RemoteScorer(AsyncScorer):
@@ -92,7 +89,7 @@ class RemoteScorer(AsyncScorer):
         }
         if find_spec("httpx") is None:
             raise MissingExtraError("Scoring on a server needs httpx: pip install 'marcorank[remote]'")
-        self._check = _ProbabilityCheck()
+        self._scale_check = ScaleCheck()
         self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
         weakref.finalize(self, self._connection.stop)
@@ -159,7 +156,7 @@ class RemoteScorer(AsyncScorer):
             max_attempts=self._settings["max_attempts"],
             max_passages=self._settings["max_passages_per_request"] or self._address.dialect.max_passages,
         )
-        score = partial(_score, server=server, requests=checked, check=self._check)
+        score = partial(_score, server=server, requests=checked, check=self._scale_check)
         return self._connection.submit(score, user=self)
 
     def close(self) -> None:
@@ -208,34 +205,8 @@ class RemoteScorer(AsyncScorer):
         self.__init__(**state)  # type: ignore[misc]
 
 
-class _ProbabilityCheck:
-    """Logs once if a server seems to return probabilities although logits were requested, as vLLM did before 0.11.1."""
-
-    def __init__(self) -> None:
-        self._suspicious = 0
-        self._is_done = False
-
-    def look_at(self, results: Sequence[PassageScores], address: Address) -> None:
-        """Look at scores, until one of them is a logit for sure or two of them are all that there are."""
-        if self._is_done or address.dialect.score_kind == "probability":
-            return
-        scores = np.concatenate([result.logits for result in results])
-        # Zeros and ones alone may come from a server for tests.
-        self._suspicious += int(np.count_nonzero((scores > 0) & (scores < 1)))
-        is_logit = bool(np.any((scores < 0) | (scores > 1)))
-        self._is_done = is_logit or self._suspicious > 1
-        if self._is_done and not is_logit:
-            _log.warning(
-                "%s returned only numbers from 0 to 1, although logits were requested: they seem to be probabilities. "
-                'With `activation="sigmoid"` or a threshold for logits the results are wrong. vLLM returns logits from '
-                "0.11.1 on; if the server has none, name it jina+%s#model.",
-                address.endpoint,
-                address.url,
-            )
-
-
 async def _score(
-    connection: Connection, *, server: Server, requests: Sequence[Request], check: _ProbabilityCheck
+    connection: Connection, *, server: Server, requests: Sequence[Request], check: ScaleCheck
 ) -> list[PassageScores]:
     # Here, because importing httpx takes a while and would block the caller's event loop.
     from marcorank.remote.client import score_all
@@ -258,7 +229,9 @@ def _texts(passages: Sequence[str]) -> list[str]:
 def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
     """Add the blank passages, which were not sent, to the scores of the others."""
     is_text = np.array([bool(passage.strip()) for passage in passages], dtype=np.bool_)
-    logits = np.full(len(passages), _BLANK_SCORES[kind], dtype=np.float32)
+    # jina-reranker-v3 returns cosines in place of probabilities.
+    is_probability = kind == "probability" and not np.any(scores.logits < 0)
+    logits = np.full(len(passages), 0.0 if is_probability else _BLANK_LOGIT, dtype=np.float32)
     logits[is_text] = scores.logits
     if scores.truncated is None:
         return PassageScores(logits)
