@@ -159,7 +159,7 @@ def test_logits_in_place_of_probabilities_are_reported(caplog):
         server.fault = responds_changed(lambda found: [{**one, "relevance_score": -7.5} for one in found])
         with RemoteScorer(server.url, model="m") as scorer:
             for _ in range(2):
-                assert scorer.score(QUERY, ["", "open"]).tolist() == [-10_000.0, -7.5]
+                assert scorer.score(QUERY, ["", "open"]).tolist() == [-8.5, -7.5]
         [record] = caplog.records
         assert "returned numbers outside of 0 to 1, although jina servers return" in record.getMessage()
         assert f"name the server vllm+{server.base}#model" in record.getMessage()
@@ -322,17 +322,23 @@ def test_blank_passages_are_not_sent_and_rank_last(dialect, activation):
         ranking = reranker.rank(QUERY, passages)
         kind = ranking.score_kind
         assert [result.index for result in ranking][-3:] == [0, 4, 8]
-        blank = 0.0 if kind == "probability" or activation == "sigmoid" else -10_000.0
-        assert [result.score for result in ranking][-3:] == [blank] * 3
+        blank = 0.0 if kind == "probability" or activation == "sigmoid" else -100.0
+        assert [result.score for result in ranking][-3:] == pytest.approx([blank] * 3, abs=1e-40)
         without = reranker.rank(QUERY, PASSAGES)
         assert [(one.text, one.score) for one in ranking][:-3] == [(one.text, one.score) for one in without]
+
+
+def test_a_blank_passage_is_below_any_score(tei, scorer):
+    """Also of a model whose scores are on a scale of its own."""
+    tei.fault = responds_changed(lambda found: [{**one, "score": -500 - one["index"]} for one in found])
+    assert scorer.score(QUERY, ["", "open", "file"]).tolist() == [-502.0, -500.0, -501.0]
 
 
 def test_only_blank_passages_need_no_server():
     """Nothing is sent, and no thread is started."""
     scorer = RemoteScorer(NOBODY)
-    assert scorer.score(QUERY, ["", " "]).tolist() == [-10_000.0, -10_000.0]
-    assert [one.logits.tolist() for one in scorer.score_requests([(QUERY, []), ("list", [" "])])] == [[], [-10_000.0]]
+    assert scorer.score(QUERY, ["", " "]).tolist() == [-100.0, -100.0]
+    assert [one.logits.tolist() for one in scorer.score_requests([(QUERY, []), ("list", [" "])])] == [[], [-100.0]]
     assert not threads_of_scorers()
 
 

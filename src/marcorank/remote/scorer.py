@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
 
-# The logit of a blank passage, which ranks it behind all others: no reranker has logits of this size.
-_BLANK_LOGIT = -10_000.0
+# The score of a blank passage, below those of others, but not so far that a calibration would go by it. The same for
+# all requests, since it may be cached, unless the scores of a request go lower.
+_BLANK_SCORES: dict[ScoreKind, float] = {"logit": -100.0, "probability": 0.0}
 
 
 class RemoteScorer(AsyncScorer):
@@ -107,7 +108,7 @@ class RemoteScorer(AsyncScorer):
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one score per passage, in input order. Shape: (passages,), float32.
 
-        A blank passage is not sent; its score is the logit -10,000 or the probability 0.
+        A blank passage is not sent; its score is the logit -100 or the probability 0, or lower than all others.
 
         Raises:
             InvalidInputError: The query or a passage is not a text, the query is blank, or the API key cannot be sent.
@@ -229,9 +230,8 @@ def _texts(passages: Sequence[str]) -> list[str]:
 def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
     """Add the blank passages, which were not sent, to the scores of the others."""
     is_text = np.array([bool(passage.strip()) for passage in passages], dtype=np.bool_)
-    # jina-reranker-v3 returns cosines in place of probabilities.
-    is_probability = kind == "probability" and not np.any(scores.logits < 0)
-    logits = np.full(len(passages), 0.0 if is_probability else _BLANK_LOGIT, dtype=np.float32)
+    lowest, blank = min(scores.logits, default=0.0), _BLANK_SCORES[kind]
+    logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
     logits[is_text] = scores.logits
     if scores.truncated is None:
         return PassageScores(logits)
