@@ -245,6 +245,14 @@ async def test_a_model_that_is_not_served_is_refused_in_every_format():
         assert (await rerank({name: ["a"], "model": "bundled"}))[0] == 200
 
 
+@pytest.mark.parametrize("fields", [{"x" * 100_000: 1}, {"model": "x" * 100_000}, {"rank_fields": ["x" * 100_000]}])
+async def test_messages_repeat_what_is_wrong_only_in_part(fields):
+    """However long it is."""
+    status, answer = await rerank({"documents": [{"text": "a"}], **fields})
+    assert status in {404, 422}
+    assert len(answer["error"]) < 1000
+
+
 async def test_fields_that_change_no_results_are_allowed():
     """Null stands for the default, as in all of these APIs, and limits above the model's have no effect."""
     body = {

@@ -68,7 +68,8 @@ class RemoteScorer(AsyncScorer):
             timeout_s: Time limit of one attempt in seconds, from connecting to the last byte of the response.
             max_attempts: Maximum number of attempts per request. A request is retried, after a delay, if the server
                 cannot be reached, disconnects, times out, or returns status 429, 502, 503 or 504.
-            max_passages_per_request: Longer lists are split; None for the default of the API.
+            max_passages_per_request: Longer lists are split; None for the default of the API. If the server accepts
+                fewer, that is found out and remembered.
             max_parallel_requests: Maximum number of concurrent requests, over all callers.
 
         Raises:
@@ -224,12 +225,17 @@ async def _score(
 
 def _texts(passages: Sequence[str]) -> list[str]:
     """Return the passages that are sent: some servers refuse a whole request for one blank passage."""
-    return [passage for passage in passages if passage.strip()]
+    return [passage for passage in passages if not _is_blank(passage)]
+
+
+def _is_blank(passage: str) -> bool:
+    # Unlike `strip`, this does not copy a long text.
+    return not passage or passage.isspace()
 
 
 def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
     """Add the blank passages, which were not sent, to the scores of the others."""
-    is_text = np.array([bool(passage.strip()) for passage in passages], dtype=np.bool_)
+    is_text = np.array([not _is_blank(passage) for passage in passages], dtype=np.bool_)
     lowest, blank = min(scores.logits, default=0.0), _BLANK_SCORES[kind]
     logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
     logits[is_text] = scores.logits

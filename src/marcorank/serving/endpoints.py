@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from marcorank import __version__
 from marcorank._models import catalogue
+from marcorank._text import shorten
 from marcorank.errors import InvalidInputError
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
@@ -96,7 +97,7 @@ class Endpoints:
         settings = self._settings
         request = read_request(body, cohere=cohere, max_batch=settings.max_batch, max_length=settings.max_length)
         if request.model is not None and not self._serves(request.model):
-            raise RequestError(404, f"model {request.model!r} not found; this server serves {self._name!r}.")
+            raise RequestError(404, f"model {shorten(request.model)!r} not found; this server serves {self._name!r}.")
         try:
             ranking = await self._reranker.arank(request.query, request.passages)
         except InvalidInputError as error:

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from starlette.responses import Response
 
-from marcorank._text import brief
+from marcorank._text import brief, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,9 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int) 
     for field in fields:
         if field not in _SUPPORTED and field not in _WITHOUT_EFFECT:
             raise RequestError(
-                422, f"`{field}` is not supported by this server; leave it out. Supported are {', '.join(_SUPPORTED)}."
+                422,
+                f"`{shorten(field)}` is not supported by this server; leave it out. Supported are "
+                f"{', '.join(_SUPPORTED)}.",
             )
     return request
 
@@ -178,7 +180,8 @@ def _passages(name: str, value: object, *, max_batch: int, rank_fields: list[str
         if name == "documents" and isinstance(one, dict):
             texts = [one[field] for field in rank_fields if one.get(field) is not None]
         if not texts or not all(isinstance(text, str) for text in texts):
-            objects = f", or an object with a `{'` or `'.join(rank_fields)}`" if name == "documents" else ""
+            names = shorten("` or `".join(rank_fields))
+            objects = f", or an object with a `{names}`" if name == "documents" else ""
             raise _wrong(f"`{name}[{index}]`", one, f"a text{objects}")
         passages.append("\n".join(texts))
     return passages
