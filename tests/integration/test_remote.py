@@ -220,6 +220,20 @@ def test_the_error_for_an_unknown_path_suggests_a_shorter_base(path):
         assert server.requests[0].path == "/v1/rerank"
 
 
+def test_a_prefix_with_the_name_of_the_endpoint_is_possible():
+    """It is taken for the endpoint, unless the endpoint follows it; the error says so."""
+    with remote_server("tei") as server:
+        server.fault = responds(404)
+        with RemoteScorer(f"{server.url}/rerank") as scorer:
+            message = (
+                rf"{server.base}/rerank was used as it is; if it is the base URL of a tei server, append /rerank\.$"
+            )
+            fails_soon(scorer, RemoteStatusError, message)
+        with RemoteScorer(f"{server.url}/rerank/rerank") as scorer:
+            fails_soon(scorer, RemoteStatusError, "404")
+        assert [received.path for received in server.requests] == ["/rerank", "/rerank/rerank"]
+
+
 def test_long_lists_are_split_and_sent_in_parallel(tei, scorer):
     """No request is longer than the server allows, all are sent at once, and scores are in input order."""
     together = threading.Barrier(4)

@@ -109,6 +109,18 @@ def test_a_replica_can_use_a_remote_model():
         assert ServeSettings(model=server.url).reranker().score("a b", ["a"]).tolist() == [0.0]
 
 
+async def test_what_a_remote_model_does_not_tell_is_not_made_up():
+    """A vendor returns no logits, so that asking for them is an error, and does not say what was truncated."""
+    with remote_server("cohere") as server, Reranker(f"{server.url}#m", activation="sigmoid") as reranker:
+        endpoints = Endpoints(ServeSettings(), reranker)
+        body = {"query": "open a file", "texts": ["open"]}
+        answer = await send(endpoints, "POST", "/rerank", json.dumps(body).encode())
+        assert json.loads(answer.body)[0]["truncated"] is None
+        answer = await send(endpoints, "POST", "/rerank", json.dumps({**body, "raw_scores": True}).encode())
+        assert answer.status_code == 422
+        assert "has no logits" in json.loads(answer.body)["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [({"texts": ["\ud83d"], "return_text": True}, 200), ({"texts": ["a"], "raw_scores": "\ud83d"}, 422)],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from marcorank._inference.scorer import Request
+    from marcorank.remote.address import Address
     from marcorank.remote.connection import Connection, Server
     from marcorank.remote.keys import Key
 
@@ -203,10 +204,17 @@ def _status_error(status: int, message: str, server: Server, attempts: str, retr
         variable = key_variables(server.address)[0]
         sentences.append(f"{sent}; pass `api_key` (`token` for a `Reranker`) or set {variable}.")
     elif status == httpx.codes.NOT_FOUND:
-        kind, shorter = server.address.dialect.name, server.address.shorter
-        instead = "" if shorter is None else f"; try the shorter {kind}+{shorter.url}"
-        sentences.append(f"{server.address.url} must be the base URL of a {kind} server{instead}.")
+        sentences.append(_address_hint(server.address))
     return RemoteStatusError(" ".join(sentences), status=status)
+
+
+def _address_hint(address: Address) -> str:
+    kind, url, shorter = address.dialect.name, address.url, address.shorter
+    if shorter is not None:
+        return f"{url} must be the base URL of a {kind} server; try the shorter {kind}+{shorter.url}."
+    if address.endpoint == url:
+        return f"{url} was used as it is; if it is the base URL of a {kind} server, append /rerank."
+    return f"{url} must be the base URL of a {kind} server."
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -98,6 +98,8 @@ class Endpoints:
         request = read_request(body, cohere=cohere, max_batch=settings.max_batch, max_length=settings.max_length)
         if request.model is not None and not self._serves(request.model):
             raise RequestError(404, f"model {shorten(request.model)!r} not found; this server serves {self._name!r}.")
+        if request.raw_scores and self._reranker.score_kind == "probability":
+            raise RequestError(422, f"`raw_scores` is true, but {self._name} has no logits; leave it out.")
         try:
             ranking = await self._reranker.arank(request.query, request.passages)
         except InvalidInputError as error:

@@ -94,7 +94,7 @@ class RerankRequest:
                 {
                     "index": one.index,
                     "relevance_score" if self.cohere else "score": score,
-                    "truncated": bool(one.truncated),
+                    "truncated": one.truncated,
                     **(text if self.return_texts else {}),
                 }
             )
