@@ -235,6 +235,8 @@ def _is_blank(passage: str) -> bool:
 
 def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
     """Add the blank passages, which were not sent, to the scores of the others."""
+    if len(scores.logits) == len(passages):
+        return scores
     is_text = np.array([not _is_blank(passage) for passage in passages], dtype=np.bool_)
     lowest, blank = min(scores.logits, default=0.0), _BLANK_SCORES[kind]
     logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
