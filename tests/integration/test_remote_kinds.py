@@ -210,10 +210,11 @@ def test_blank_passages_are_not_truncated(tei, scorer):
     assert scorer.score_requests([(QUERY, passages)])[0].truncated.tolist() == [False, True, False]
 
 
-def test_errors_count_blank_passages(tei, scorer):
+@pytest.mark.parametrize("value", [None, -1e300])
+def test_errors_count_blank_passages(tei, scorer, value):
     """The index in a message is that of the list which was passed."""
-    tei.fault = responds_changed(lambda found: [{**one, "score": None if one["index"] == 1 else 1} for one in found])
-    fails_soon(scorer, ScoreError, r"returned nan for `passages\[3\]`", ["", "a", " ", "b"])
+    tei.fault = responds_changed(lambda found: [{**one, "score": value if one["index"] == 1 else 1} for one in found])
+    fails_soon(scorer, ScoreError, r"returned (nan|-inf) for `passages\[3\]`", ["", "a", " ", "b"])
 
 
 # The scale of scores

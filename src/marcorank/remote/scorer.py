@@ -238,7 +238,8 @@ def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind
     if len(scores.logits) == len(passages):
         return scores
     is_text = np.array([not _is_blank(passage) for passage in passages], dtype=np.bool_)
-    lowest, blank = min(scores.logits, default=0.0), _BLANK_SCORES[kind]
+    blank = _BLANK_SCORES[kind]
+    lowest = scores.logits.min(initial=0.0, where=np.isfinite(scores.logits))
     logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
     logits[is_text] = scores.logits
     if scores.truncated is None:
