@@ -260,6 +260,27 @@ def responds_with(content: bytes, kind: str = "application/json", *, status: int
     return fault
 
 
+def refuses_above(limit: int, status: int, message: str) -> Fault:
+    """Refuse requests with more passages than that; `{}` in the message is their number."""
+
+    def fault(handler: Handler, results: Results) -> bool:
+        passages = len(results)
+        if passages > limit:
+            handler.send_json(status, {"error": message.format(passages)})
+        return passages > limit
+
+    return fault
+
+
+def refuses_blanks(handler: Handler, results: Results) -> bool:
+    """Refuse the whole request for one blank passage, as Voyage does."""
+    body = handler.server.requests[-1].body
+    blank = not all(text.strip() for text in body.get("texts") or body["documents"])
+    if blank:
+        handler.send_json(400, {"detail": "Input cannot contain empty strings or empty lists"})
+    return blank
+
+
 def announces(length: int) -> Fault:
     """Announce a body of this length and send none of it."""
 

@@ -98,8 +98,11 @@ class Reranker:
             if "url" in given:
                 return Reranker(RemoteScorer.from_dict(given), activation=self.activation)
             return Reranker.from_dict({"activation": self.activation, **given})
-        if not isinstance(given, str) or is_remote(given):
+        if not isinstance(given, str):
             return Reranker(given, activation=self.activation)
+        if is_remote(given):
+            limit = settings.max_passages_per_request
+            return Reranker(given, activation=self.activation, max_passages_per_request=limit)
         return Reranker(
             given,
             activation=self.activation,

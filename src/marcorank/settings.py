@@ -230,6 +230,14 @@ class ModelSettings:
         from_text=int,
         metavar="N",
     )
+    max_passages_per_request: int | None = setting(
+        None,
+        "Maximum number of passages in a request to a server; by default the usual limit of its kind. A lower limit of "
+        "the server is found out and respected. Only for servers.",
+        partial(_optional, _at_least(1)),
+        from_text=int,
+        metavar="N",
+    )
 
 
 @dataclass(kw_only=True)
@@ -263,7 +271,7 @@ class SharedSettings(ModelSettings):
         None,
         "Another model, a `Scorer`, a `Reranker`, or the dict of one, that ranks if the first one fails. With "
         "`timeout_s` the first one gets half of the time. A fallback given by name uses `activation`, `threads`, "
-        "`cache_folder` and `local_files_only` of this reranker.",
+        "`cache_folder` and `local_files_only` of this reranker, a server `activation` and `max_passages_per_request`.",
         partial(_optional, _fallback),
     )
 

@@ -36,6 +36,13 @@ def test_rerank_shows_the_scores_of_a_server(server, passages, capsys):
     assert ("logit" in best) == (server.dialect == "tei")
 
 
+def test_rerank_limits_the_passages_of_a_request(server, passages):
+    """With the option of the same name."""
+    command = ["rerank", "open a file", passages, "--model", f"{server.url}#served", "--max-passages-per-request", "1"]
+    assert main(command) == 0
+    assert len(server.requests) == 2
+
+
 def test_eval_measures_a_server(server, tmp_path, capsys):
     """The address is its name, and each pair is scored once."""
     rows = [

@@ -25,6 +25,13 @@ PASSAGES = passages(12, seed=3)
 REQUESTS = 1000
 
 
+class Broken:
+    """A scorer that always fails."""
+
+    def score(self, query, passages):
+        raise RuntimeError("out of memory")
+
+
 @pytest.fixture
 def server():
     with remote_server("tei") as running:
@@ -168,6 +175,27 @@ def test_settings_of_local_models_are_rejected(server, settings, message):
     """They would have no effect on a server."""
     with pytest.raises(InvalidInputError, match=message):
         Reranker(server.url, **settings)
+
+
+def test_max_passages_per_request_is_a_setting_everywhere(server):
+    """Core, fallback, dicts and both adapters pass it to the server."""
+    texts = [f"passage {number}" for number in range(12)]
+    limit = {"max_passages_per_request": 5}
+    core = Reranker(server.url, **limit)
+    rerankers = [
+        core,
+        Reranker.from_dict(json.loads(json.dumps(core.to_dict()))),
+        Reranker(Broken(), fallback=server.url, **limit),
+        Reranker("bundled", fallback=server.url, **limit).fallback,
+        marcorank.langchain.MarcoRerank(model_name=server.url, **limit).core,
+        marcorank.llama_index.MarcoRerank(model=server.url, **limit).core,
+    ]
+    for reranker in rerankers:
+        assert len(reranker.rank(QUERY, texts)) == 12
+        assert sorted(len(request.body["texts"]) for request in server.requests) == [2, 5, 5]
+        server.requests.clear()
+    with pytest.raises(InvalidInputError, match="`max_passages_per_request` is 5, which has no effect on the model"):
+        Reranker("bundled", **limit)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from starlette.requests import Request
 
 from marcorank import Reranker, ScoreError
 from marcorank.ray import ServeSettings
+from marcorank.remote import DIALECTS
 from marcorank.serving.endpoints import Endpoints
+from marcorank.testing import WordOverlapScorer
 from remote_server import remote_server
 
 
@@ -107,6 +109,18 @@ def test_a_replica_can_use_a_remote_model():
         assert ServeSettings(model=server.url).reranker().score("a b", ["a"]).tolist() == [0.0]
 
 
+async def test_what_a_remote_model_does_not_tell_is_not_made_up():
+    """A vendor returns no logits, so that asking for them is an error, and does not say what was truncated."""
+    with remote_server("cohere") as server, Reranker(f"{server.url}#m", activation="sigmoid") as reranker:
+        endpoints = Endpoints(ServeSettings(), reranker)
+        body = {"query": "open a file", "texts": ["open"]}
+        answer = await send(endpoints, "POST", "/rerank", json.dumps(body).encode())
+        assert json.loads(answer.body)[0]["truncated"] is None
+        answer = await send(endpoints, "POST", "/rerank", json.dumps({**body, "raw_scores": True}).encode())
+        assert answer.status_code == 422
+        assert "has no logits" in json.loads(answer.body)["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [({"texts": ["\ud83d"], "return_text": True}, 200), ({"texts": ["a"], "raw_scores": "\ud83d"}, 422)],
@@ -122,6 +136,158 @@ async def test_lone_surrogates_are_returned_as_sent(body, status):
     response = await send(endpoints, "POST", "/rerank", json.dumps({"query": "q", **body}).encode())
     assert response.status_code == status
     assert b"\\ud83d" in response.body
+
+
+async def rerank(body, path="/rerank", **settings):
+    """Return status and body of the response to a rerank request."""
+    endpoints = Endpoints(ServeSettings(**settings), Reranker(WordOverlapScorer(), activation="sigmoid"))
+    response = await send(endpoints, "POST", path, json.dumps({"query": "open a file", **body}).encode())
+    return response.status_code, json.loads(response.body)
+
+
+TITLED = [{"title": "a list", "text": "it"}, {"title": "open a file", "text": "it"}, {"text": "a file"}]
+
+
+@pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])
+async def test_rank_fields_name_what_is_read_of_a_document(path):
+    """Documents that differ only in their title do not tie; the fields are read in their order, if there."""
+    body = {"documents": TITLED, "rank_fields": ["title", "text"], "return_documents": True}
+    status, answer = await rerank(body, path)
+    assert status == 200
+    assert [one["index"] for one in answer["results"]] == [1, 2, 0]
+    texts = [one["document"]["text"] for one in answer["results"]]
+    assert texts == ["open a file\nit", "a file", "a list\nit"]
+    without = (await rerank({"documents": TITLED}, path))[1]["results"]
+    assert [one["index"] for one in without] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/rerank", {"texts": ["a", "open a", "open a file"]}),
+        ("/v1/rerank", {"documents": ["a", "open a", "open a file"]}),
+    ],
+)
+@pytest.mark.parametrize("name", ["top_n", "top_k"])
+async def test_the_number_of_results_is_limited_in_every_format(path, body, name):
+    """Cohere, Jina and vLLM call it `top_n`, Voyage `top_k`; in the format of TEI either works."""
+    status, answer = await rerank({**body, name: 2}, path)
+    results = answer if isinstance(answer, list) else answer["results"]
+    assert status == 200
+    assert [one["index"] for one in results] == [2, 1]
+
+
+LONG = "word " * 600
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/rerank", {"texts": ["how do I", LONG], "top_n": 1}, "texts"),
+        ("/v1/rerank", {"documents": ["how do I", LONG], "truncation": False}, "documents"),
+        ("/v2/rerank", {"documents": ["how do I", LONG], "truncate": False, "top_n": 1}, "documents"),
+    ],
+)
+async def test_long_texts_are_refused_if_they_must_not_be_truncated(path, body, field):
+    """In either format, and also if the text would not be among the first `top_n`."""
+    endpoints = Endpoints(ServeSettings(), Reranker("bundled", activation="sigmoid"))
+    response = await send(endpoints, "POST", path, json.dumps({"query": "how do I", **body}).encode())
+    assert response.status_code == 413
+    assert f"`{field}[1]` with the query is longer than the 512 tokens" in json.loads(response.body)["error"]
+    body = {**body, "truncate": True, "truncation": True}
+    response = await send(endpoints, "POST", path, json.dumps({"query": "how do I", **body}).encode())
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize("documents", ["texts", "documents"])
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"truncate_prompt_tokens": 100},
+            "`truncate_prompt_tokens` is 100; this server truncates texts only at the 512",
+        ),
+        ({"truncate_prompt_tokens": 0}, "`truncate_prompt_tokens` is 0; expected a whole number of at least 1"),
+        ({"max_tokens_per_doc": 100}, "`max_tokens_per_doc` is 100; this server truncates"),
+        ({"max_tokens_per_query": 100}, "`max_tokens_per_query` is 100; this server truncates"),
+        ({"truncation_side": "left"}, "`truncation_side` is \"left\"; expected 'right'"),
+        ({"truncation_direction": "Left"}, "`truncation_direction` is \"Left\"; expected 'right'"),
+        (
+            {"max_chunks_per_doc": 10},
+            "`max_chunks_per_doc` is not supported by this server; leave it out. Supported are",
+        ),
+        ({"instruction": "Be strict"}, "`instruction` is not supported"),
+        ({"return_text": 1}, "`return_text` is 1; expected true or false"),
+        ({"top_n": 1, "top_k": 2}, "`top_n` is 1 and `top_k` is 2; send one of them"),
+        ({"truncate": True, "truncation": False}, "`truncate` is true and `truncation` is false"),
+        ({"raw_scores": True, "use_activation": True}, "the opposite of `raw_scores`, true"),
+        ({"rank_fields": "title"}, '`rank_fields` is "title"; expected a list of names'),
+        ({"rank_fields": []}, "`rank_fields` is []; expected a list of names"),
+    ],
+)
+async def test_no_field_that_changes_results_is_ignored(documents, fields, message):
+    """It is refused by name, in the format of TEI as in that of Cohere."""
+    status, answer = await rerank({documents: ["a"], **fields})
+    assert status == 422
+    assert message in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"texts": ["a"], "documents": ["b"]}, "The body has `texts` and `documents`; send one of them"),
+        ({"documents": TITLED, "rank_fields": ["title"]}, "`documents[2]` is "),
+        (
+            {"documents": [{"text": "a", "price": 3}], "rank_fields": ["text", "price"]},
+            "object with a `text` or `price`",
+        ),
+    ],
+)
+async def test_documents_that_cannot_be_read_are_refused(body, message):
+    """By index, with what was expected."""
+    status, answer = await rerank(body)
+    assert status == 422
+    assert message in answer["error"]
+
+
+async def test_a_model_that_is_not_served_is_refused_in_every_format():
+    """Also in that of TEI, whose clients normally name none."""
+    for name in ("texts", "documents"):
+        assert (await rerank({name: ["a"], "model": "gpt"}))[0] == 404
+        assert (await rerank({name: ["a"], "model": "bundled"}))[0] == 200
+
+
+@pytest.mark.parametrize("fields", [{"x" * 100_000: 1}, {"model": "x" * 100_000}, {"rank_fields": ["x" * 100_000]}])
+async def test_messages_repeat_what_is_wrong_only_in_part(fields):
+    """However long it is."""
+    status, answer = await rerank({"documents": [{"text": "a"}], **fields})
+    assert status in {404, 422}
+    assert len(answer["error"]) < 1000
+
+
+async def test_fields_that_change_no_results_are_allowed():
+    """Null stands for the default, as in all of these APIs, and limits above the model's have no effect."""
+    body = {
+        "user": "u",
+        "priority": 1,
+        "top_k": None,
+        "instruction": None,
+        "rank_fields": None,
+        "truncation_side": "right",
+    }
+    limits = {"max_tokens_per_doc": 512, "max_tokens_per_query": 4096, "truncate_prompt_tokens": -1}
+    assert (await rerank({"documents": ["a"], "texts": None, **body, **limits}))[0] == 200
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+async def test_requests_of_every_dialect_are_understood(dialect):
+    """Each field that `RemoteScorer` sends to any kind of server is supported here."""
+    spoken = DIALECTS[dialect]
+    body = spoken.request_body("open a file", ["a", "open a file"], None if spoken.model == "single" else "bundled")
+    status, answer = await rerank(body, spoken.path)
+    results = answer if isinstance(answer, list) else answer["results"]
+    assert status == 200
+    assert [one["index"] for one in results] == [1, 0]
 
 
 async def test_nothing_is_logged_about_a_client_that_disconnects(caplog):

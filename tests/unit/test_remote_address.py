@@ -28,12 +28,52 @@ SECRET = "sk-very-secret-123"
         ("jina+https://api.jina.ai/v1", {"model": "m"}, "jina", "https://api.jina.ai/v1/rerank", "m"),
         ("vllm+http://h:8000/v1#m", {"model": "m"}, "vllm", "http://h:8000/v1/rerank", "m"),
         ("tei+http://[::1]:8080", {}, "tei", "http://[::1]:8080/rerank", None),
+        ("cohere+https://api.cohere.com/v1#m", {}, "cohere", "https://api.cohere.com/v1/rerank", "m"),
+        ("jina+https://h/below/v2/#m", {}, "jina", "https://h/below/v2/rerank", "m"),
+        ("tei+http://h/v10", {}, "tei", "http://h/v10/rerank", None),
+        ("tei+http://v1", {}, "tei", "http://v1/rerank", None),
+        ("jina+http://v1#m", {}, "jina", "http://v1/v1/rerank", "m"),
+        ("tei+http://rerank", {}, "tei", "http://rerank/rerank", None),
+        ("tei+http://h/my-rerank", {}, "tei", "http://h/my-rerank/rerank", None),
     ],
 )
 def test_a_url_contains_dialect_and_model(url, more, dialect, endpoint, model):
     """Dialect and model come from the URL or from arguments, and a base path is kept."""
     address = parse_address(url, **more)
     assert (address.dialect.name, address.endpoint, address.model) == (dialect, endpoint, model)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(
+    "path", ["/rerank", "/rerank/", "/v1/rerank", "/v1/rerank//", "/v2/rerank", "/prefix/v1/rerank", "/v1/reranking"]
+)
+def test_a_url_may_end_in_the_endpoint(dialect, path):
+    """As vendors document it, with or without a slash at the end; it is used as it is."""
+    address = parse_address(f"{dialect}+https://host:8000{path}#m")
+    assert address.endpoint == f"https://host:8000{path.rstrip('/')}"
+    assert address.model == "m"
+
+
+@pytest.mark.parametrize(
+    ("url", "shorter"),
+    [
+        ("vllm+http://host/v1/rerank", "http://host"),
+        ("vllm+http://host/v1/reranking/", "http://host"),
+        ("tei+http://host/v1", "http://host"),
+        ("tei+http://host/prefix/v2/rerank", "http://host/prefix"),
+        ("cohere+http://host/rerank#m", "http://host"),
+        ("tei+http://host/a/b", "http://host/a"),
+        # Their endpoint would be the same.
+        ("tei+http://host/rerank", None),
+        ("jina+http://host/v1#m", None),
+        ("jina+http://host/v1/rerank#m", None),
+        ("tei+http://host", None),
+    ],
+)
+def test_a_shorter_base_can_be_suggested(url, shorter):
+    """Without the endpoint and its version, or without the last part of the path."""
+    found = parse_address(url).shorter
+    assert (found and found.url) == shorter
 
 
 @pytest.mark.parametrize(

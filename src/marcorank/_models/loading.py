@@ -38,7 +38,11 @@ TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers without a limit have a huge number, or infinity.
 _NO_LIMIT = 1_000_000
 # Settings that only apply to a local model.
-_LOCAL_SETTINGS = {name: value for name, value in defaults(ModelSettings).items() if name != "cache_size"}
+_LOCAL_SETTINGS = {
+    name: value
+    for name, value in defaults(ModelSettings).items()
+    if name not in {"cache_size", "max_passages_per_request"}
+}
 _FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
 
 
@@ -76,13 +80,19 @@ ModelFiles = LocalFolder | HubModel
 def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKind:
     """Check the name of a model and return the kind of its scores, without downloading or sending anything.
 
-    Settings that only apply to local models are errors for a server, unless they may be meant for the fallback.
+    Settings that only apply to local models are errors for a server, and the other way round, unless they may be meant
+    for the fallback.
     """
     if not is_remote(settings.name):
         locate(settings)
+        if settings.max_passages_per_request is not None and not has_fallback:
+            raise InvalidInputError(
+                f"`max_passages_per_request` is {settings.max_passages_per_request}, which has no effect on the model "
+                f"{settings.name!r}, as it is not on a server; leave it out."
+            )
         return "logit"
     # Checks the URL, so that no message below shows a password. Not shared: a load may hold the lock.
-    server = RemoteScorer(settings.name, api_key=settings.token)
+    server = _remote_scorer(settings)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
         if value != default and not (has_fallback and name in _FALLBACK_SETTINGS):
@@ -131,8 +141,8 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
     """
     if is_remote(settings.name):
         # Scorers with the same URL and key share their connections.
-        key = ("remote", settings.name, settings.token)
-        server: RemoteScorer = _loaded.shared(key, lambda: RemoteScorer(settings.name, api_key=settings.token))
+        key = ("remote", settings.name, settings.token, settings.max_passages_per_request)
+        server: RemoteScorer = _loaded.shared(key, lambda: _remote_scorer(settings))
         return server
     files = locate(settings)
     try:
@@ -144,6 +154,12 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
         raise
     except OSError as error:  # no permission, a disk that fails
         raise ModelLoadError(f"A file of model `{files.name}` in {files.location} cannot be read: {error}") from error
+
+
+def _remote_scorer(settings: RerankerSettings) -> RemoteScorer:
+    return RemoteScorer(
+        settings.name, api_key=settings.token, max_passages_per_request=settings.max_passages_per_request
+    )
 
 
 def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 _SCHEMES = ("http", "https")
 _SCHEME = re.compile(r"(?:(?P<dialect>[\w.-]+)\+)?(?P<scheme>[a-zA-Z][\w.-]*)://")
 _HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
+# The endpoint of vLLM, TEI and all vendors, and its other name in llama.cpp: vendors document addresses with it.
+_ENDPOINTS = ("/rerank", "/reranking")
+_VERSIONS = ("/v1", "/v2")
 _INVALID_HOST = "`url` has no valid host and port; expected a URL such as 'tei+http://host:8080'."
 
 
@@ -43,10 +46,24 @@ class Address:
 
     @property
     def endpoint(self) -> str:
-        """URL of the endpoint. A prefix of its path at the end of the base URL, such as `/v1`, is not repeated."""
-        first = "/" + self.dialect.path.split("/")[1]
-        path = self.dialect.path
-        return self.url + (path.removeprefix(first) if path != first and self.url.endswith(first) else path)
+        """URL of the endpoint. A base URL that ends in a version, such as `/v1`, or in the endpoint itself decides."""
+        path = urlsplit(self.url).path
+        if path.endswith(_ENDPOINTS):
+            return self.url
+        name = self.dialect.path.rpartition("/")[2]
+        return f"{self.url}/{name}" if path.endswith(_VERSIONS) else self.url + self.dialect.path
+
+    @property
+    def shorter(self) -> Address | None:
+        """The server at a shorter base URL, if its endpoint is another one: without a version or the last folder."""
+        path = urlsplit(self.url).path
+        base = path
+        for ending in _ENDPOINTS:
+            base = base.removesuffix(ending)
+        if base == path or base.endswith(_VERSIONS):
+            base = base.rpartition("/")[0]
+        shorter = replace(self, url=self.url.removesuffix(path) + base)
+        return None if shorter.endpoint == self.endpoint else shorter
 
     @property
     def host(self) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import re
 import time
+from collections import deque
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -15,14 +17,14 @@ import numpy as np
 
 from marcorank._inference.scorer import PassageScores
 from marcorank.errors import RemoteError, RemoteProtocolError, RemoteStatusError, RemoteTimeoutError
-from marcorank.ranking import check_finite
 from marcorank.remote.keys import key_variables
-from marcorank.remote.responses import excerpt, read_scores, server_message
+from marcorank.remote.responses import excerpt, is_about_size, is_too_large, read_scores, server_message
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from marcorank._inference.scorer import Request
+    from marcorank.remote.address import Address
     from marcorank.remote.connection import Connection, Server
     from marcorank.remote.keys import Key
 
@@ -42,33 +44,37 @@ async def score_all(connection: Connection, *, server: Server, requests: Sequenc
     """Score the passages of each request; returns one result per request, in order. The first failure cancels the rest.
 
     Raises:
-        ScoreError: A score is not finite.
         RemoteError: The server sent no valid response; see `errors` for the subclasses.
     """
-    scored: list[list[PassageScores]] = [[] for _ in requests]
-    parts = []
-    for (query, passages), results in zip(requests, scored, strict=True):
-        for start in range(0, len(passages), server.max_passages):
-            parts.append((query, passages[start : start + server.max_passages], results, len(results)))
-            results.append(PassageScores.empty())
-    waiting = iter(parts)
+    # For each request the scores of its parts, by their first passage.
+    scored: list[dict[int, PassageScores]] = [{} for _ in requests]
+    waiting = deque((index, 0, len(passages)) for index, (_, passages) in enumerate(requests) if passages)
 
     async def work() -> None:
-        for query, passages, results, index in waiting:
-            results[index] = await _request_scores(connection, server, query, passages)
+        while waiting:
+            index, start, stop = waiting.popleft()
+            # The limit may have become lower since the work was planned.
+            end = min(start + connection.max_passages(server), stop)
+            if end < stop:
+                waiting.appendleft((index, end, stop))
+            query, passages = requests[index]
+            scores = await _request_scores(connection, server, query, passages[start:end])
+            if scores is not None:
+                scored[index][start] = scores
+            else:
+                middle = start + (end - start) // 2
+                waiting.extendleft([(index, middle, end), (index, start, middle)])
 
     # No more tasks than can run, so that a long call does not block others.
-    tasks = [asyncio.create_task(work()) for _ in range(min(connection.parallel, len(parts)))]
+    planned = sum(math.ceil(len(passages) / connection.max_passages(server)) for _, passages in requests)
+    tasks = [asyncio.create_task(work()) for _ in range(min(connection.parallel, planned))]
     try:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    joined = [_join(results) for results in scored]
-    for scores in joined:
-        check_finite(scores.logits, model=server.address.name)
-    return joined
+    return [_join([parts[start] for start in sorted(parts)]) for parts in scored]
 
 
 def _join(parts: Sequence[PassageScores]) -> PassageScores:
@@ -79,8 +85,10 @@ def _join(parts: Sequence[PassageScores]) -> PassageScores:
     )
 
 
-async def _request_scores(connection: Connection, server: Server, query: str, passages: Sequence[str]) -> PassageScores:
-    """Request the scores of passages that fit into one HTTP request, and retry temporary failures."""
+async def _request_scores(
+    connection: Connection, server: Server, query: str, passages: Sequence[str]
+) -> PassageScores | None:
+    """Send one HTTP request, and retry temporary failures; None if the server refuses so many passages at once."""
     endpoint = server.address.endpoint
     body = json.dumps(server.address.dialect.request_body(query, passages, server.address.model), ensure_ascii=False)
     # UTF-8 cannot encode lone surrogates; local models get the same replacement.
@@ -96,8 +104,8 @@ async def _request_scores(connection: Connection, server: Server, query: str, pa
                 response, text = await asyncio.wait_for(_post(connection.client, server, content), server.timeout_s)
         except asyncio.TimeoutError:
             error = RemoteTimeoutError(
-                f"{endpoint} did not respond within {server.timeout_s:g} s ({attempts}); raise `timeout_s` or lower "
-                "`max_passages_per_request`."
+                f"{endpoint} did not respond within {server.timeout_s:g} s ({attempts}); raise `timeout_s` of "
+                "the RemoteScorer, or lower `max_passages_per_request`."
             )
         except httpx.TransportError as failure:
             reason = excerpt(str(failure)) or type(failure).__name__
@@ -105,8 +113,13 @@ async def _request_scores(connection: Connection, server: Server, query: str, pa
         else:
             if response.status_code == httpx.codes.OK:
                 return read_scores(text, count=len(passages), where=endpoint)
+            message = excerpt(server_message(text))
+            if len(passages) > 1 and is_too_large(response.status_code, message):
+                if not is_about_size(message):
+                    connection.lower_limit(len(passages) // 2)
+                return None
             retry_after_s = _seconds(response.headers.get("Retry-After"))
-            error = _status_error(response.status_code, text, server, attempts, retry_after_s)
+            error = _status_error(response.status_code, message, server, attempts, retry_after_s)
             if not _is_temporary(response.status_code, text) or retry_after_s > _MAX_RETRY_AFTER_S:
                 raise error
         if attempt >= server.max_attempts:
@@ -173,8 +186,7 @@ def _is_temporary(status: int, text: str) -> bool:
     return status in _TEMPORARY_STATUSES or bare_500
 
 
-def _status_error(status: int, text: str, server: Server, attempts: str, retry_after_s: float) -> RemoteStatusError:
-    message = excerpt(server_message(text))
+def _status_error(status: int, message: str, server: Server, attempts: str, retry_after_s: float) -> RemoteStatusError:
     sentences = [
         f"{server.address.endpoint} returned status {status} ({attempts})"
         + (f": {message.rstrip('.')}." if message else ".")
@@ -183,15 +195,26 @@ def _status_error(status: int, text: str, server: Server, attempts: str, retry_a
         sentences.append(
             f"It requires a wait of {retry_after_s:.0f} s; retries wait at most {_MAX_RETRY_AFTER_S:.0f} s."
         )
-    if status == httpx.codes.REQUEST_ENTITY_TOO_LARGE or "batch size" in message.lower():
-        sentences.append("Lower `max_passages_per_request`.")
+    if is_too_large(status, message):
+        sentences.append(
+            "It refuses even a single passage with the query; shorten the texts, or raise the limit of the server."
+        )
     elif status in {httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN}:
         sent = "No API key was sent" if server.key is None else "An API key was sent"
         variable = key_variables(server.address)[0]
         sentences.append(f"{sent}; pass `api_key` (`token` for a `Reranker`) or set {variable}.")
     elif status == httpx.codes.NOT_FOUND:
-        sentences.append(f"{server.address.url} must be the base URL of a {server.address.dialect.name} server.")
+        sentences.append(_address_hint(server.address))
     return RemoteStatusError(" ".join(sentences), status=status)
+
+
+def _address_hint(address: Address) -> str:
+    kind, url, shorter = address.dialect.name, address.url, address.shorter
+    if shorter is not None:
+        return f"{url} must be the base URL of a {kind} server; try the shorter {kind}+{shorter.url}."
+    if address.endpoint == url:
+        return f"{url} was used as it is; if it is the base URL of a {kind} server, append /rerank."
+    return f"{url} must be the base URL of a {kind} server."
 
 
 def _seconds(retry_after: str | None) -> float:

@@ -66,6 +66,7 @@ class Connection:
     def __init__(self, address: Address, parallel: int) -> None:
         self.parallel = parallel
         self._address = address
+        self._limit: int | None = None
         self._closed = False
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -123,6 +124,14 @@ class Connection:
         if self._client is None:
             self._client = _make_client(self._address, self.parallel)
         return self._client
+
+    def max_passages(self, server: Server) -> int:
+        """Return the maximum number of passages per request: that of the setting, or what the server accepts."""
+        return server.max_passages if self._limit is None else min(self._limit, server.max_passages)
+
+    def lower_limit(self, passages: int) -> None:
+        """Remember for all later requests that the server refused more passages than these."""
+        self._limit = passages if self._limit is None else min(self._limit, passages)
 
     async def _run_call(self, call: Callable[[Connection], Coroutine[Any, Any, T]], user: object) -> T:
         if (task := asyncio.current_task()) is not None:

@@ -72,7 +72,9 @@ DIALECTS = {
         Dialect(
             name="vllm",
             path="/rerank",
-            # -1 means the maximum length of the model.
+            # -1 means the maximum length of the model; without it, one longer text makes vLLM refuse the request. A
+            # cross-encoder then loses the end of the longer text of the pair, as on other servers. Where a template
+            # makes one prompt of both, an end of it is lost, but only beyond the context of a language model.
             options={"use_activation": False, "truncate_prompt_tokens": -1},
             model="optional",
             score_kind="logit",

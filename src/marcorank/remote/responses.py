@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from http import HTTPStatus
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,16 @@ _ENVELOPES = ("results", "data")
 _SCORES = ("relevance_score", "score")
 _MESSAGES = ("message", "detail", "error", "msg")
 _EXCERPT_CHARS = 200
+# How servers say that a request has too many passages. TEI: "batch size 40 > maximum allowed batch size 32"; infinity:
+# "List should have at most 2048 items"; others: "batch size is invalid, it should not be larger than 10",
+# "too many documents", "max allowed tokens per submitted batch".
+_TOO_MANY = re.compile(
+    r"\bbatch|too many (?!requests)|(at most|more than|larger than|exceed\w*( the)?( maximum| limit)?( of)?) [\d,]+ "
+    r"(documents|elements|inputs|items|passages|texts)|number of (documents|inputs|items|passages|texts)",
+    re.IGNORECASE,
+)
+# What is too large is the body or a text, whatever the number of passages.
+_SIZE = re.compile(r"\b(body|bytes|characters|chars|content|entity|payload|tokens|[kmg]i?b)\b", re.IGNORECASE)
 
 
 def read_scores(text: str, *, count: int, where: str) -> PassageScores:
@@ -63,6 +75,18 @@ def server_message(text: str) -> str:
         return _message_of(json.loads(text)) or text
     except (ValueError, RecursionError):
         return text
+
+
+def is_too_large(status: int, message: str) -> bool:
+    """Whether a server refuses a request for its size, so that a smaller one may be accepted."""
+    return status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or (
+        status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY} and _TOO_MANY.search(message) is not None
+    )
+
+
+def is_about_size(message: str) -> bool:
+    """Whether such a refusal is about the length of the texts rather than about the number of passages."""
+    return _SIZE.search(message) is not None
 
 
 def excerpt(text: str) -> str:

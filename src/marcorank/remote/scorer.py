@@ -10,22 +10,29 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from marcorank._arguments import check_names, positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import AsyncScorer, PassageScores
 from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.ranking import check_finite
 from marcorank.remote.address import parse_address
 from marcorank.remote.connection import Connection, Server
 from marcorank.remote.keys import Key, key_from_environment
+from marcorank.remote.scale import ScaleCheck
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
+
+# The score of a blank passage, below those of others, but not so far that a calibration would go by it. The same for
+# all requests, since it may be cached, unless the scores of a request go lower.
+_BLANK_SCORES: dict[ScoreKind, float] = {"logit": -100.0, "probability": 0.0}
 
 
 class RemoteScorer(AsyncScorer):
@@ -61,7 +68,8 @@ class RemoteScorer(AsyncScorer):
             timeout_s: Time limit of one attempt in seconds, from connecting to the last byte of the response.
             max_attempts: Maximum number of attempts per request. A request is retried, after a delay, if the server
                 cannot be reached, disconnects, times out, or returns status 429, 502, 503 or 504.
-            max_passages_per_request: Longer lists are split; None for the default of the API.
+            max_passages_per_request: Longer lists are split; None for the default of the API. If the server accepts
+                fewer, that is found out and remembered.
             max_parallel_requests: Maximum number of concurrent requests, over all callers.
 
         Raises:
@@ -83,6 +91,7 @@ class RemoteScorer(AsyncScorer):
         }
         if find_spec("httpx") is None:
             raise MissingExtraError("Scoring on a server needs httpx: pip install 'marcorank[remote]'")
+        self._scale_check = ScaleCheck()
         self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
         weakref.finalize(self, self._connection.stop)
@@ -99,6 +108,8 @@ class RemoteScorer(AsyncScorer):
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one score per passage, in input order. Shape: (passages,), float32.
+
+        A blank passage is not sent; its score is the logit -100 or the probability 0, or lower than all others.
 
         Raises:
             InvalidInputError: The query or a passage is not a text, the query is blank, or the API key cannot be sent.
@@ -135,9 +146,10 @@ class RemoteScorer(AsyncScorer):
             ClosedError: The scorer was closed.
         """
         checked = [request_pair(request) for request in requests]
-        if not any(passages for _, passages in checked):
+        if not any(_texts(passages) for _, passages in checked):
             future: Future[list[PassageScores]] = Future()
-            future.set_result([PassageScores.empty() for _ in checked])
+            empty = PassageScores.empty()
+            future.set_result([_with_blanks(empty, passages, self.score_kind) for _, passages in checked])
             return future
         server = Server(
             self._address,
@@ -146,7 +158,8 @@ class RemoteScorer(AsyncScorer):
             max_attempts=self._settings["max_attempts"],
             max_passages=self._settings["max_passages_per_request"] or self._address.dialect.max_passages,
         )
-        return self._connection.submit(partial(_score, server=server, requests=checked), user=self)
+        score = partial(_score, server=server, requests=checked, check=self._scale_check)
+        return self._connection.submit(score, user=self)
 
     def close(self) -> None:
         """Close the connections and stop the thread; running calls raise `ClosedError`."""
@@ -194,11 +207,46 @@ class RemoteScorer(AsyncScorer):
         self.__init__(**state)  # type: ignore[misc]
 
 
-async def _score(connection: Connection, *, server: Server, requests: Sequence[Request]) -> list[PassageScores]:
+async def _score(
+    connection: Connection, *, server: Server, requests: Sequence[Request], check: ScaleCheck
+) -> list[PassageScores]:
     # Here, because importing httpx takes a while and would block the caller's event loop.
     from marcorank.remote.client import score_all
 
-    return await score_all(connection, server=server, requests=requests)
+    sent = [(query, _texts(passages)) for query, passages in requests]
+    scored = await score_all(connection, server=server, requests=sent)
+    kind = server.address.dialect.score_kind
+    results = [_with_blanks(scores, passages, kind) for scores, (_, passages) in zip(scored, requests, strict=True)]
+    for scores in results:
+        check_finite(scores.logits, model=server.address.name)
+    check.look_at(scored, server.address)
+    return results
+
+
+def _texts(passages: Sequence[str]) -> list[str]:
+    """Return the passages that are sent: some servers refuse a whole request for one blank passage."""
+    return [passage for passage in passages if not _is_blank(passage)]
+
+
+def _is_blank(passage: str) -> bool:
+    # Unlike `strip`, this does not copy a long text.
+    return not passage or passage.isspace()
+
+
+def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
+    """Add the blank passages, which were not sent, to the scores of the others."""
+    if len(scores.logits) == len(passages):
+        return scores
+    is_text = np.array([not _is_blank(passage) for passage in passages], dtype=np.bool_)
+    blank = _BLANK_SCORES[kind]
+    lowest = scores.logits.min(initial=0.0, where=np.isfinite(scores.logits))
+    logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
+    logits[is_text] = scores.logits
+    if scores.truncated is None:
+        return PassageScores(logits)
+    truncated = np.zeros(len(passages), dtype=np.bool_)
+    truncated[is_text] = scores.truncated
+    return PassageScores(logits, truncated)
 
 
 _DEFAULTS = {

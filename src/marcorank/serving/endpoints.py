@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from marcorank import __version__
 from marcorank._models import catalogue
+from marcorank._text import shorten
 from marcorank.errors import InvalidInputError
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
@@ -94,23 +95,20 @@ class Endpoints:
 
     async def _rerank(self, body: bytes, *, cohere: bool) -> Any:
         settings = self._settings
-        request = read_request(body, cohere=cohere, max_batch=settings.max_batch)
+        request = read_request(body, cohere=cohere, max_batch=settings.max_batch, max_length=settings.max_length)
         if request.model is not None and not self._serves(request.model):
-            raise RequestError(404, f"model {request.model!r} not found; this server serves {self._name!r}.")
-        if request.max_tokens is not None and request.max_tokens < settings.max_length:
-            raise RequestError(
-                422,
-                f"`max_tokens_per_doc` is {request.max_tokens}; this server truncates texts only at "
-                f"the {settings.max_length} tokens of the model, query included. Leave it out, or shorten the texts.",
-            )
+            raise RequestError(404, f"model {shorten(request.model)!r} not found; this server serves {self._name!r}.")
+        if request.raw_scores and self._reranker.score_kind == "probability":
+            raise RequestError(422, f"`raw_scores` is true, but {self._name} has no logits; leave it out.")
         try:
-            ranking = await self._reranker.arank(request.query, request.passages, top_n=request.top_n)
+            ranking = await self._reranker.arank(request.query, request.passages)
         except InvalidInputError as error:
             raise RequestError(422, str(error)) from error
         if not request.truncate:
             truncated = min((one.index for one in ranking if one.truncated), default=None)
             if ranking.query_truncated or truncated is not None:
-                text = "`query`" if ranking.query_truncated else f"`texts[{truncated}]` with the query"
+                field = "documents" if request.cohere else "texts"
+                text = "`query`" if ranking.query_truncated else f"`{field}[{truncated}]` with the query"
                 raise RequestError(
                     413, f"{text} is longer than the {settings.max_length} tokens of the model; send `truncate`: true."
                 )

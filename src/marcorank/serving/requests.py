@@ -1,23 +1,35 @@
 """Reads rerank requests and writes responses in the JSON formats of TEI and Cohere.
 
 Source of field names, statuses and messages: `router/src/http/{types,server}.rs` of
-huggingface/text-embeddings-inference, and Cohere's API reference for `POST /v2/rerank`. Unknown fields are
-ignored, as by both servers.
+huggingface/text-embeddings-inference, the API references of Cohere (v1 and v2), Jina and Voyage for `rerank`, and
+`vllm/entrypoints/pooling/scoring/protocol.py`. A field that is not known may change the results, so it is refused.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from starlette.responses import Response
 
-from marcorank._text import brief
+from marcorank._text import brief, shorten
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from marcorank.ranking import Ranking
+
+T = TypeVar("T")
+
+_SUPPORTED = (
+    *("query", "texts", "documents", "rank_fields", "model", "top_n", "top_k", "raw_scores", "use_activation"),
+    *("return_text", "return_documents", "truncate", "truncation", "truncation_direction", "truncation_side"),
+    *("max_tokens_per_doc", "max_tokens_per_query", "truncate_prompt_tokens"),
+)
+# Fields of vLLM and of gateways that never change scores.
+_WITHOUT_EFFECT = {"user", "priority", "request_id", "cache_salt", "encoding_format"}
 
 
 class JsonResponse(Response):
@@ -66,8 +78,6 @@ class RerankRequest:
     # Respond in the format of Cohere; else of TEI.
     cohere: bool
     model: str | None
-    # Per passage.
-    max_tokens: int | None
 
     def response(self, ranking: Ranking, model: str) -> Any:
         """Return the JSON-ready response with the results, best first.
@@ -77,14 +87,14 @@ class RerankRequest:
             model: Model name to return.
         """
         results = []
-        for one in ranking:
+        for one in ranking[: self.top_n]:
             score = one.logit if self.raw_scores else one.score
             text = {"document": {"text": one.text}} if self.cohere else {"text": one.text}
             results.append(
                 {
                     "index": one.index,
                     "relevance_score" if self.cohere else "score": score,
-                    "truncated": bool(one.truncated),
+                    "truncated": one.truncated,
                     **(text if self.return_texts else {}),
                 }
             )
@@ -98,16 +108,19 @@ class RerankRequest:
         }
 
 
-def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
-    """Parse a body in either format: with `documents` as for Cohere, Jina, vLLM and infinity, or `texts` as for TEI.
+def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int) -> RerankRequest:
+    """Parse a body: with `documents` as for Cohere, Jina, Voyage, vLLM and infinity, or `texts` as for TEI.
+
+    The formats differ in the response and in whether texts are truncated by default. Each takes the fields of both.
 
     Args:
         body: JSON.
         cohere: Whether a body without `texts` and `documents` counts as a Cohere request.
         max_batch: Maximum number of passages.
+        max_length: Number of tokens at which the model truncates query and passage.
 
     Raises:
-        RequestError: The body is not a valid request.
+        RequestError: The body is not a valid request, or has a field that this server does not support.
     """
     try:
         fields = json.loads(body)
@@ -115,37 +128,46 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
         raise RequestError(400, f"The body is not valid JSON: {error}") from error
     if not isinstance(fields, dict):
         raise _wrong("The body", fields, "an object")
+    # In all of these APIs null stands for the default.
+    fields = {name: value for name, value in fields.items() if value is not None}
     cohere = cohere or "documents" in fields
     if "query" not in fields:
         raise RequestError(422, "The body has no `query`.")
     name, other = ("documents", "texts") if cohere else ("texts", "documents")
     if name not in fields:
         raise RequestError(422, f"The body has no `{name}`, or `{other}`.")
+    if other in fields:
+        raise RequestError(422, "The body has `texts` and `documents`; send one of them.")
     query = fields["query"]
     if not isinstance(query, str) or not query.strip():
         raise _wrong("`query`", query, "a text that is not blank")
-    passages = _passages(name, fields[name], max_batch=max_batch)
-    direction, model = fields.get("truncation_direction"), fields.get("model")
-    if not cohere and direction is not None and str(direction).casefold() != "right":
-        raise _wrong("`truncation_direction`", direction, "'right': texts are only truncated at the end")
-    if cohere and model is not None and not isinstance(model, str):
+    passages = _passages(name, fields[name], max_batch=max_batch, rank_fields=_rank_fields(fields))
+    model = fields.get("model")
+    if model is not None and not isinstance(model, str):
         raise _wrong("`model`", model, "the name of the model")
-    # `raw_scores` is the name in TEI and infinity, `use_activation` in vLLM.
-    raw_scores = _flag(fields, "raw_scores") or (cohere and not _flag(fields, "use_activation", default=True))
-    return RerankRequest(
+    _check_truncation(fields, max_length)
+    truncate = _one(fields, _flag, "truncate", "truncation")
+    request = RerankRequest(
         query=query,
         passages=passages,
-        raw_scores=raw_scores,
-        return_texts=_flag(fields, "return_documents" if cohere else "return_text"),
-        top_n=_count(fields, "top_n") if cohere else None,
-        truncate=cohere or _flag(fields, "truncate"),
+        raw_scores=_raw_scores(fields),
+        return_texts=_one(fields, _flag, "return_documents", "return_text") or False,
+        top_n=_one(fields, _count, "top_n", "top_k"),
+        truncate=cohere if truncate is None else truncate,
         cohere=cohere,
-        model=model if cohere else None,
-        max_tokens=_count(fields, "max_tokens_per_doc") if cohere else None,
+        model=model,
     )
+    for field in fields:
+        if field not in _SUPPORTED and field not in _WITHOUT_EFFECT:
+            raise RequestError(
+                422,
+                f"`{shorten(field)}` is not supported by this server; leave it out. Supported are "
+                f"{', '.join(_SUPPORTED)}.",
+            )
+    return request
 
 
-def _passages(name: str, value: object, *, max_batch: int) -> list[str]:
+def _passages(name: str, value: object, *, max_batch: int, rank_fields: list[str]) -> list[str]:
     if not isinstance(value, list):
         raise _wrong(f"`{name}`", value, "a list")
     if not value:
@@ -154,19 +176,66 @@ def _passages(name: str, value: object, *, max_batch: int) -> list[str]:
         raise RequestError(413, f"batch size {len(value)} > maximum allowed batch size {max_batch}")
     passages = []
     for index, one in enumerate(value):
-        passage = one.get("text") if name == "documents" and isinstance(one, dict) else one
-        if not isinstance(passage, str):
-            expected = "a text, or an object with a `text`" if name == "documents" else "a text"
-            raise _wrong(f"`{name}[{index}]`", one, expected)
-        passages.append(passage)
+        texts = [one]
+        if name == "documents" and isinstance(one, dict):
+            texts = [one[field] for field in rank_fields if one.get(field) is not None]
+        if not texts or not all(isinstance(text, str) for text in texts):
+            names = shorten("` or `".join(rank_fields))
+            objects = f", or an object with a `{names}`" if name == "documents" else ""
+            raise _wrong(f"`{name}[{index}]`", one, f"a text{objects}")
+        passages.append("\n".join(texts))
     return passages
 
 
-def _flag(fields: dict[str, Any], name: str, *, default: bool = False) -> bool:
+def _rank_fields(fields: dict[str, Any]) -> list[str]:
+    """Return the fields of a document that make up its text, in their order."""
+    names = fields.get("rank_fields", ["text"])
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise _wrong("`rank_fields`", names, "a list of names of fields")
+    return names
+
+
+def _check_truncation(fields: dict[str, Any], max_length: int) -> None:
+    """Refuse a request to truncate elsewhere than at the end, or before the model does."""
+    for name in ("truncation_direction", "truncation_side"):
+        side = fields.get(name, "right")
+        if str(side).casefold() != "right":
+            raise _wrong(f"`{name}`", side, "'right': texts are only truncated at the end")
+    for name in ("max_tokens_per_doc", "max_tokens_per_query", "truncate_prompt_tokens"):
+        # In vLLM -1 stands for the maximum of the model.
+        if name == "truncate_prompt_tokens" and fields.get(name) == -1:
+            continue
+        tokens = _count(fields, name)
+        if tokens is not None and tokens < max_length:
+            raise RequestError(
+                422,
+                f"`{name}` is {tokens}; this server truncates texts only at the {max_length} tokens of the model, "
+                "query included. Leave it out, or shorten the texts.",
+            )
+
+
+def _raw_scores(fields: dict[str, Any]) -> bool:
+    """Whether to return logits: `raw_scores` in TEI and infinity, `use_activation` in vLLM."""
+    raw, activated = _flag(fields, "raw_scores"), _flag(fields, "use_activation")
+    if raw is not None and raw is activated:
+        raise _wrong("`use_activation`", activated, f"the opposite of `raw_scores`, {brief(raw)}; send one of them")
+    return raw or activated is False
+
+
+def _one(fields: dict[str, Any], read: Callable[[dict[str, Any], str], T | None], *names: str) -> T | None:
+    """Return the value of a field that the APIs name differently."""
+    given = {name: value for name in names if (value := read(fields, name)) is not None}
+    if len(set(given.values())) > 1:
+        shown = " and ".join(f"`{name}` is {brief(value)}" for name, value in given.items())
+        raise RequestError(422, f"{shown}; send one of them.")
+    return next(iter(given.values()), None)
+
+
+def _flag(fields: dict[str, Any], name: str) -> bool | None:
     value = fields.get(name)
     if value is not None and not isinstance(value, bool):
         raise _wrong(f"`{name}`", value, "true or false")
-    return default if value is None else value
+    return value
 
 
 def _count(fields: dict[str, Any], name: str) -> int | None:
