@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from marcorank._arguments import one_of
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.ranking import Ranking
 from marcorank.settings import DEFAULT_MODEL
@@ -195,7 +196,7 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
             raise InvalidInputError(f"`nodes[{index}]` is a {type(found).__name__}; expected a NodeWithScore.{hint}")
     if query_bundle is not None and not isinstance(query_bundle, QueryBundle):
         raise InvalidInputError(
-            f"`query_bundle` is {query_bundle!r}; expected a QueryBundle. A text goes in `query_str`."
+            f"`query_bundle` is {quoted(query_bundle)}; expected a QueryBundle. A text goes in `query_str`."
         )
     if query_bundle is None and nodes:
         raise InvalidInputError(

@@ -22,6 +22,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.reranker import Reranker, plain_fallback
 from marcorank.scorer import Scorer
@@ -38,6 +39,7 @@ ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none
 
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
+_MAX_NAME_CHARS = 60
 _DESCRIPTIONS = descriptions(RerankerSettings)
 
 
@@ -75,6 +77,7 @@ class AdapterSettings(BaseModel, SharedSettings):
     @model_validator(mode="before")
     @classmethod
     def _check_name_of_the_model(cls, data: Any) -> Any:
+        check_field_names(cls, data)
         other = "model" if cls._model_field == "model_name" else "model_name"
         if isinstance(data, dict) and other in data:
             raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
@@ -85,7 +88,7 @@ class AdapterSettings(BaseModel, SharedSettings):
     def _check_reranker(cls, value: object) -> object:
         if isinstance(value, cls._no_scorers) or not isinstance(value, (Reranker, Scorer, NoneType)):
             # A dict may hold a token.
-            shown = "a dict" if isinstance(value, dict) else repr(value)
+            shown = "a dict" if isinstance(value, dict) else quoted(value)
             raise InvalidInputError(
                 f"`reranker` is {shown}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
                 f"The name of a model goes in `{cls._model_field}`."
@@ -98,12 +101,12 @@ class AdapterSettings(BaseModel, SharedSettings):
         field = str(info.field_name)
         if field == cls._model_field and not isinstance(value, (str, os.PathLike)):
             raise InvalidInputError(
-                f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
+                f"`{field}` is {quoted(value)}; expected a model name or the path of a model folder. An object with "
                 "`score(query, passages)` goes in `reranker`."
             )
         if field == "fallback" and isinstance(value, cls._no_scorers):
             raise InvalidInputError(
-                f"`fallback` is {value!r}; expected a model name, a marcorank.Reranker or an object with "
+                f"`fallback` is {quoted(value)}; expected a model name, a marcorank.Reranker or an object with "
                 "`score(query, passages)`."
             )
         value = _DESCRIPTIONS["model" if field == cls._model_field else field].check(field, value)
@@ -124,7 +127,7 @@ class AdapterSettings(BaseModel, SharedSettings):
             own = _settings_of(reranker if isinstance(reranker, Reranker) else Reranker(reranker)).get(name)
             if not _same(value, own):
                 raise InvalidInputError(
-                    f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
+                    f"`{field}` is {quoted(value)} beside a `reranker` whose own is {quoted(own)}. Pass one of the two."
                 )
 
     @field_serializer("fallback")
@@ -215,6 +218,17 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def check_field_names(cls: type[BaseModel], data: object) -> None:
+    """Refuse names of fields that pydantic would repeat at full length.
+
+    Raises:
+        InvalidInputError: A name is longer than that of any field.
+    """
+    for name in data if isinstance(data, dict) else ():
+        if len(str(name)) > _MAX_NAME_CHARS:
+            raise InvalidInputError(f"{cls.__name__} has no field {quoted(name)}.")
 
 
 def _comparable(value: object) -> object:

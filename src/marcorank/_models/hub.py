@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from marcorank._models import catalogue
 from marcorank._progress import without_hub_bars
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class HubModel:
         """Where files are looked up, for messages."""
         revision = (self._resolved or self._sources()[0]).revision
         if self._offline:
-            return f"the cache {str(self._cache)!r} at revision {revision!r} ({self._why_offline})"
-        return f"{_endpoint()} at revision {revision!r}"
+            return f"the cache {str(self._cache)!r} at revision {quoted(revision)} ({self._why_offline})"
+        return f"{_endpoint()} at revision {quoted(revision)}"
 
     def fetch(self, *candidates: str) -> Path | None:
         """Return the first of the candidate files that the repository has, downloaded if needed; None if it has none.
@@ -293,8 +294,8 @@ class HubModel:
             )
         elif isinstance(error, RevisionNotFoundError):
             message = (
-                f" has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass an existing branch, tag or "
-                "commit, such as `revision='main'`."
+                f" has no revision {quoted(self._sources()[0].revision)} on {_endpoint()}. Pass an existing branch, "
+                "tag or commit, such as `revision='main'`."
             )
         elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
             message = (

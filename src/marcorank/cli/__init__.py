@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
@@ -12,10 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from marcorank import __version__
+from marcorank._text import message_of
 from marcorank.cli import bench, doctor, eval, models, rerank  # noqa: A004 -- the command is named so
+from marcorank.cli.options import Parser
 from marcorank.errors import MarcoRankError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
 _FAILED, _USAGE = 1, 2
@@ -58,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MarcoRankError, OSError) as error:
             if args.debug:
                 traceback.print_exc()
-            print(f"marcorank: error: {error}", file=sys.stderr)
+            # The message of an OSError repeats the path, however long.
+            shown = error if isinstance(error, MarcoRankError) else message_of(error)
+            print(f"marcorank: error: {shown}", file=sys.stderr)
             return _FAILED
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="marcorank",
         description="Rerank passages with MS MARCO cross-encoders.",
         epilog="`marcorank COMMAND --help` describes a command. Exit status: 0 success, 1 error, 2 wrong usage.",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from marcorank._arguments import whole_number
+from marcorank._text import quoted, shorten
 from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions
 
 if TYPE_CHECKING:
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
 
 # The scores of a command are not cached: it reads each passage once.
 MODEL_OPTIONS = tuple(name for name in defaults(ModelSettings) if name != "cache_size")
+_MAX_ERROR_CHARS = 320
 FILE_OPTIONS = ("revision", "cache_folder", "local_files_only")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors do not repeat a long argument."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        super().error(shorten(message, _MAX_ERROR_CHARS))
 
 
 def new_parser(
@@ -75,7 +85,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
             return whole_number("option", int(text), minimum)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"found {text!r}; expected a whole number of at least {minimum}"
+                f"found {quoted(text)}; expected a whole number of at least {minimum}"
             ) from error
 
     return parse

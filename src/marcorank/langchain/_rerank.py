@@ -12,6 +12,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, e
 from pydantic import field_validator
 
 from marcorank._adapters.settings import ScoreThreshold, TopN
+from marcorank._text import first_few, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.langchain._documents import ranked_document, read_anything, read_document, scored_text
 from marcorank.langchain._settings import LangChainSettings
@@ -63,7 +64,9 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     @classmethod
     def _check_text_fields(cls, value: object) -> tuple[str, ...]:
         if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-            raise InvalidInputError(f"`text_fields` is {value!r}; expected a list of metadata keys, such as ['title'].")
+            raise InvalidInputError(
+                f"`text_fields` is {quoted(value)}; expected a list of metadata keys, such as ['title']."
+            )
         return tuple(value)
 
     def compress_documents(
@@ -220,7 +223,9 @@ def _documents_and_query(state: object) -> tuple[Any, Any]:
     query_key = "query" if isinstance(state, Mapping) and "query" in state else "question"
     if not isinstance(state, Mapping) or "documents" not in state or query_key not in state:
         found = (
-            f"has the keys {sorted(map(str, state))}" if isinstance(state, Mapping) else f"is a {type(state).__name__}"
+            f"has the keys [{first_few(sorted(map(str, state)), 10)}]"
+            if isinstance(state, Mapping)
+            else f"is a {type(state).__name__}"
         )
         raise InvalidInputError(f"The input {found}; expected a dict with 'documents' and with 'query' or 'question'.")
     return state["documents"], state[query_key]
