@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from marcorank._text import first_few, quoted
+from marcorank._text import first_few, is_blank, quoted
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def query_text(value: object) -> str:
     """
     if not isinstance(value, str):
         raise InvalidInputError(f"`query` is {quoted(value)}; expected a str.")
-    if not value.strip():
+    if is_blank(value):
         raise InvalidInputError(f"`query` is blank ({quoted(value)}); expected the text to search for.")
     return value
 

@@ -17,6 +17,8 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
+# Categories of Unicode: control and format characters, and what separates words, lines and paragraphs.
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
 _QUOTED_CHARS = 60
 # For paths, and for messages of other packages.
 _LONG_QUOTE_CHARS = 300
@@ -27,6 +29,11 @@ _SHORT = (NoneType, bool, int, float, complex, np.generic, PurePath, Enum)
 _GAP = "  "
 # A shorter text is of no use, so on a narrow terminal the line exceeds the width.
 _MIN_CELLS = 16
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to read: only spaces, control characters and invisible ones, such as a BOM."""
+    return all(unicodedata.category(letter) in _INVISIBLE for letter in text)
 
 
 def shorten(text: str, max_chars: int = 60) -> str:

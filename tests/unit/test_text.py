@@ -9,7 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank._text import brief, cells, clip, first_few, message_of, one_line, quoted, quoted_path, shorten, table
+from marcorank._text import (
+    brief,
+    cells,
+    clip,
+    first_few,
+    is_blank,
+    message_of,
+    one_line,
+    quoted,
+    quoted_path,
+    shorten,
+    table,
+)
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 
@@ -73,6 +85,18 @@ def test_the_first_few_values_say_that_there_are_more():
     """Messages name three ids at most."""
     assert first_few(["a", "b", "c"]) == "'a', 'b', 'c'"
     assert first_few("abcd") == "'a', 'b', 'c', …"
+
+
+@pytest.mark.parametrize("text", ["", " \t\n", "\u200b", "\ufeff", "\x00", "\u00a0\u3000\u2028\u00ad\u2060\x85"])
+def test_spaces_and_what_cannot_be_seen_are_blank(text):
+    """So are zero-width spaces, byte order marks, NUL and other control and format characters."""
+    assert is_blank(text)
+
+
+@pytest.mark.parametrize("text", ["a", "\u200ba", "0", ".", "柏", "🙂", "\ud800", "\ue000"])
+def test_what_can_be_read_is_not_blank(text):
+    """One letter, digit or sign is enough; letters that this Python does not know count."""
+    assert not is_blank(text)
 
 
 class Odd:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from marcorank._files import errors_named
-from marcorank._text import first_few, quoted, quoted_path
+from marcorank._text import first_few, is_blank, quoted, quoted_path
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
 from marcorank.collections.rows import read_rows
@@ -158,7 +158,7 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
 def _queries(path: Path, judged: Several[str]) -> tuple[dict[str, str], list[str]]:
     texts, notes = read_texts(path, wanted=judged)
     check_texts(texts, judged, "judged queries", path)
-    blank = [query_id for query_id, text in texts.items() if not text.strip()]
+    blank = [query_id for query_id, text in texts.items() if is_blank(text)]
     if blank:
         raise InvalidInputError(f"{str(path)!r} has blank queries ({first_few(blank)}); expected a text for each.")
     return texts, notes

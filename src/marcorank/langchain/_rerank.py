@@ -49,9 +49,9 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         model_name: `"bundled"`, the name of a model, or the path of its folder.
         top_n: Maximum number of documents to return; None for all.
         score_threshold: Minimum score of a document, on the scale of the activation; applied before `top_n`.
-        text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own. A
-            key that a document lacks, or whose value is None, is left out. In windows mode they are part of the first
-            window only.
+        text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own:
+            texts, numbers, dates, and lists of them. A key that a document lacks, or whose value is None or NaN, is
+            left out; any other value is an error. In windows mode they are part of the first window only.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dumps: `MarcoRerank(**settings, reranker=...)` puts it back.
     """
@@ -194,7 +194,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
                 f"`documents` is a {type(documents).__name__}; expected a list of documents, even for one."
             )
         listed = list(documents)
-        texts = [scored_text(*read(document, index), self.text_fields) for index, document in enumerate(listed)]
+        texts = [scored_text(*read(document, index), self.text_fields, index) for index, document in enumerate(listed)]
         options = {
             "top_n": self.top_n if top_n is NOT_GIVEN else top_n,
             "score_threshold": self.score_threshold if score_threshold is NOT_GIVEN else score_threshold,

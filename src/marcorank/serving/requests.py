@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from starlette.responses import Response
 
-from marcorank._text import brief
+from marcorank._text import brief, is_blank
 
 if TYPE_CHECKING:
     from marcorank.ranking import Ranking
@@ -122,7 +122,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int) -> RerankRequest:
     if name not in fields:
         raise RequestError(422, f"The body has no `{name}`, or `{other}`.")
     query = fields["query"]
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or is_blank(query):
         raise _wrong("`query`", query, "a text that is not blank")
     passages = _passages(name, fields[name], max_batch=max_batch)
     direction, model = fields.get("truncation_direction"), fields.get("model")
