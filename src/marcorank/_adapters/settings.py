@@ -23,7 +23,7 @@ from pydantic.json_schema import SkipJsonSchema
 from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import quoted
-from marcorank.errors import InvalidInputError
+from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.reranker import Reranker, plain_fallback
 from marcorank.scorer import Scorer
 from marcorank.settings import ModelSettings, RerankerSettings, SharedSettings, defaults, descriptions
@@ -40,6 +40,8 @@ ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
 _MAX_NAME_CHARS = 60
+# In dumps, after the name of a scorer object that is the name of a model too.
+_OBJECT = " (object)"
 _DESCRIPTIONS = descriptions(RerankerSettings)
 
 
@@ -119,12 +121,19 @@ class AdapterSettings(BaseModel, SharedSettings):
         """Check a setting that depends on others: on a reranker that was given, or on what a model can be."""
         name = "model" if field == cls._model_field else field
         if reranker is None:
+            if name == "model" and str(value).endswith(_OBJECT):
+                raise InvalidInputError(
+                    f"`{field}` is {quoted(value)}, from the dump of an adapter of a scorer object, which is in no "
+                    f"dump. Pass the object too: {cls.__name__}(**settings, reranker=...)."
+                )
             if name in {"model", "fallback"}:
                 Reranker(**cast("dict[str, Any]", {"model": BUNDLED, name: value}))
         elif name == "token" and value is not None:
             raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
         elif name in _OF_A_MODEL or isinstance(reranker, Reranker):
             own = _settings_of(reranker if isinstance(reranker, Reranker) else Reranker(reranker)).get(name)
+            if name == "model" and isinstance(value, str):
+                value = value.removesuffix(_OBJECT)
             if not _same(value, own):
                 raise InvalidInputError(
                     f"`{field}` is {quoted(value)} beside a `reranker` whose own is {quoted(own)}. Pass one of the two."
@@ -134,6 +143,17 @@ class AdapterSettings(BaseModel, SharedSettings):
     def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
         """Return a name or settings; like `reranker`, a scorer object is not part of dumps."""
         return _dumped(value)
+
+    @field_serializer("model", "model_name", check_fields=False)
+    def _plain_model(self, value: str) -> str:
+        """Return the name, marked if it would load another model than the object that has it."""
+        if isinstance(self.core.model, str):
+            return value
+        try:
+            Reranker(value)
+        except MarcoRankError:
+            return value
+        return f"{value}{_OBJECT}"
 
     @field_validator("token", mode="before")
     @classmethod
