@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from marcorank import __version__
 from marcorank._text import message_of
 from marcorank.cli import bench, doctor, eval, models, rerank  # noqa: A004 -- the command is named so
-from marcorank.cli.options import Parser
+from marcorank.cli.options import Parser, with_options
 from marcorank.errors import MarcoRankError
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A console with another encoding shows `?` for characters that it lacks; the output goes on.
             stream.reconfigure(errors="replace")
-    with _notes_on_stderr():
+    with _notes_on_stderr(args.parser):
         try:
             status: int = args.run(args)
             sys.stdout.flush()
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 traceback.print_exc()
             # The message of an OSError repeats the path, however long.
             shown = error if isinstance(error, MarcoRankError) else message_of(error)
-            print(f"marcorank: error: {shown}", file=sys.stderr)
+            print(f"marcorank: error: {with_options(str(shown), args.parser)}", file=sys.stderr)
             return _FAILED
     return status
 
@@ -80,12 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _NoteFormatter(logging.Formatter):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__("marcorank: note: %(message)s")
+        self._parser = parser
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_options(super().format(record), self._parser)
+
+
 @contextmanager
-def _notes_on_stderr() -> Iterator[None]:
+def _notes_on_stderr(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Show the library's warnings, such as of truncated passages, as notes."""
     log = logging.getLogger("marcorank")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("marcorank: note: %(message)s"))
+    handler.setFormatter(_NoteFormatter(parser))
     handler.setLevel(logging.WARNING)
     log.addHandler(handler)
     try:

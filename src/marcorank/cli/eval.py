@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._models.catalogue import BUNDLED
-from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
+from marcorank.cli.options import add_settings, new_parser, settings_of
 from marcorank.cli.progress import Progress
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.reranker import Reranker
@@ -66,7 +66,7 @@ def add_command(commands: Any) -> None:
     measured.add_argument(
         "--top-k",
         nargs="+",
-        type=at_least(1),
+        type=int,
         metavar="N",
         help="numbers of candidates to rerank (default: 10 20 50 100, as far as there are candidates)",
     )
@@ -78,11 +78,7 @@ def add_command(commands: Any) -> None:
         help="in the spelling of ir_measures (default: nDCG@10 RR@10 R@10)",
     )
     measured.add_argument(
-        "--relevant-grade",
-        type=at_least(1),
-        default=1,
-        metavar="N",
-        help="minimum grade that counts as relevant (default: 1)",
+        "--relevant-grade", type=int, default=1, metavar="N", help="minimum grade that counts as relevant (default: 1)"
     )
 
     result = parser.add_argument_group("output")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from marcorank._arguments import whole_number
@@ -42,8 +43,26 @@ def new_parser(
         **texts,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def with_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """Return a message of the library that calls settings by their options, where this command has them.
+
+    So `top_k` becomes `--top-k`, and `precision='fp32'` becomes `--precision fp32`.
+    """
+    options = set(re.findall(r"--[a-z-]+", parser.format_help()))
+    described = descriptions(SharedSettings)
+
+    def named(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        option = (name in described and described[name].option) or f"--{name.replace('_', '-')}"
+        if option not in options or value in {"False", "None"}:
+            return found[0]
+        return f"`{option}`" if value in {None, "True"} else f"`{option} {value}`"
+
+    return re.sub(r"`(?P<name>[a-z_]+)(='?(?P<value>[^`']*)'?)?`", named, message)
 
 
 def add_settings(group: Any, names: Iterable[str] = MODEL_OPTIONS, *, several: Collection[str] = ()) -> None:
