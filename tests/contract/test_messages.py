@@ -20,6 +20,8 @@ from marcorank import Logistic, MarcoRankError, Reranker, langchain, llama_index
 from marcorank.cli import main
 from marcorank.evaluation import (
     Collection,
+    calibrate,
+    cuts,
     evaluate,
     evaluate_runs,
     read_collection,
@@ -150,6 +152,8 @@ CALLS = {
     "evaluate_runs: runs": lambda: evaluate_runs(LONG, {"q": {"a": 1}}),
     "evaluate_runs: baseline": lambda: evaluate_runs({LONG: RUN}, {"q": {"a": 1}}, baseline=LONG * 2),
     "evaluate_runs: other queries": lambda: evaluate_runs({LONG: {LONG: {"a": 1.0}}}, {"q": {"a": 1}}),
+    "cuts: a logit": lambda: cuts(collection(run={"q": {LONG: 1.0}}), {"q": {LONG: LONG}}),
+    "calibrate: a logit": lambda: calibrate(collection(run={"q": {LONG: 1.0}}), {"q": {LONG: float("nan")}}),
     "run_of: search": lambda: run_of(LONG, {"q": "a"}),
     "run_of: doc_id": lambda: run_of(Retriever(), {LONG: "a"}, doc_id=LONG),
     "run_of: metadata": lambda: run_of(

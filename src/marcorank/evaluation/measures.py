@@ -92,12 +92,17 @@ def reranked(run: Run, logits: Run, top_k: int) -> dict[str, dict[str, float]]:
     ordered: dict[str, dict[str, float]] = {}
     for query_id, candidates in identity(run, top_k).items():
         given = logits.get(query_id, {})
-        scored = [(doc_id, _logit(given, query_id, doc_id)) for doc_id in candidates]
+        scored = [(doc_id, logit_of(given, query_id, doc_id)) for doc_id in candidates]
         ordered[query_id] = dict(sorted(scored, key=itemgetter(1), reverse=True))
     return ordered
 
 
-def _logit(given: Mapping[str, float], query_id: str, doc_id: str) -> float:
+def logit_of(given: Mapping[str, float], query_id: str, doc_id: str) -> float:
+    """Return the logit of a passage.
+
+    Raises:
+        InvalidInputError: There is none, or it is not a finite number.
+    """
     logit = given.get(doc_id)
     if logit is None or finite_number(logit) is None:
         raise InvalidInputError(
