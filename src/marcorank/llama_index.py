@@ -52,10 +52,12 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
 
+    Nodes for a query that is only an image, a `QueryBundle` with an `image_path` and a blank `query_str`, keep their
+    order, as after a passthrough.
+
     If the model failed and `on_error` or `fallback` answered, copies of the nodes have a status in
     `metadata["rerank_status"]`, which is excluded from the texts as `retrieval_score` is. After a passthrough the nodes
-    keep the scores that they came with, and both event systems get an exception event. So do nodes for a query that is
-    only an image: a `QueryBundle` with an `image_path` and a blank `query_str`.
+    keep the scores that they came with, and both event systems get an exception event.
 
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.

@@ -300,7 +300,7 @@ def check_finite(logits: NDArray[np.float32], *, model: str) -> None:
     if broken.size:
         first = int(broken[0])
         raise ScoreError(
-            f"Model `{model}` returned {quoted(float(logits[first]))} for `passages[{first}]` "
+            f"Model `{model}` returned {float(logits[first])!r} for `passages[{first}]` "
             f"({broken.size} of {len(logits)} logits are not finite). Check the weights of the model and "
             "its precision: half precision can overflow where fp32 does not."
         )

@@ -281,6 +281,7 @@ def test_a_response_of_the_server_holds_no_long_part_of_a_request(body):
         ["rerank", "q", LONG],
         ["rerank", "q", "--model", LONG],
         ["rerank", "--requests", LONG],
+        ["rerank", "q", "FILE", "--text-field", LONG],
         ["rerank", "q", "--top-n", LONG],
         ["rerank", "q", "--score-threshold", LONG],
         ["rerank", "q", "--activation", LONG],
@@ -291,17 +292,20 @@ def test_a_response_of_the_server_holds_no_long_part_of_a_request(body):
     ],
     ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),
 )
-def test_a_message_of_the_command_line_holds_no_long_part_of_an_option(arguments, capsys):
+def test_a_message_of_the_command_line_holds_no_long_part_of_an_option(arguments, capsys, tmp_path):
     """Errors and usage errors alike."""
+    path = tmp_path / "passages.jsonl"
+    path.write_text('{"text": "a"}\n', encoding="utf-8")
+    arguments = [str(path) if argument == "FILE" else argument for argument in arguments]
     with pytest.raises(SystemExit) as ended:
         sys.exit(main(arguments))
     assert ended.value.code
-    check(capsys.readouterr().err.splitlines()[-1])
+    check(capsys.readouterr().err.splitlines()[-1].replace(str(path), "FILE"))
 
 
 # Paths of files that are open, excerpts, choices that were checked, and records that marcorank wrote.
 BOUNDED = ("str(", "excerpt(", "beginning", "settings.", "name", "file.name", "error.name", "platform.node()")
-BOUNDED += ("_PASSAGES", "_QUERY", "value", "header[1]", "self.settings")
+BOUNDED += ("float(", "shorten(", "_PASSAGES", "_QUERY", "value", "header[1]", "self.settings")
 
 
 def test_every_message_shows_values_in_one_way():

@@ -56,7 +56,7 @@ def check_fields(row: dict[str, Any], names: Sequence[str], location: str, *, ex
 def missing_field(row: dict[str, Any], names: Sequence[str], location: str, *, hint: str = "") -> InvalidInputError:
     """Return the error for an object that has none of these fields."""
     found = f"the fields {first_few(row, 10)}" if row else "no fields"
-    return InvalidInputError(f"{location} has {found}; expected {' or '.join(map(repr, names))}.{hint}")
+    return InvalidInputError(f"{location} has {found}; expected {' or '.join(map(quoted, names))}.{hint}")
 
 
 def text_of(row: dict[str, Any], names: Sequence[str], location: str, *, hint: str = "") -> str:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from marcorank.ranking import RankedPassage, Ranking
 
 _OF_THIS_STAGE = ("best_span", "truncated", "query_truncated", "rerank_status")
+_EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 # How numbers and dates that are missing are shown.
 _MISSING = {"nan", "NaN", "NaT"}
-_EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
 def read_document(document: object, index: int) -> tuple[str, Mapping[str, Any]]:
