@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from marcorank._models import catalogue
 from marcorank._progress import without_hub_bars
-from marcorank._text import quoted
+from marcorank._text import quoted, quoted_path, shorten
 from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ class HubModel:
         """Where files are looked up, for messages."""
         revision = (self._resolved or self._sources()[0]).revision
         if self._offline:
-            return f"the cache {str(self._cache)!r} at revision {quoted(revision)} ({self._why_offline})"
+            return f"the cache {quoted_path(self._cache)} at revision {quoted(revision)} ({self._why_offline})"
         return f"{_endpoint()} at revision {quoted(revision)}"
 
     def fetch(self, *candidates: str) -> Path | None:
@@ -252,11 +252,12 @@ class HubModel:
 
     def _not_cached(self, what: str) -> ModelLoadError:
         sources = [self._resolved] if self._resolved else self._cached_sources()
-        spellings, revisions = (" and ".join(dict.fromkeys(part)) for part in zip(*sources, strict=True))
+        spellings = " and ".join(dict.fromkeys(source.spelling for source in sources))
+        revisions = " and ".join(dict.fromkeys(shorten(source.revision) for source in sources))
         return ModelLoadError(
             f"Model `{self.name}` is not cached and the network is off ({self._why_offline}): looked for {what} of "
-            f"{spellings} at {revisions} in {str(self._cache)!r}. Run `marcorank models download {self.name}` once "
-            "while online, with the same cache folder, or pass the path of a model folder."
+            f"{spellings} at {revisions} in {quoted_path(self._cache)}. Run `marcorank models download {self.name}` "
+            "once while online, with the same cache folder, or pass the path of a model folder."
         )
 
     @contextmanager
@@ -299,8 +300,8 @@ class HubModel:
             )
         elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
             message = (
-                f" cannot be saved to {str(self._cache)!r}: {error.strerror}. Check free space and permissions, or "
-                "pass another `cache_folder`."
+                f" cannot be saved to {quoted_path(self._cache)}: {error.strerror}. Check free space and permissions, "
+                "or pass another `cache_folder`."
             )
         else:
             message = (

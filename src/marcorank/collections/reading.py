@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from marcorank._files import errors_named
-from marcorank._text import first_few, is_blank, quoted, quoted_path
+from marcorank._text import first_few, is_blank, quoted, quoted_path, shorten
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
 from marcorank.collections.rows import read_rows
@@ -127,7 +127,8 @@ def _file(folder: Path, stem: str, endings: Several[str], given: _Path | None = 
     if given is not None:
         return Path(given)
     paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", ".gz"))
-    found = [path for path in paths if path.is_file()]
+    with errors_named(quoted_path(folder / stem)):
+        found = [path for path in paths if path.is_file()]
     if len(found) > 1:
         raise InvalidInputError(
             f"{str(folder)!r} has {' and '.join(path.name for path in found)}; keep one, or name it with `{stem}`."
@@ -143,7 +144,8 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
         return found, []
     if not has_splits:
         raise InvalidInputError(
-            f"{str(folder)!r} has no judgements; expected qrels/{split}.tsv or qrels.tsv, or their path as `qrels`."
+            f"{str(folder)!r} has no judgements; expected qrels/{shorten(split)}.tsv or qrels.tsv, or their path as "
+            "`qrels`."
         )
     files = sorted(path for path in in_folder.iterdir() if path.name.removesuffix(".gz").endswith(_TREC_ENDINGS))
     if len(files) != 1:

@@ -166,9 +166,13 @@ def _falling(scores: Iterable[float], shown: str) -> list[float]:
     """Return strictly decreasing scores, also in single precision; those that decrease already stay as they are."""
     kept: list[float] = []
     last = np.float32(np.inf)
-    for score in map(float, scores):
+    for given in scores:
+        try:
+            score = float(given)
+        except (TypeError, ValueError, OverflowError):
+            score = math.nan
         if not abs(score) <= _GREATEST:
-            raise InvalidInputError(f"{shown} has the score {quoted(score)}; expected a finite number.")
+            raise InvalidInputError(f"{shown} has the score {quoted(given)}; expected a finite number.")
         if np.float32(score) < last:
             kept.append(score)
             last = np.float32(score)
