@@ -200,7 +200,7 @@ def test_a_text_field_that_is_no_text_is_refused_by_name(value):
     """The Python form of an object would be scored, which nobody has asked for."""
     scorer = RecordingScorer()
     documents = [Document(page_content="text"), Document(page_content="text", metadata={"tags": value})]
-    message = r"`documents\[1\].metadata\['tags'\]` is .*; expected a text, a number, a date, or a list of them"
+    message = r"`documents\[1\].metadata\['tags'\]` holds .*; expected a text, a number, a date, or a list of them"
     with pytest.raises(InvalidInputError, match=message):
         MarcoRerank(reranker=scorer, text_fields=["tags"]).compress_documents(documents, QUERY)
     assert scorer.passages is None
@@ -214,9 +214,9 @@ def test_a_text_field_that_is_no_text_is_refused_by_name(value):
         (Document.model_construct(page_content=b"a", metadata={}), r"`documents\[1\].page_content` is b'a'; expected"),
         (
             Document.model_construct(page_content="a", metadata=None),
-            r"`documents\[1\].metadata` is None; expected a dict",
+            r"The metadata of `documents\[1\]` is None; expected a dict",
         ),
-        ({"page_content": "a", "metadata": "b"}, r"`documents\[1\]\['metadata'\]` is 'b'; expected a dict"),
+        ({"page_content": "a", "metadata": "b"}, r"The metadata of `documents\[1\]` is 'b'; expected a dict"),
     ],
 )
 async def test_a_document_that_was_not_checked_is_named(document, message):

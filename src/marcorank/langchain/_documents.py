@@ -41,7 +41,7 @@ def read_document(document: object, index: int) -> tuple[str, Mapping[str, Any]]
             f"`documents[{index}].page_content` is {quoted(text)}; expected a str. Leave out documents without "
             "text, or use ''."
         )
-    return text, _checked_metadata(metadata, f"`documents[{index}].metadata`")
+    return text, _checked_metadata(metadata, index)
 
 
 def read_anything(document: object, index: int) -> tuple[str, Mapping[str, Any]]:
@@ -56,7 +56,7 @@ def read_anything(document: object, index: int) -> tuple[str, Mapping[str, Any]]
         return document, {}
     if isinstance(document, Mapping) and isinstance(document.get("page_content"), str):
         metadata = document.get("metadata") or {}
-        return document["page_content"], _checked_metadata(metadata, f"`documents[{index}]['metadata']`")
+        return document["page_content"], _checked_metadata(metadata, index)
     if isinstance(document, Mapping) and isinstance(document.get("text"), str):
         return document["text"], document
     raise InvalidInputError(
@@ -71,27 +71,29 @@ def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[st
     Raises:
         InvalidInputError: A value is neither a text, a number, a date nor a list of them.
     """
-    lines = [_text_of(metadata.get(name), f"`documents[{index}].metadata[{quoted(name)}]`") for name in text_fields]
+    lines = [_text_of(metadata.get(name), index, name) for name in text_fields]
     return "\n".join([*(line for line in lines if line is not None), text])
 
 
-def _checked_metadata(metadata: object, shown: str) -> Mapping[str, Any]:
+def _checked_metadata(metadata: object, index: int) -> Mapping[str, Any]:
     if not isinstance(metadata, Mapping):
-        raise InvalidInputError(f"{shown} is {quoted(metadata)}; expected a dict, which may be empty.")
+        raise InvalidInputError(
+            f"The metadata of `documents[{index}]` is {quoted(metadata)}; expected a dict, which may be empty."
+        )
     return metadata
 
 
-def _text_of(value: object, shown: str) -> str | None:
+def _text_of(value: object, index: int, name: str) -> str | None:
     """Return the text of a metadata value; None if there is none, or only the mark of pandas for a missing value."""
     if value is None or type(value).__name__ == "NAType":
         return None
     if isinstance(value, (list, tuple)):
-        texts = [_text_of(item, f"An item of {shown}") for item in value]
+        texts = [_text_of(item, index, name) for item in value]
         return ", ".join(text for text in texts if text is not None) or None
     if not isinstance(value, (str, Real, np.generic, Decimal, date, time)):
         raise InvalidInputError(
-            f"{shown} is {quoted(value)}; expected a text, a number, a date, or a list of them. Convert it to a text, "
-            "or leave the key out of `text_fields`."
+            f"`documents[{index}].metadata[{quoted(name)}]` holds {quoted(value)}; expected a text, a number, a date, "
+            "or a list of them. Convert it to a text, or leave the key out of `text_fields`."
         )
     text = str(value)
     return None if text in _MISSING and not isinstance(value, str) else text
