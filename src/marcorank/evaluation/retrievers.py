@@ -71,9 +71,10 @@ def _search_function(search: object) -> Callable[[str], Any]:
         method: Callable[[str], Any] | None = getattr(search, name, None)
         if callable(method) and not isinstance(search, type):
             return method
+    hint = " Pass its `as_retriever()`." if hasattr(search, "as_retriever") else ""
     raise InvalidInputError(
         f"`search` is {quoted(search)}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
-        "`retrieve`) or query engine (with `query`), or a function from a query to doc_ids."
+        f"`retrieve`) or query engine (with `query`), or a function from a query to doc_ids.{hint}"
     )
 
 
