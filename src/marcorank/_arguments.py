@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from marcorank._text import shorten
+from marcorank._text import first_few, is_blank, quoted
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def one_of(name: str, value: T, allowed: Sequence[object]) -> T:
         InvalidInputError: It is not one of them.
     """
     if not any(value == choice and type(value) is type(choice) for choice in allowed):
-        raise InvalidInputError(f"`{name}` is {value!r}; expected one of {', '.join(map(repr, allowed))}.")
+        raise InvalidInputError(f"`{name}` is {quoted(value)}; expected one of {', '.join(map(repr, allowed))}.")
     return value
 
 
@@ -35,7 +35,7 @@ def whole_number(name: str, value: object, minimum: int) -> int:
         InvalidInputError: The value is invalid.
     """
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < minimum:
-        raise InvalidInputError(f"`{name}` is {value!r}; expected a whole number of at least {minimum}.")
+        raise InvalidInputError(f"`{name}` is {quoted(value)}; expected a whole number of at least {minimum}.")
     return int(value)
 
 
@@ -59,7 +59,7 @@ def score_threshold_or_none(value: object) -> float | None:
     number = finite_number(value)
     if number is None:
         raise InvalidInputError(
-            f"`score_threshold` is {value!r}; expected None or a finite number on the scale of the scores."
+            f"`score_threshold` is {quoted(value)}; expected None or a finite number on the scale of the scores."
         )
     return number
 
@@ -82,7 +82,7 @@ def positive(name: str, value: object, expected: str = "a number above 0") -> fl
     """
     number = finite_number(value)
     if number is None or number <= 0:
-        raise InvalidInputError(f"`{name}` is {value!r}; expected {expected}.")
+        raise InvalidInputError(f"`{name}` is {quoted(value)}; expected {expected}.")
     return number
 
 
@@ -94,7 +94,7 @@ def non_negative(name: str, value: object) -> float:
     """
     number = finite_number(value)
     if number is None or number < 0:
-        raise InvalidInputError(f"`{name}` is {value!r}; expected a number of at least 0.")
+        raise InvalidInputError(f"`{name}` is {quoted(value)}; expected a number of at least 0.")
     return number
 
 
@@ -118,9 +118,9 @@ def query_text(value: object) -> str:
         InvalidInputError: The value is invalid.
     """
     if not isinstance(value, str):
-        raise InvalidInputError(f"`query` is {shorten(repr(value))}; expected a str.")
-    if not value.strip():
-        raise InvalidInputError(f"`query` is blank ({shorten(repr(value))}); expected the text to search for.")
+        raise InvalidInputError(f"`query` is {quoted(value)}; expected a str.")
+    if is_blank(value):
+        raise InvalidInputError(f"`query` is blank ({quoted(value)}); expected the text to search for.")
     return value
 
 
@@ -138,7 +138,7 @@ def passage_texts(value: object) -> list[str]:
     for index, passage in enumerate(passages):
         if not isinstance(passage, str):
             raise InvalidInputError(
-                f"`passages[{index}]` is {shorten(repr(passage))}; expected a str. Leave out passages without text, or "
+                f"`passages[{index}]` is {quoted(passage)}; expected a str. Leave out passages without text, or "
                 "pass ''."
             )
     return passages
@@ -151,11 +151,9 @@ def check_names(given: Iterable[str], known: Iterable[str]) -> None:
         InvalidInputError: A name is unknown.
     """
     names = sorted(known)
-    unknown = sorted(set(given) - set(names))
+    unknown = sorted(set(given) - set(names), key=str)
     if unknown:
-        raise InvalidInputError(
-            f"Unknown settings {', '.join(map(repr, unknown))}; expected some of {', '.join(names)}."
-        )
+        raise InvalidInputError(f"Unknown settings {first_few(unknown)}; expected some of {', '.join(names)}.")
 
 
 def request_pair(value: object) -> tuple[str, list[str]]:
@@ -165,7 +163,5 @@ def request_pair(value: object) -> tuple[str, list[str]]:
         InvalidInputError: It is not such a pair.
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise InvalidInputError(
-            f"A request is {shorten(repr(value))}; expected a pair of a query and a list of passages."
-        )
+        raise InvalidInputError(f"A request is {quoted(value)}; expected a pair of a query and a list of passages.")
     return query_text(value[0]), passage_texts(value[1])

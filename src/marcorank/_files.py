@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
-from marcorank._text import brief
+from marcorank._text import brief, quoted_path
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int 
         offset: Byte at which the first line begins, in the decompressed file.
         first: Number of that line.
     """
-    shown = repr(str(path))
+    shown = quoted_path(path)
     with errors_named(shown), opened_bytes(path) as file:
         if offset:
             file.seek(offset)
@@ -108,9 +108,11 @@ def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     # A symbolic link stays a link.
     target = Path(path).resolve()
     packed = target.suffix == ".gz"
-    if target.exists() and not target.is_file():
+    with errors_of_writing(path):
+        is_other = target.exists() and not target.is_file()
+    if is_other:
         if target.is_dir():
-            raise InvalidInputError(f"{str(path)!r} is a folder; expected the path of a file to write.")
+            raise InvalidInputError(f"{quoted_path(path)} is a folder; expected the path of a file to write.")
         # A device or a named pipe must not be replaced by a file.
         with target.open("wb") as raw, _text(raw, packed=packed) as file:
             yield file
@@ -156,7 +158,7 @@ def write_durably(
                 _sync_folder(path.parent)
         except FileNotFoundError as error:
             if not tries_left or not path.parent.is_dir():
-                raise InvalidInputError(f"{str(path)!r} cannot be written: its folder was removed.") from error
+                raise InvalidInputError(f"{quoted_path(path)} cannot be written: its folder was removed.") from error
         else:
             return
         finally:
@@ -172,7 +174,7 @@ def staged_folder(target: Path, *, last: str) -> Iterator[Path]:
     last: where it is, the files that it needs are there too.
     """
     if target.exists() and not target.is_dir():
-        raise InvalidInputError(f"{str(target)!r} is a file; expected a folder to write.")
+        raise InvalidInputError(f"{quoted_path(target)} is a file; expected a folder to write.")
     with errors_of_writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
@@ -197,7 +199,7 @@ def errors_of_writing(path: str | os.PathLike[str], *, but: tuple[type[OSError],
     except but:
         raise
     except OSError as error:
-        raise InvalidInputError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+        raise InvalidInputError(f"{quoted_path(path)} cannot be written: {error.strerror or error}.") from error
 
 
 def _hidden_beside(path: Path) -> Path:

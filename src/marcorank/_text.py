@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import unicodedata
+from contextlib import suppress
+from enum import Enum
+from itertools import islice
+from pathlib import PurePath
+from types import NoneType
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+# Categories of Unicode: control and format characters, and what separates words, lines and paragraphs.
+_INVISIBLE = {"Cc", "Cf", "Zs", "Zl", "Zp"}
+_QUOTED_CHARS = 60
+# For paths, and for messages of other packages.
+_LONG_QUOTE_CHARS = 300
+# Levels of nested lists and dicts that a quoted value shows.
+_QUOTED_LEVELS = 4
+# Beside texts, lists, tuples and dicts: types whose repr is short and runs no code of others.
+_SHORT = (NoneType, bool, int, float, complex, np.generic, PurePath, Enum)
 _GAP = "  "
 # A shorter text is of no use, so on a narrow terminal the line exceeds the width.
 _MIN_CELLS = 16
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to read: only spaces, control characters and invisible ones, such as a BOM."""
+    return all(unicodedata.category(letter) in _INVISIBLE for letter in text)
 
 
 def shorten(text: str, max_chars: int = 60) -> str:
@@ -19,15 +41,72 @@ def shorten(text: str, max_chars: int = 60) -> str:
     return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
 
 
+def quoted(value: object) -> str:
+    """Return a value as messages show it: the beginning of its repr, of at most 60 characters.
+
+    Messages reach logs and traces, so they repeat no more of a text than helps to find it. The work is bounded as well:
+    what is not shown is not read, and other objects are shown by their class, because their repr may be anything.
+    """
+    return shorten(_excerpt(value, _QUOTED_LEVELS), _QUOTED_CHARS)
+
+
+def quoted_path(path: object) -> str:
+    """Return a path as messages show it; of one that is too long for a path, the beginning."""
+    text = os.fsdecode(path) if isinstance(path, (str, bytes, os.PathLike)) else ""
+    return shorten(repr(text[:_LONG_QUOTE_CHARS]), _LONG_QUOTE_CHARS) if text else quoted(path)
+
+
+def message_of(error: BaseException) -> str:
+    """Return the message of an error of other code, shortened: it may repeat whatever was passed in."""
+    try:
+        return shorten(str(error), _LONG_QUOTE_CHARS)
+    except Exception:  # noqa: BLE001 -- a bad `__str__` must not hide the error
+        return ""
+
+
 def brief(value: object) -> str:
-    """Return a value as JSON, shortened."""
-    return shorten(json.dumps(value, ensure_ascii=False, default=str))
+    """Return the beginning of a value as JSON, for values that were read from JSON."""
+    pieces = json.JSONEncoder(ensure_ascii=False, default=str).iterencode(value)
+    return shorten(_joined(pieces, separator=""), _QUOTED_CHARS)
 
 
-def first_few(values: Collection[object]) -> str:
-    """Return the first three values, and an ellipsis if there are more."""
-    shown = ", ".join(map(repr, list(values)[:3]))
-    return shown if len(values) <= 3 else f"{shown}, …"
+def first_few(values: Collection[object], count: int = 3) -> str:
+    """Return the first values, and an ellipsis if there are more."""
+    shown = ", ".join(map(quoted, islice(values, count)))
+    return shown if len(values) <= count else f"{shown}, …"
+
+
+def _excerpt(value: object, levels: int) -> str:
+    shown = f"<{type(value).__name__} object>"
+    # Such as an int of too many digits, or the repr of a subclass.
+    with suppress(Exception):
+        if not levels:
+            shown = "…"
+        elif isinstance(value, (str, bytes, bytearray)):
+            shown = repr(value[:_QUOTED_CHARS])
+        elif type(value) is dict:
+            inner = _joined(f"{_excerpt(key, 1)}: {_excerpt(item, levels - 1)}" for key, item in value.items())
+            shown = f"{{{inner}}}"
+        elif isinstance(value, (list, tuple)) and type(value) in {list, tuple}:
+            inner = _joined(_excerpt(item, levels - 1) for item in value)
+            shown = f"[{inner}]" if type(value) is list else f"({inner}{',' * (len(value) == 1)})"
+        elif isinstance(value, type):
+            shown = f"<class {value.__name__!r}>"
+        elif isinstance(value, _SHORT) or type(value).__module__.startswith("marcorank."):
+            shown = repr(value)
+    return shown
+
+
+def _joined(pieces: Iterable[str], separator: str = ", ") -> str:
+    """Join pieces until there are more characters than are shown; the others are not made."""
+    kept: list[str] = []
+    used = 0
+    for piece in pieces:
+        kept.append(piece)
+        used += len(piece)
+        if used > _QUOTED_CHARS:
+            break
+    return separator.join(kept)
 
 
 def one_line(text: str) -> str:

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from marcorank._arguments import one_of
+from marcorank._text import is_blank, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
-from marcorank.ranking import Ranking
+from marcorank.ranking import Ranking, RerankStatus, unranked
 from marcorank.settings import DEFAULT_MODEL
 
 try:
@@ -22,7 +23,7 @@ try:
     from llama_index.core.instrumentation.events.exception import ExceptionEvent
     from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
     from llama_index.core.postprocessor.types import BaseNodePostprocessor
-    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
     from pydantic import ValidationInfo, field_serializer, field_validator, model_validator
 
     from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
@@ -51,6 +52,9 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
+
+    Nodes for a query that is only an image, a `QueryBundle` with an `image_path` and a blank `query_str`, keep their
+    order, as after a passthrough.
 
     If the model failed and `on_error` or `fallback` answered, copies of the nodes have `rerank_outcome`, `rerank_error`
     and `rerank_reason` in their metadata, which are excluded from the texts as `retrieval_score` is. After a
@@ -124,7 +128,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         query = _checked_query(nodes, query_bundle)
         with self._events(nodes, query_bundle) as ranked:
             if nodes:
-                ranking = self.core.rank(
+                ranking = self._image_query(nodes, query_bundle) or self.core.rank(
                     query, self._texts(nodes), top_n=self.top_n, score_threshold=self.score_threshold
                 )
                 self._report_passthrough(ranking)
@@ -138,7 +142,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         query = _checked_query(nodes, query_bundle)
         with self._events(nodes, query_bundle) as ranked:
             if nodes:
-                ranking = await self.core.arank(
+                ranking = self._image_query(nodes, query_bundle) or await self.core.arank(
                     query, self._texts(nodes), top_n=self.top_n, score_threshold=self.score_threshold
                 )
                 self._report_passthrough(ranking)
@@ -178,6 +182,14 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
             with self.callback_manager.event(CBEventType.EXCEPTION, payload={EventPayload.EXCEPTION: error}):
                 pass
 
+    def _image_query(self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None) -> Ranking | None:
+        """Return the order of the nodes for a query that is only an image; None for any other query."""
+        text = "" if query_bundle is None else query_bundle.query_str or ""
+        if query_bundle is None or query_bundle.image_path is None or not isinstance(text, str) or not is_blank(text):
+            return None
+        status = RerankStatus("passthrough", "InvalidInputError", "The query is an image without text.")
+        return unranked("", self.core.name, self._texts(nodes[: self.top_n]), status)
+
     def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
         return [_scored_node(found.node).get_content(metadata_mode=self.metadata_mode) for found in nodes]
 
@@ -212,15 +224,30 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
         if not isinstance(found, NodeWithScore):
             hint = " Wrap it: NodeWithScore(node=node)." if isinstance(found, BaseNode) else ""
             raise InvalidInputError(f"`nodes[{index}]` is a {type(found).__name__}; expected a NodeWithScore.{hint}")
+        _check_node(getattr(found, "node", None), f"nodes[{index}].node")
     if query_bundle is not None and not isinstance(query_bundle, QueryBundle):
         raise InvalidInputError(
-            f"`query_bundle` is {query_bundle!r}; expected a QueryBundle. A text goes in `query_str`."
+            f"`query_bundle` is {quoted(query_bundle)}; expected a QueryBundle. A text goes in `query_str`."
         )
     if query_bundle is None and nodes:
         raise InvalidInputError(
             "There is no query to rank the nodes for: pass `query_str='...'` or `query_bundle=QueryBundle('...')`."
         )
     return "" if query_bundle is None else query_bundle.query_str
+
+
+def _check_node(node: object, shown: str) -> None:
+    """Check what pydantic does not for a node made with `model_construct`.
+
+    Raises:
+        InvalidInputError: It is not a node, or has no metadata or no text.
+    """
+    if not isinstance(node, BaseNode):
+        raise InvalidInputError(f"`{shown}` is {quoted(node)}; expected a node.")
+    if not isinstance(node.metadata, dict):
+        raise InvalidInputError(f"`{shown}.metadata` is {quoted(node.metadata)}; expected a dict, which may be empty.")
+    if isinstance(node, TextNode) and not isinstance(node.text, str):
+        raise InvalidInputError(f"`{shown}.text` is {quoted(node.text)}; expected a str, which may be empty.")
 
 
 def _scored_node(node: BaseNode) -> BaseNode:

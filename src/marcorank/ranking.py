@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 
 from marcorank._arguments import finite_number
-from marcorank._text import shorten, table
+from marcorank._text import quoted, shorten, table
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Logistic:
             number = finite_number(value)
             if number is None or (name == "a" and number <= 0):
                 expected = "a finite number above 0" if name == "a" else "a finite number"
-                raise InvalidInputError(f"`{name}` of Logistic is {value!r}; expected {expected}.")
+                raise InvalidInputError(f"`{name}` of Logistic is {quoted(value)}; expected {expected}.")
             object.__setattr__(self, name, number)
 
 
@@ -255,7 +255,7 @@ def checked_activation(value: object) -> Activation:
     if isinstance(value, Logistic) or (type(value) is str and value in ACTIVATIONS):
         return cast("Activation", value)
     names = ", ".join(map(repr, ACTIVATIONS))
-    raise InvalidInputError(f"`activation` is {value!r}; expected one of {names}, or a Logistic(a, b).")
+    raise InvalidInputError(f"`activation` is {quoted(value)}; expected one of {names}, or a Logistic(a, b).")
 
 
 def plain_activation(activation: Activation) -> str | dict[str, float]:
@@ -277,7 +277,7 @@ def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.floa
     try:
         logits = np.asarray(values, dtype=np.float32)
     except (TypeError, ValueError) as error:
-        raise ScoreError(f"Model `{model}` returned {values!r}; expected {count} numbers.") from error
+        raise ScoreError(f"Model `{model}` returned {quoted(values)}; expected {count} numbers.") from error
     if logits.shape != (count,):
         raise ScoreError(
             f"Model `{model}` returned logits of shape {logits.shape} for {count} passages; "

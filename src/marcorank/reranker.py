@@ -22,6 +22,7 @@ from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import load_scorer, validate_model
 from marcorank._steps import arun, run
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.ranking import Logistic, Ranking, RerankStatus
 from marcorank.remote import RemoteScorer, is_remote
@@ -84,7 +85,8 @@ class Reranker:
         )
         if self._score_kind == "probability" and isinstance(self.activation, Logistic):
             raise InvalidInputError(
-                f"`activation` is {self.activation!r}, which is fitted on logits; {self.name} gives probabilities only."
+                f"`activation` is {quoted(self.activation)}, which is fitted on logits; {self.name} gives "
+                "probabilities only."
             )
         self.fallback = self._fallback_reranker()
         self._start()
@@ -271,7 +273,7 @@ class Reranker:
         """
         if self._custom is not None:
             raise InvalidInputError(
-                f"The model is the object {self._custom!r}; only a reranker with a model name or folder has a "
+                f"The model is the object {quoted(self._custom)}; only a reranker with a model name or folder has a "
                 "dict form. Pickle keeps the object."
             )
         return {**self._settings.values(), "fallback": plain_fallback(self._settings.fallback)}
@@ -339,6 +341,6 @@ def plain_fallback(fallback: object) -> str | dict[str, Any] | None:
     if fallback is None or isinstance(fallback, str):
         return fallback
     raise InvalidInputError(
-        f"The fallback is the object {fallback!r}; only a name, a server or a reranker of one has a dict form. Pickle "
-        "keeps the object."
+        f"The fallback is the object {quoted(fallback)}; only a name, a server or a reranker of one has a dict form. "
+        "Pickle keeps the object."
     )

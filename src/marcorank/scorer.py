@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from marcorank._text import shorten
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -28,7 +30,7 @@ class Scorer(Protocol):
 
 def scorer_name(scorer: Scorer) -> str:
     """Return the display name of a scorer."""
-    return str(getattr(scorer, "name", type(scorer).__name__))
+    return shorten(str(getattr(scorer, "name", type(scorer).__name__)), 200)
 
 
 def score_kind(scorer: Scorer) -> ScoreKind:

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, cast, get_args
 
 from marcorank._arguments import one_of, positive, text_or_none, whole_number
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.ranking import Activation, Logistic, checked_activation, plain_activation
 from marcorank.scorer import Scorer, scorer_name
@@ -70,7 +71,7 @@ class Description:
             raise
         except ValueError:
             if self.is_flag:
-                raise InvalidInputError(f"`{name}` is {text!r}; expected one of {', '.join(_FLAGS)}.") from None
+                raise InvalidInputError(f"`{name}` is {quoted(text)}; expected one of {', '.join(_FLAGS)}.") from None
             value = text  # The check says what was expected.
         return self.check(name, value)
 
@@ -115,7 +116,7 @@ def _activation_from_text(text: str) -> Activation:
         return checked_activation(text)
     except ValueError as error:
         raise InvalidInputError(
-            f"found {text!r}; expected identity, sigmoid, or logistic:A,B with two numbers, A above 0"
+            f"found {quoted(text)}; expected identity, sigmoid, or logistic:A,B with two numbers, A above 0"
         ) from error
 
 
@@ -129,7 +130,7 @@ def _model(name: str, value: object) -> str | Scorer:
         return os.fspath(value)
     if isinstance(value, type) or not isinstance(value, Scorer):
         # A dict may hold a token.
-        shown = "a dict" if isinstance(value, Mapping) else repr(value)
+        shown = "a dict" if isinstance(value, Mapping) else quoted(value)
         raise InvalidInputError(
             f"`{name}` is {shown}; expected a model name, the path of a model folder, or an object with "
             "`score(query, passages)`."

@@ -308,7 +308,13 @@ async def test_what_is_no_item_is_named_by_its_index(adapter):
             await adapter.arerank(adapter.with_overlap(), items, QUERY)
 
 
-@pytest.mark.parametrize(("query", "message"), [("  ", "`query` is blank"), (None, "`query` is None; expected a str")])
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        *((blank, "`query` is blank") for blank in ("  ", "\u200b", "\ufeff\x00 \u2060")),
+        (None, "`query` is None; expected a str"),
+    ],
+)
 async def test_a_query_has_to_say_something(adapter, query, message):
     """A blank query or None is a clear error, sync and async."""
     rerank = adapter.with_overlap()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import datetime as dt
 import json
 import pickle
+from decimal import Decimal
 from inspect import signature
 
 import numpy as np
@@ -12,17 +14,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
 from engines import word_overlap
 from marcorank import InvalidInputError, Reranker
-from marcorank.langchain import MarcoCrossEncoder, MarcoRerank
+from marcorank.langchain import MarcoCrossEncoder, MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
 pytestmark = pytest.mark.usefixtures("engine")
 
 QUERY = "red apple tart"
 TEXTS = ["green pear", "red apple tart", "", "red car", "red apple", "red car"]
+
+
+class RecordingScorer:
+    """Keeps the passages that it was asked for."""
+
+    passages = None
+
+    def score(self, query, passages):
+        self.passages = passages
+        return [0.0] * len(passages)
 
 
 def documents_of(texts: list[str]) -> list[Document]:
@@ -133,13 +147,7 @@ def test_documents_may_come_from_any_iterable():
 
 async def test_text_fields_come_before_the_text():
     """Values of text fields are scored on lines before the text; absent ones and None are left out, 0 is not."""
-
-    class Recorder:
-        def score(self, query, passages):
-            self.passages = passages
-            return [0.0] * len(passages)
-
-    recorder = Recorder()
+    recorder = RecordingScorer()
     documents = [
         Document(page_content="text", metadata={"title": "Title", "year": 0, "author": None, "other": "no"}),
         Document(page_content="bare"),
@@ -149,6 +157,107 @@ async def test_text_fields_come_before_the_text():
     assert recorder.passages == ["Title\n0\ntext", "bare"]
     assert [document.page_content for document in found] == ["text", "bare"]
     assert await rerank.acompress_documents(documents, QUERY) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (float("nan"), "text"),
+        (np.float32("nan"), "text"),
+        ([], "text"),
+        ([None, float("nan")], "text"),
+        ("nan", "nan\ntext"),
+        ("", "\ntext"),
+        (["red", "green"], "red, green\ntext"),
+        (("red", None, 5), "red, 5\ntext"),
+        (2.5, "2.5\ntext"),
+        (True, "True\ntext"),
+        (np.int64(7), "7\ntext"),
+        (dt.date(2024, 1, 31), "2024-01-31\ntext"),
+        (Decimal("1.10"), "1.10\ntext"),
+    ],
+)
+def test_a_text_field_is_read_as_a_person_would_write_it(value, expected):
+    """What is missing is left out; lists are joined."""
+    scorer = RecordingScorer()
+    documents = [Document(page_content="text", metadata={"field": value})]
+    MarcoRerank(reranker=scorer, text_fields=["field"]).compress_documents(documents, QUERY)
+    assert scorer.passages == [expected]
+
+
+@pytest.mark.parametrize("name", ["NA", "NaT"])
+def test_a_missing_value_of_pandas_is_left_out(name):
+    """Loaders of data frames put their marks into the metadata."""
+    missing = getattr(pytest.importorskip("pandas"), name)
+    scorer = RecordingScorer()
+    documents = [Document(page_content="text", metadata={"field": value}) for value in (missing, [missing, "a"])]
+    MarcoRerank(reranker=scorer, text_fields=["field"]).compress_documents(documents, QUERY)
+    assert scorer.passages == ["text", "a\ntext"]
+
+
+@pytest.mark.parametrize("value", [{"a": 1}, {"a"}, b"red", object(), [["red"], {"a": 1}], np.zeros(2)])
+def test_a_text_field_that_is_no_text_is_refused_by_name(value):
+    """The Python form of an object would be scored, which nobody has asked for."""
+    scorer = RecordingScorer()
+    documents = [Document(page_content="text"), Document(page_content="text", metadata={"tags": value})]
+    message = r"`documents\[1\].metadata\['tags'\]` holds .*; expected a text, a number, a date, or a list of them"
+    with pytest.raises(InvalidInputError, match=message):
+        MarcoRerank(reranker=scorer, text_fields=["tags"]).compress_documents(documents, QUERY)
+    assert scorer.passages is None
+
+
+@pytest.mark.parametrize(
+    ("document", "message"),
+    [
+        (Document.model_construct(), r"`documents\[1\].page_content` is None; expected a str"),
+        (Document.model_construct(page_content=None, metadata={}), r"`documents\[1\].page_content` is None; expected"),
+        (Document.model_construct(page_content=b"a", metadata={}), r"`documents\[1\].page_content` is b'a'; expected"),
+        (
+            Document.model_construct(page_content="a", metadata=None),
+            r"The metadata of `documents\[1\]` is None; expected a dict",
+        ),
+        ({"page_content": "a", "metadata": "b"}, r"The metadata of `documents\[1\]` is 'b'; expected a dict"),
+    ],
+)
+async def test_a_document_that_was_not_checked_is_named(document, message):
+    """`model_construct`, which some stores use, checks nothing; the error comes before the model runs."""
+    scorer = RecordingScorer()
+    rerank = MarcoRerank(reranker=scorer)
+    documents = [Document(page_content="a"), document]
+    with pytest.raises(InvalidInputError, match=message):
+        rerank.rerank(documents, QUERY)
+    if isinstance(document, Document):
+        with pytest.raises(InvalidInputError, match=message):
+            rerank.compress_documents(documents, QUERY)
+        with pytest.raises(InvalidInputError, match=message):
+            await rerank.acompress_documents(documents, QUERY)
+    assert scorer.passages is None
+
+
+@pytest.mark.parametrize("score", [10**400, -(10**400), float("inf"), "0.5", None])
+def test_a_score_of_the_first_stage_that_is_no_number_does_not_matter(score):
+    """It is left where it is, and there is no retrieval_score."""
+    documents = [Document(page_content="a", metadata={"score": score})]
+    (found,) = MarcoRerank(reranker=word_overlap()).compress_documents(documents, QUERY)
+    assert found.metadata["score"] is score
+    assert "retrieval_score" not in found.metadata
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (
+            InMemoryVectorStore(DeterministicFakeEmbedding(size=3)),
+            r"`base_retriever` is <InMemoryVectorStore object>; expected a retriever.*Pass its `as_retriever\(\)`",
+        ),
+        ("bm25", "`base_retriever` is 'bm25'; expected a retriever, or a runnable from a query to a list of documents"),
+        (None, "`base_retriever` is None; expected a retriever"),
+    ],
+)
+def test_a_base_retriever_that_is_none_is_an_error_with_the_remedy(base, message):
+    """A vector store is what people pass; it has a method that gives a retriever."""
+    with pytest.raises(ValidationError, match=message):
+        RerankRetriever(base_retriever=base, reranker=MarcoRerank(model_name="bundled"))
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,47 @@ async def test_a_bundle_is_a_query():
     assert await rerank.apostprocess_nodes(nodes_of(TEXTS), QueryBundle(QUERY)) == found
 
 
+@pytest.mark.parametrize("text", ["", " ", "\ufeff", None])
+async def test_nodes_for_an_image_pass_through(text):
+    """A query that is only an image cannot be ranked by text: the first nodes come back in order, and say so."""
+    rerank = rerank_with(top_n=2)
+    query = QueryBundle(text, image_path="photo.png")
+    found = rerank.postprocess_nodes(nodes_of(TEXTS), query)
+    assert found == await rerank.apostprocess_nodes(nodes_of(TEXTS), query)
+    assert [node.text for node in found] == TEXTS[:2]
+    assert [node.score for node in found] == [node.score for node in nodes_of(TEXTS)][:2]
+    assert all("The query is an image without text" in str(node.metadata) for node in found)
+    assert rerank.postprocess_nodes([], query) == []
+
+
+def test_the_text_beside_an_image_ranks():
+    """An image beside a text changes nothing."""
+    bundle = QueryBundle(QUERY, image_path="photo.png")
+    found = rerank_with().postprocess_nodes(nodes_of(TEXTS), bundle)
+    assert found == rerank_with().postprocess_nodes(nodes_of(TEXTS), query_str=QUERY)
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (NodeWithScore.model_construct(), r"`nodes\[0\].node` is None; expected a node"),
+        (NodeWithScore.model_construct(node="a"), r"`nodes\[0\].node` is 'a'; expected a node"),
+        (
+            NodeWithScore(node=TextNode.model_construct(text="a", metadata=None)),
+            r"`nodes\[0\].node.metadata` is None; expected a dict",
+        ),
+        (NodeWithScore(node=TextNode.model_construct(text=None)), r"`nodes\[0\].node.text` is None; expected a str"),
+    ],
+)
+async def test_a_node_that_was_not_checked_is_named(found, message):
+    """`model_construct` checks nothing; the error comes before the model runs."""
+    rerank = MarcoRerank(model="bundled")
+    with pytest.raises(InvalidInputError, match=message):
+        rerank.postprocess_nodes([found], query_str=QUERY)
+    with pytest.raises(InvalidInputError, match=message):
+        await rerank.apostprocess_nodes([found], query_str=QUERY)
+
+
 class LockedHandler(BaseCallbackHandler):
     """A callback handler that, as many do, cannot be pickled."""
 

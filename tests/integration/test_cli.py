@@ -377,9 +377,13 @@ def test_wrong_usage_is_told(run, arguments, complaint):
     ("arguments", "complaint"),
     [
         (["q", "none.txt"], "'none.txt' cannot be read: No such file or directory."),
-        (["q", "FILE", "--model", "some/model", "--offline"], "the network is off (`local_files_only=True`)"),
+        (["q", "FILE", "--model", "some/model", "--offline"], "the network is off (`--offline`)"),
         (["q", "FILE", "--model", "minilm"], "Model 'minilm' is unknown"),
-        (["q", "FILE", "--precision", "fp32"], "The bundled model is an int8 ONNX file"),
+        (["q", "FILE", "--precision", "fp32"], "int8 ONNX file; found `--backend auto` and `--precision fp32`."),
+        (
+            ["q", "FILE", "--model", "tei+http://host", "--threads", "2"],
+            "`--threads` is 2, which has no effect on the server",
+        ),
         ([" ", "FILE"], "`query` is blank"),
     ],
 )

@@ -178,7 +178,7 @@ def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run
         ((), 2, "required: SOURCE"),
         (("no-such-file",), 1, "error: 'no-such-file' does not exist"),
         (("candidates.jsonl", "--top-k", "ten"), 2, "invalid int value: 'ten'"),
-        (("candidates.jsonl", "--top-k", "0"), 1, "`top_k` is 0; expected a whole number of at least 1"),
+        (("candidates.jsonl", "--top-k", "0"), 1, "`--top-k` is 0; expected a whole number of at least 1"),
         (("candidates.jsonl", "--measures", "nDGC@10"), 1, "Measure 'nDGC@10' cannot be computed"),
         (("candidates.jsonl", "--model", "no-such-model"), 1, "error: .*'no-such-model'"),
         (("candidates.jsonl", "--precision", "int4"), 2, "invalid choice: 'int4'"),

@@ -11,8 +11,10 @@ import llama_index.core
 import numpy as np
 import pytest
 from langchain_core.documents import Document
+from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import RunnableLambda
+from langchain_core.vectorstores import InMemoryVectorStore
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.llms import MockLLM
@@ -227,6 +229,11 @@ def test_the_functions_own_errors_pass_through():
         (lambda _: [True], {}, r"Result 0 of query_id 'q' \(bool\) has no usable doc_id: it is True"),
         (lambda _: [""], {}, "has no usable doc_id: it is ''"),
         (lambda _: [object()], {}, r"\(object\) has no usable doc_id: its own id is None"),
+        (
+            InMemoryVectorStore(DeterministicFakeEmbedding(size=3)),
+            {},
+            r"`search` is <InMemoryVectorStore object>; expected .* Pass its `as_retriever\(\)`",
+        ),
         (lambda _: [], {"doc_id": 5}, "`doc_id` is 5; expected 'id', the name of a metadata field, or a function"),
         (lambda _: [], {"queries": ["x"]}, "`queries` is a list; expected a mapping of texts by query_id"),
         (lambda _: [], {"queries": {"q": " "}}, r"`query` is blank \(' '\)"),

@@ -407,7 +407,11 @@ def test_notes_report_irregularities(folder, write):
             "q1 0 d1 1\nq5 0 d1 1",
             r"queries.jsonl' has no text for 1 of the 2 judged queries \('q5'\)",
         ),
-        ("queries.jsonl", '{"_id": "q1", "text": " "}\n{"_id": "q2", "text": "a"}', r"has blank queries \('q1'\)"),
+        (
+            "queries.jsonl",
+            '{"_id": "q1", "text": "\\ufeff "}\n{"_id": "q2", "text": "a"}',
+            r"has blank queries \('q1'\)",
+        ),
         (
             "queries.jsonl",
             '{"_id": "q1", "text": "a"}\n{"_id": "q1", "text": "b"}',

@@ -149,6 +149,7 @@ def test_a_bad_line_is_named_by_file_and_line(tmp_path, row, message):
     ("row", "message"),
     [
         ({"query": None, "passages": ["a"]}, "'query' is null; expected a text"),
+        ({"query": "\ufeff\u200b", "passages": ["a"]}, "'query' is .*; expected a text that is not blank"),
         ({"query": "q", "passages": None}, "'passages' is null; expected a list"),
         ({"query": "q", "passages": ["a", None]}, "passage 1 is null"),
     ],

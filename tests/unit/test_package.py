@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import subprocess
 import sys
+from importlib.metadata import metadata
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +56,18 @@ def test_every_error_is_drawn_in_the_docstring_and_public():
             built_in = "".join(f"({parent.__name__})" for parent in value.__bases__[1:])
             assert f"  {name}{built_in} " in errors.__doc__
             assert name in marcorank.__all__
+
+
+def test_every_extra_is_documented():
+    """The README says what to install for what, and the reference lists everything."""
+    root = Path(__file__).parents[2]
+    extras = set(metadata("marcorank").get_all("Provides-Extra"))
+    in_readme = set(
+        re.findall(r"^\| `pip install 'marcorank\[(.+?)\]'`", (root / "README.md").read_text("utf-8"), re.MULTILINE)
+    )
+    in_reference = set(re.findall(r"^\| `([a-z-]+)` \|", (root / "docs/reference.md").read_text("utf-8"), re.MULTILINE))
+    assert in_readme == extras - {"test"}
+    assert extras <= in_reference
 
 
 def test_every_module_can_be_imported():

@@ -32,6 +32,60 @@ def test_the_environment_and_arguments_set_everything():
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("MAX_LENGHT", "MAX_LENGTH"),
+        ("MODELS", "MODEL"),
+        ("NUMCPUS", "NUM_CPUS"),
+        ("SERVE_APIKEY", "SERVE_API_KEY"),
+        ("REPLICAS", "MIN_REPLICAS"),
+    ],
+)
+def test_a_variable_with_a_typo_is_an_error(name, meant):
+    """A setting that was meant never has no effect, least of all the key; the value is not repeated."""
+    message = f"The environment variable `MARCORANK_{name}` is unknown. Did you mean MARCORANK_{meant}"
+    with pytest.raises(InvalidInputError, match=message) as caught:
+        ServeSettings.of({}, {f"MARCORANK_{name}": KEY})
+    assert KEY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("ELSE", ""), ("MODEL_NAME", " Did you mean MARCORANK_MODEL?"), ("MAX_BATCH_SIZE", " Did you mean")],
+)
+def test_a_variable_that_nothing_reads_is_logged(name, hint, caplog):
+    """It may be one of the user's own, so it is a warning; the value is not repeated."""
+    assert ServeSettings.of({}, {f"MARCORANK_{name}": KEY}) == ServeSettings()
+    assert f"The environment variable MARCORANK_{name} is unknown and has no effect.{hint}" in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "name", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT", "PORT_8000_TCP_ADDR", "API_PORT"]
+)
+def test_variables_of_kubernetes_are_none_of_ours(name, caplog):
+    """A service called marcorank puts such variables into each container."""
+    assert ServeSettings.of({}, {f"MARCORANK_{name}": "10.0.0.1"}) == ServeSettings()
+    assert not caplog.text
+
+
+def test_a_key_for_other_servers_does_not_protect_this_one(caplog):
+    """The names are close; who sets the wrong one is told that the server is open."""
+    assert ServeSettings.of({}, {"MARCORANK_API_KEY": KEY}).api_key_sha256 is None
+    assert "takes requests without a key; set MARCORANK_SERVE_API_KEY to require one" in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "more", [{"MARCORANK_SERVE_API_KEY": "other"}, {"MARCORANK_MODEL": "tei+http://127.0.0.1:8080"}, {}]
+)
+def test_a_key_for_other_servers_may_be_meant_so(more, caplog):
+    """It is right beside a key of the server itself, and where another server computes the scores."""
+    ServeSettings.of({}, {**more, **({"MARCORANK_API_KEY": KEY} if more else {})})
+    assert not caplog.text
+
+
 def test_without_anything_the_bundled_model_is_served():
     """No setting is needed."""
     assert ServeSettings.of({}, {}) == ServeSettings()

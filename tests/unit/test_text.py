@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank._text import cells, clip, first_few, one_line, shorten, table
+from marcorank._text import (
+    brief,
+    cells,
+    clip,
+    first_few,
+    is_blank,
+    message_of,
+    one_line,
+    quoted,
+    quoted_path,
+    shorten,
+    table,
+)
 
 TEXTS = st.text(st.characters(codec="utf-8"))
 
@@ -69,3 +85,119 @@ def test_the_first_few_values_say_that_there_are_more():
     """Messages name three ids at most."""
     assert first_few(["a", "b", "c"]) == "'a', 'b', 'c'"
     assert first_few("abcd") == "'a', 'b', 'c', …"
+
+
+@pytest.mark.parametrize("text", ["", " \t\n", "\u200b", "\ufeff", "\x00", "\u00a0\u3000\u2028\u00ad\u2060\x85"])
+def test_spaces_and_what_cannot_be_seen_are_blank(text):
+    """So are zero-width spaces, byte order marks, NUL and other control and format characters."""
+    assert is_blank(text)
+
+
+@pytest.mark.parametrize("text", ["a", "\u200ba", "0", ".", "柏", "🙂", "\ud800", "\ue000"])
+def test_what_can_be_read_is_not_blank(text):
+    """One letter, digit or sign is enough; letters that this Python does not know count."""
+    assert not is_blank(text)
+
+
+class Odd:
+    """Has a repr that fails."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+
+class OddError(Exception):
+    """Has a message that fails."""
+
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        -1,
+        2.5,
+        "it's",
+        b"ab",
+        [1, "a", None],
+        ("a",),
+        (),
+        {"a": [1, {"b": ()}]},
+        Path("a"),
+        np.float32(0.5),
+        int,
+    ],
+)
+def test_a_short_value_is_quoted_as_it_is(value):
+    """Plain values and small collections of them are shown whole."""
+    assert quoted(value) == repr(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "start"),
+    [
+        ("a" * 2_000_000, "'aaaa"),
+        (b"a" * 2_000_000, "b'aaaa"),
+        (["a" * 2_000_000] * 1000, "['aaaa"),
+        ({"a" * 2_000_000: 1}, "{'aaaa"),
+        ([[]] * 1_000_000, "[[], [], "),
+        (10**4000, "10000"),
+        (10**5000, "<int object>"),
+        (np.zeros(1_000_000), "<ndarray object>"),
+        (Odd(), "<Odd object>"),
+        ([Odd()], "[<Odd object>]"),
+        (type("A" * 1000, (), {})(), "<AAAA"),
+        (np.str_("a" * 2_000_000), ""),
+    ],
+    ids=lambda part: type(part).__name__,
+)
+def test_a_long_or_odd_value_is_quoted_in_part(value, start):
+    """No value gives a long text, and none an error."""
+    assert quoted(value).startswith(start)
+    assert len(quoted(value)) <= 60
+    assert len(first_few([value] * 9)) < 200
+
+
+def test_a_value_that_holds_itself_is_quoted():
+    """Nested values end at some level."""
+    endless = []
+    endless.append(endless)
+    assert quoted(endless) == "[[[[…]]]]"
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
+def test_any_value_of_json_is_shown_in_part(value):
+    """Also as JSON."""
+    assert 0 < len(brief(value)) <= 60
+    assert 0 < len(quoted(value)) <= 60
+
+
+def test_json_is_shown_as_json():
+    """Values of JSON files are shown as the file has them; nesting is no problem."""
+    nested = []
+    for _ in range(5000):
+        nested = [nested]
+    assert brief({"a": [None, True, "é"]}) == '{"a": [null, true, "é"]}'
+    assert brief(nested) == "[" * 59 + "…"
+
+
+def test_a_path_is_quoted_whole():
+    """A path is shown as far as paths go."""
+    assert quoted_path("a" * 200) == repr("a" * 200)
+    assert quoted_path(Path("a")) == "'a'"
+    assert quoted_path(None) == "None"
+    assert len(quoted_path("a" * 2_000_000)) == 300
+
+
+def test_a_message_of_other_code_is_shown_in_part():
+    """An exception may repeat what was passed in, or fail to say anything."""
+    assert message_of(ValueError("no")) == "no"
+    assert len(message_of(ValueError("a" * 2_000_000))) == 300
+    assert message_of(OddError()) == ""

@@ -23,6 +23,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.reranker import Reranker, plain_fallback
 from marcorank.scorer import Scorer
@@ -40,6 +41,9 @@ WriteMetadata = Annotated[bool, BeforeValidator(partial(one_of, "write_metadata"
 
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
+_MAX_NAME_CHARS = 60
+# In dumps, after the name of a scorer object that is the name of a model too.
+_OBJECT = " (object)"
 _DESCRIPTIONS = descriptions(RerankerSettings)
 
 
@@ -77,6 +81,7 @@ class AdapterSettings(BaseModel, SharedSettings):
     @model_validator(mode="before")
     @classmethod
     def _check_name_of_the_model(cls, data: Any) -> Any:
+        check_field_names(cls, data)
         other = "model" if cls._model_field == "model_name" else "model_name"
         if isinstance(data, dict) and other in data:
             raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
@@ -92,7 +97,7 @@ class AdapterSettings(BaseModel, SharedSettings):
             )
         if isinstance(value, cls._no_scorers) or not isinstance(value, (Reranker, Scorer, NoneType)):
             # A dict may hold a token.
-            shown = "a dict" if isinstance(value, dict) else repr(value)
+            shown = "a dict" if isinstance(value, dict) else quoted(value)
             raise InvalidInputError(
                 f"`reranker` is {shown}; expected a marcorank.Reranker or an object with `score(query, passages)`. "
                 f"The name of a model goes in `{cls._model_field}`."
@@ -105,12 +110,12 @@ class AdapterSettings(BaseModel, SharedSettings):
         field = str(info.field_name)
         if field == cls._model_field and not isinstance(value, (str, os.PathLike)):
             raise InvalidInputError(
-                f"`{field}` is {value!r}; expected a model name or the path of a model folder. An object with "
+                f"`{field}` is {quoted(value)}; expected a model name or the path of a model folder. An object with "
                 "`score(query, passages)` goes in `reranker`."
             )
         if field == "fallback" and isinstance(value, cls._no_scorers):
             raise InvalidInputError(
-                f"`fallback` is {value!r}; expected a model name, a marcorank.Reranker or an object with "
+                f"`fallback` is {quoted(value)}; expected a model name, a marcorank.Reranker or an object with "
                 "`score(query, passages)`."
             )
         value = _DESCRIPTIONS["model" if field == cls._model_field else field].check(field, value)
@@ -123,21 +128,39 @@ class AdapterSettings(BaseModel, SharedSettings):
         """Check a setting that depends on others: on a reranker that was given, or on what a model can be."""
         name = "model" if field == cls._model_field else field
         if reranker is None:
+            if name == "model" and str(value).endswith(_OBJECT):
+                raise InvalidInputError(
+                    f"`{field}` is {quoted(value)}, from the dump of an adapter of a scorer object, which is in no "
+                    f"dump. Pass the object too: {cls.__name__}(**settings, reranker=...)."
+                )
             if name in {"model", "fallback"}:
                 Reranker(**cast("dict[str, Any]", {"model": BUNDLED, name: value}))
         elif name == "token" and value is not None:
             raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
         elif name in _OF_A_MODEL or isinstance(reranker, Reranker):
             own = _settings_of(reranker if isinstance(reranker, Reranker) else Reranker(reranker)).get(name)
+            if name == "model" and isinstance(value, str):
+                value = value.removesuffix(_OBJECT)
             if not _same(value, own):
                 raise InvalidInputError(
-                    f"`{field}` is {value!r} beside a `reranker` whose own is {own!r}. Pass one of the two."
+                    f"`{field}` is {quoted(value)} beside a `reranker` whose own is {quoted(own)}. Pass one of the two."
                 )
 
     @field_serializer("fallback")
     def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
         """Return a name or settings; like `reranker`, a scorer object is not part of dumps."""
         return _dumped(value)
+
+    @field_serializer("model", "model_name", check_fields=False)
+    def _plain_model(self, value: str) -> str:
+        """Return the name, marked if it would load another model than the object that has it."""
+        if isinstance(self.core.model, str):
+            return value
+        try:
+            Reranker(value)
+        except MarcoRankError:
+            return value
+        return f"{value}{_OBJECT}"
 
     @field_validator("token", mode="before")
     @classmethod
@@ -234,6 +257,17 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
+
+
+def check_field_names(cls: type[BaseModel], data: object) -> None:
+    """Refuse names of fields that pydantic would repeat at full length.
+
+    Raises:
+        InvalidInputError: A name is longer than that of any field.
+    """
+    for name in data if isinstance(data, dict) else ():
+        if len(str(name)) > _MAX_NAME_CHARS:
+            raise InvalidInputError(f"{cls.__name__} has no field {quoted(name)}.")
 
 
 def _comparable(value: object) -> object:

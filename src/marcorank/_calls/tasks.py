@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from marcorank._calls.threads import DaemonThreadPool
+from marcorank._text import message_of
 from marcorank.errors import ClosedError, ScoreError
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class Task(Future[T]):
         self._steps = None
         self.working = False
         if isinstance(error, _CANCELLED_ERRORS):
-            cause, error = error, ScoreError(f"A scorer raised {type(error).__name__}: {error}")
+            cause, error = error, ScoreError(f"A scorer raised {type(error).__name__}: {message_of(error)}")
             error.__cause__ = cause
         with suppress(InvalidStateError):
             if error is None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from marcorank._steps import Wait, run
+from marcorank._text import message_of
 from marcorank.errors import MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
 from marcorank.scorer import scorer_name
@@ -144,7 +145,7 @@ class PlainScorer:
         except MarcoRankError:
             raise
         except (Exception, asyncio.CancelledError) as error:
-            raise ScoreError(f"Model `{self.name}` raised {type(error).__name__}: {error}") from error
+            raise ScoreError(f"Model `{self.name}` raised {type(error).__name__}: {message_of(error)}") from error
 
 
 class CrossEncoderScorer:

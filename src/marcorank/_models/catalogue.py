@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from marcorank._text import quoted_path
 from marcorank.errors import ModelLoadError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -135,9 +136,9 @@ def unknown_model(name: str, reason: str) -> UnknownModelError:
     """Return the error for an unknown model name, with suggestions of similar names."""
     names = [spelling for info in CATALOGUE for spelling in info.spellings]
     short = {spelling.split("/")[1]: spelling for spelling in names}
-    matches = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1], [*short, BUNDLED], n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name[-100:].rpartition("/")[2], [*short, BUNDLED], n=3, cutoff=0.6)
     hint = f" Did you mean {' or '.join(repr(short.get(match, match)) for match in matches)}?" if matches else ""
     return UnknownModelError(
-        f"Model {name!r} is unknown: {reason}.{hint} Expected 'bundled', a Hub name such as "
+        f"Model {quoted_path(name)} is unknown: {reason}.{hint} Expected 'bundled', a Hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."
     )

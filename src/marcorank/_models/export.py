@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
 from marcorank._progress import without_transformers_bars
+from marcorank._text import first_few
 from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def _load_model(transformers: Any, source: Path) -> Any:
     if info["missing_keys"]:
         # transformers fills these with random numbers; a bi-encoder's folder, which has no classifier, ends here.
         raise ModelLoadError(
-            f"The weights in {str(source)!r} lack {sorted(info['missing_keys'])!r}: "
+            f"The weights in {str(source)!r} lack {first_few(sorted(info['missing_keys']))}: "
             "this is not a cross-encoder's checkpoint."
         )
     return model.float().eval()

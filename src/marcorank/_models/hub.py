@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from marcorank._models import catalogue
 from marcorank._progress import without_hub_bars
+from marcorank._text import quoted, quoted_path, shorten
 from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class HubModel:
         """Where files are looked up, for messages."""
         revision = (self._resolved or self._sources()[0]).revision
         if self._offline:
-            return f"the cache {str(self._cache)!r} at revision {revision!r} ({self._why_offline})"
-        return f"{_endpoint()} at revision {revision!r}"
+            return f"the cache {quoted_path(self._cache)} at revision {quoted(revision)} ({self._why_offline})"
+        return f"{_endpoint()} at revision {quoted(revision)}"
 
     def fetch(self, *candidates: str) -> Path | None:
         """Return the first of the candidate files that the repository has, downloaded if needed; None if it has none.
@@ -251,11 +252,12 @@ class HubModel:
 
     def _not_cached(self, what: str) -> ModelLoadError:
         sources = [self._resolved] if self._resolved else self._cached_sources()
-        spellings, revisions = (" and ".join(dict.fromkeys(part)) for part in zip(*sources, strict=True))
+        spellings = " and ".join(dict.fromkeys(source.spelling for source in sources))
+        revisions = " and ".join(dict.fromkeys(shorten(source.revision) for source in sources))
         return ModelLoadError(
             f"Model `{self.name}` is not cached and the network is off ({self._why_offline}): looked for {what} of "
-            f"{spellings} at {revisions} in {str(self._cache)!r}. Run `marcorank models download {self.name}` once "
-            "while online, with the same cache folder, or pass the path of a model folder."
+            f"{spellings} at {revisions} in {quoted_path(self._cache)}. Run `marcorank models download {self.name}` "
+            "once while online, with the same cache folder, or pass the path of a model folder."
         )
 
     @contextmanager
@@ -293,13 +295,13 @@ class HubModel:
             )
         elif isinstance(error, RevisionNotFoundError):
             message = (
-                f" has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass an existing branch, tag or "
-                "commit, such as `revision='main'`."
+                f" has no revision {quoted(self._sources()[0].revision)} on {_endpoint()}. Pass an existing branch, "
+                "tag or commit, such as `revision='main'`."
             )
         elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
             message = (
-                f" cannot be saved to {str(self._cache)!r}: {error.strerror}. Check free space and permissions, or "
-                "pass another `cache_folder`."
+                f" cannot be saved to {quoted_path(self._cache)}: {error.strerror}. Check free space and permissions, "
+                "or pass another `cache_folder`."
             )
         else:
             message = (

@@ -20,6 +20,7 @@ from marcorank._inference.scorer import CrossEncoderScorer, PlainScorer, Request
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
 from marcorank._models.selection import choose, installed
+from marcorank._text import message_of, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
 from marcorank.settings import ModelSettings, RerankerSettings, defaults
@@ -97,7 +98,7 @@ def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKi
         value = getattr(settings, name)
         if value != default and not (has_fallback and name in _FALLBACK_SETTINGS):
             raise InvalidInputError(
-                f"`{name}` is {value!r}, which has no effect on the server {settings.name!r}; leave it out."
+                f"`{name}` is {quoted(value)}, which has no effect on the server {quoted(settings.name)}; leave it out."
             )
     return server.score_kind
 
@@ -113,7 +114,9 @@ def locate(settings: RerankerSettings) -> ModelFiles:
         folder = Path(name).expanduser()
         is_folder, is_file = folder.is_dir(), folder.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, an unknown home folder, a NUL
-        raise catalogue.unknown_model(name, f"it is not a valid path ({error})") from error
+        raise catalogue.unknown_model(
+            name, f"it is not a valid path ({getattr(error, 'strerror', None) or message_of(error)})"
+        ) from error
     if is_folder:
         return LocalFolder(folder, name)
     if is_file:
@@ -153,7 +156,9 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
     except MarcoRankError:
         raise
     except OSError as error:  # no permission, a disk that fails
-        raise ModelLoadError(f"A file of model `{files.name}` in {files.location} cannot be read: {error}") from error
+        raise ModelLoadError(
+            f"A file of model `{files.name}` in {files.location} cannot be read: {message_of(error)}"
+        ) from error
 
 
 def _remote_scorer(settings: RerankerSettings) -> RemoteScorer:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from marcorank._files import errors_of_writing
+from marcorank._text import quoted_path
 from marcorank.bench.records import MARCORANK
 from marcorank.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
+    import os
+
     from marcorank.bench.records import Results, Row
 
 _NAMES = {"langchain": "LangChain", "llama-index": "LlamaIndex", "flashrank": "FlashRank"}
@@ -25,7 +27,7 @@ def check_chart_path(path: str | os.PathLike[str]) -> None:
     """Check the ending of the path, and that matplotlib is installed, before an hour is spent on measuring."""
     if Path(path).suffix.lower() not in _FORMATS:
         raise InvalidInputError(
-            f"The file of the chart is {os.fspath(path)!r}; expected a name that ends in {' or '.join(_FORMATS)}."
+            f"The file of the chart is {quoted_path(path)}; expected a name that ends in {' or '.join(_FORMATS)}."
         )
     try:
         import matplotlib  # noqa: F401 ICN001

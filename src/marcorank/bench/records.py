@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._files import errors_named, written
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -240,5 +241,5 @@ class Results:
                 f"{shown} is not a result of `marcorank bench --json`: {type(error).__name__} {error}."
             ) from error
         raise InvalidInputError(
-            f"{shown} has format {version!r}; this version reads {FORMAT}. Run the benchmark again."
+            f"{shown} has format {quoted(version)}; this version reads {FORMAT}. Run the benchmark again."
         )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._models.loading import locate
+from marcorank._text import quoted
 from marcorank.errors import MarcoRankError, ModelLoadError
 from marcorank.settings import RerankerSettings
 
@@ -96,8 +97,8 @@ def read_tokenizer(model: str, cache_folder: str | None) -> Any:
     file = model_file(model, "tokenizer.json", cache_folder)
     if file is None:
         raise ModelLoadError(
-            f"Model {model!r} has no tokenizer.json on this machine. The benchmark downloads nothing; download a model "
-            f"from the hub with `marcorank models download {model}`."
+            f"Model {quoted(model)} has no tokenizer.json on this machine. The benchmark downloads nothing; download "
+            f"a model from the hub with `marcorank models download {model}`."
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import logging
 import os
@@ -12,10 +11,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from marcorank import __version__
+from marcorank._text import message_of
 from marcorank.cli import bench, doctor, eval, models, rerank  # noqa: A004 -- the command is named so
+from marcorank.cli.options import Parser, with_options
 from marcorank.errors import MarcoRankError
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Sequence
 
 _FAILED, _USAGE = 1, 2
@@ -44,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A console with another encoding shows `?` for characters that it lacks; the output goes on.
             stream.reconfigure(errors="replace")
-    with _notes_on_stderr():
+    with _notes_on_stderr(args.parser):
         try:
             status: int = args.run(args)
             sys.stdout.flush()
@@ -58,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (MarcoRankError, OSError) as error:
             if args.debug:
                 traceback.print_exc()
-            print(f"marcorank: error: {error}", file=sys.stderr)
+            # The message of an OSError repeats the path, however long.
+            shown = error if isinstance(error, MarcoRankError) else message_of(error)
+            print(f"marcorank: error: {with_options(str(shown), args.parser)}", file=sys.stderr)
             return _FAILED
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="marcorank",
         description="Rerank passages with MS MARCO cross-encoders.",
         epilog="`marcorank COMMAND --help` describes a command. Exit status: 0 success, 1 error, 2 wrong usage.",
@@ -76,12 +80,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+class _NoteFormatter(logging.Formatter):
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__("marcorank: note: %(message)s")
+        self._parser = parser
+
+    def format(self, record: logging.LogRecord) -> str:
+        return with_options(super().format(record), self._parser)
+
+
 @contextmanager
-def _notes_on_stderr() -> Iterator[None]:
+def _notes_on_stderr(parser: argparse.ArgumentParser) -> Iterator[None]:
     """Show the library's warnings, such as of truncated passages, as notes."""
     log = logging.getLogger("marcorank")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("marcorank: note: %(message)s"))
+    handler.setFormatter(_NoteFormatter(parser))
     handler.setLevel(logging.WARNING)
     log.addHandler(handler)
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import quoted_path
 from marcorank.bench.contestants import PEERS
 from marcorank.bench.records import SCENARIOS, Results, Settings
 from marcorank.cli.bench_report import change_lines, report_lines
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         check_chart_path(args.chart)
     for path in filter(None, (args.chart, args.json)):
         if not Path(path).absolute().parent.is_dir():
-            raise InvalidInputError(f"{path!r} cannot be written: its folder does not exist.")
+            raise InvalidInputError(f"{quoted_path(path)} cannot be written: its folder does not exist.")
     args.models = args.models or _default_models(args.cache_folder)
     with Progress("Making the passages") as progress:
         results = run_bench(Settings.of(vars(args)), lambda text: setattr(progress, "text", text))

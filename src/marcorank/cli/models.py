@@ -22,7 +22,7 @@ from marcorank._models.catalogue import (
     int8_onnx_files,
 )
 from marcorank._models.loading import LocalFolder, locate
-from marcorank._text import table
+from marcorank._text import quoted_path, table
 from marcorank.cli import quantize
 from marcorank.cli.options import FILE_OPTIONS, add_settings, new_parser, settings_of
 from marcorank.cli.progress import Progress
@@ -155,7 +155,7 @@ def _row(entry: dict[str, Any]) -> list[str]:
 
 def _download(args: argparse.Namespace) -> int:
     if args.name == BUNDLED or Path(args.name).expanduser().is_dir():
-        raise InvalidInputError(f"{args.name!r} is on this machine already; there is nothing to download.")
+        raise InvalidInputError(f"{quoted_path(args.name)} is on this machine already; there is nothing to download.")
     # Loading knows which files a backend needs, and proves that they are complete.
     with Reranker(args.name, **settings_of(args)) as reranker, Progress(f"Downloading {reranker.name}"):
         reranker.warm_up()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from marcorank._arguments import whole_number
+from marcorank._text import quoted, shorten
 from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions
 
 if TYPE_CHECKING:
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
 
 # The scores of a command are not cached: it reads each passage once.
 MODEL_OPTIONS = tuple(name for name in defaults(ModelSettings) if name != "cache_size")
+_MAX_ERROR_CHARS = 320
 FILE_OPTIONS = ("revision", "cache_folder", "local_files_only")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors do not repeat a long argument."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        super().error(shorten(message, _MAX_ERROR_CHARS))
 
 
 def new_parser(
@@ -32,8 +43,26 @@ def new_parser(
         **texts,
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, parser=parser)
     return parser
+
+
+def with_options(message: str, parser: argparse.ArgumentParser) -> str:
+    """Return a message of the library that calls settings by their options, where this command has them.
+
+    So `top_k` becomes `--top-k`, and `precision='fp32'` becomes `--precision fp32`.
+    """
+    options = set(re.findall(r"--[a-z-]+", parser.format_help()))
+    described = descriptions(SharedSettings)
+
+    def named(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        option = (name in described and described[name].option) or f"--{name.replace('_', '-')}"
+        if option not in options or value in {"False", "None"}:
+            return found[0]
+        return f"`{option}`" if value in {None, "True"} else f"`{option} {value}`"
+
+    return re.sub(r"`(?P<name>[a-z_]+)(='?(?P<value>[^`']*)'?)?`", named, message)
 
 
 def add_settings(group: Any, names: Iterable[str] = MODEL_OPTIONS, *, several: Collection[str] = ()) -> None:
@@ -75,7 +104,7 @@ def at_least(minimum: int) -> Callable[[str], int]:
             return whole_number("option", int(text), minimum)
         except ValueError as error:
             raise argparse.ArgumentTypeError(
-                f"found {text!r}; expected a whole number of at least {minimum}"
+                f"found {quoted(text)}; expected a whole number of at least {minimum}"
             ) from error
 
     return parse

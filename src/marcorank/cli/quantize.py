@@ -15,7 +15,7 @@ from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
 from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve
 from marcorank._models.quantization import import_packages, quantize
-from marcorank._text import table
+from marcorank._text import quoted_path, table
 from marcorank.cli.options import FILE_OPTIONS, add_settings, at_least, new_parser, settings_of
 from marcorank.cli.progress import Progress
 from marcorank.cli.reading import read_requests
@@ -131,8 +131,8 @@ def _calibration_pairs(source: str) -> list[tuple[str, str]]:
     ]
     if len(pairs) < _MIN_PAIRS:
         raise InvalidInputError(
-            f"{source!r} holds {wording.count(len(pairs), 'pair')} of a query and a passage; expected at least "
-            f"{_MIN_PAIRS}, better {_MAX_PAIRS}, of different queries."
+            f"{quoted_path(source)} holds {wording.count(len(pairs), 'pair')} of a query and a passage; expected at "
+            f"least {_MIN_PAIRS}, better {_MAX_PAIRS}, of different queries."
         )
     return [pairs[index] for index in np.random.default_rng(0).permutation(len(pairs))[:_MAX_PAIRS].tolist()]
 

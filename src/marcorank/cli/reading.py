@@ -8,6 +8,7 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from marcorank._files import decoded_lines, errors_named, json_object, numbered_lines
+from marcorank._text import quoted_path
 from marcorank.collections.requests import Passage, passage_of, request_of
 from marcorank.errors import InvalidInputError
 
@@ -70,7 +71,7 @@ def _location(source: str, number: int) -> str:
 
 
 def _shown(source: str) -> str:
-    return "Standard input" if source == STANDARD_INPUT else repr(source)
+    return "Standard input" if source == STANDARD_INPUT else quoted_path(source)
 
 
 def _lines(source: str) -> Iterator[tuple[int, str]]:

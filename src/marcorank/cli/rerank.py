@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank._arguments import score_threshold_or_none
 from marcorank._files import json_line
 from marcorank._models.catalogue import BUNDLED
-from marcorank._text import one_line, table
+from marcorank._text import one_line, quoted, table
 from marcorank.cli import rerank_files
 from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
 from marcorank.cli.progress import Progress
@@ -138,7 +138,7 @@ def _requests(args: argparse.Namespace) -> Iterator[Request]:
         return
     source = args.file or STANDARD_INPUT
     if source == STANDARD_INPUT:
-        _prompt_for(f"passages for the query {args.query!r}, one per line")
+        _prompt_for(f"passages for the query {quoted(args.query)}, one per line")
     found = read_passages(source, input_format=args.input_format, text_field=args.text_field)
     if found.blank_lines:
         print(f"marcorank: note: blank lines skipped: {found.blank_lines}", file=sys.stderr)
@@ -202,4 +202,6 @@ def _number(text: str) -> float | None:
     try:
         return score_threshold_or_none(float(text))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected a number on the scale of the scores") from error
+        raise argparse.ArgumentTypeError(
+            f"found {quoted(text)}; expected a number on the scale of the scores"
+        ) from error

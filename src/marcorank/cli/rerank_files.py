@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from marcorank._text import quoted_path
 from marcorank.cli.options import at_least
 from marcorank.cli.progress import Progress
 from marcorank.jobs.joining import RunFiles
@@ -120,7 +121,7 @@ def _summary(run: ShardRun) -> str:
         parts.append(f"ranked {_shards(run.ranked)} ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
     if run.skipped:
         parts.append(f"skipped {_shards(run.skipped)} of an earlier run")
-    return f"{', '.join(parts)}; {run.output!r} holds all {run.shards}"
+    return f"{', '.join(parts)}; {quoted_path(run.output)} holds all {run.shards}"
 
 
 def _shards(count: int) -> str:

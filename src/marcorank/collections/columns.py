@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from marcorank._files import numbered_lines
-from marcorank._text import shorten
+from marcorank._text import quoted, quoted_path
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_columns(path: str | os.PathLike[str], formats: Formats, *, what: str) -
         InvalidInputError: The file cannot be read, is empty, or its first row has other columns; while iterating, a
             row that differs from the first.
     """
-    shown = repr(str(path))
+    shown = quoted_path(path)
     lines = [(number, text) for number, line in numbered_lines(path) if (text := line.strip(" \t"))]
     header = lines.pop(0)[1] if lines and _is_header(lines[0][1]) else ""
     expected = " or ".join(f"{count} columns ({' '.join(names)})" for count, names in formats.items())
@@ -111,4 +111,4 @@ def _wrong_columns(shown: str, line: _Line, split: _Split, expected: str) -> Inv
     number, text = line
     count = len(split(text))
     columns = "1 column" if count == 1 else f"{count} columns"
-    return InvalidInputError(f"{shown}, line {number} has {columns} ({shorten(text)!r}); expected {expected}.")
+    return InvalidInputError(f"{shown}, line {number} has {columns} ({quoted(text)}); expected {expected}.")

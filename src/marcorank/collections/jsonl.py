@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import json_object, numbered_lines
-from marcorank._text import brief
+from marcorank._text import brief, first_few, quoted
 from marcorank.collections.trec import ID_RULE, is_id
 from marcorank.errors import InvalidInputError
 
@@ -55,8 +55,8 @@ def check_fields(row: dict[str, Any], names: Sequence[str], location: str, *, ex
 
 def missing_field(row: dict[str, Any], names: Sequence[str], location: str, *, hint: str = "") -> InvalidInputError:
     """Return the error for an object that has none of these fields."""
-    found = f"the fields {', '.join(map(repr, row))}" if row else "no fields"
-    return InvalidInputError(f"{location} has {found}; expected {' or '.join(map(repr, names))}.{hint}")
+    found = f"the fields {first_few(row, 10)}" if row else "no fields"
+    return InvalidInputError(f"{location} has {found}; expected {' or '.join(map(quoted, names))}.{hint}")
 
 
 def text_of(row: dict[str, Any], names: Sequence[str], location: str, *, hint: str = "") -> str:
@@ -70,7 +70,7 @@ def text_of(row: dict[str, Any], names: Sequence[str], location: str, *, hint: s
         raise missing_field(row, names, location, hint=hint)
     text = row[name]
     if not isinstance(text, str):
-        raise InvalidInputError(f"{location}: {name!r} is {brief(text)}; expected a text.")
+        raise InvalidInputError(f"{location}: {quoted(name)} is {brief(text)}; expected a text.")
     return text
 
 
@@ -86,5 +86,5 @@ def id_of(row: dict[str, Any], names: Sequence[str], location: str) -> str | Non
     value = row[name]
     identifier = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
     if not is_id(identifier):
-        raise InvalidInputError(f"{location}: {name!r} is {brief(value)}; expected {ID_RULE}.")
+        raise InvalidInputError(f"{location}: {quoted(name)} is {brief(value)}; expected {ID_RULE}.")
     return str(identifier)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from marcorank._text import message_of
 from marcorank.collections.requests import extended
 from marcorank.errors import InvalidInputError, MissingExtraError
 
@@ -154,4 +155,4 @@ def _pyarrow() -> Any:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    return (message_of(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from marcorank._text import first_few
+from marcorank._files import errors_named
+from marcorank._text import first_few, is_blank, quoted, quoted_path, shorten
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
 from marcorank.collections.rows import read_rows
@@ -70,7 +71,9 @@ def read_collection(
         MissingExtraError: There is no run, and the packages for BM25 are not installed.
     """
     folder = Path(source)
-    if not folder.is_dir():
+    with errors_named(quoted_path(folder)):
+        is_folder = folder.is_dir()
+    if not is_folder:
         return _of_file(folder, {"run": run, "qrels": qrels, "queries": queries, "corpus": corpus}, name)
     qrels_file, split_notes = (Path(qrels), []) if qrels is not None else _qrels_file(folder, split)
     judged, qrels_notes = qrels_and_notes(qrels_file)
@@ -93,7 +96,7 @@ def read_collection(
 
 def _of_file(path: Path, given: Mapping[str, object], name: str | None) -> Collection:
     if not path.exists():
-        raise InvalidInputError(f"{str(path)!r} does not exist; expected a folder or a JSONL file.")
+        raise InvalidInputError(f"{quoted_path(path)} does not exist; expected a folder or a JSONL file.")
     too_many = next((argument for argument, value in given.items() if value is not None), None)
     if too_many:
         raise InvalidInputError(
@@ -124,7 +127,8 @@ def _file(folder: Path, stem: str, endings: Several[str], given: _Path | None = 
     if given is not None:
         return Path(given)
     paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", ".gz"))
-    found = [path for path in paths if path.is_file()]
+    with errors_named(quoted_path(folder / stem)):
+        found = [path for path in paths if path.is_file()]
     if len(found) > 1:
         raise InvalidInputError(
             f"{str(folder)!r} has {' and '.join(path.name for path in found)}; keep one, or name it with `{stem}`."
@@ -140,21 +144,23 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
         return found, []
     if not has_splits:
         raise InvalidInputError(
-            f"{str(folder)!r} has no judgements; expected qrels/{split}.tsv or qrels.tsv, or their path as `qrels`."
+            f"{str(folder)!r} has no judgements; expected qrels/{shorten(split)}.tsv or qrels.tsv, or their path as "
+            "`qrels`."
         )
     files = sorted(path for path in in_folder.iterdir() if path.name.removesuffix(".gz").endswith(_TREC_ENDINGS))
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "no file"
         raise InvalidInputError(
-            f"{str(in_folder)!r} has no judgements of the split {split!r}; found {names}. Choose one with `split`."
+            f"{str(in_folder)!r} has no judgements of the split {quoted(split)}; found {names}. Choose one with "
+            "`split`."
         )
-    return files[0], [f"There are no judgements of the split {split!r}; those in {files[0].name} were read."]
+    return files[0], [f"There are no judgements of the split {quoted(split)}; those in {files[0].name} were read."]
 
 
 def _queries(path: Path, judged: Several[str]) -> tuple[dict[str, str], list[str]]:
     texts, notes = read_texts(path, wanted=judged)
     check_texts(texts, judged, "judged queries", path)
-    blank = [query_id for query_id, text in texts.items() if not text.strip()]
+    blank = [query_id for query_id, text in texts.items() if is_blank(text)]
     if blank:
         raise InvalidInputError(f"{str(path)!r} has blank queries ({first_few(blank)}); expected a text for each.")
     return texts, notes

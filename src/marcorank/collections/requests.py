@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from marcorank._text import brief
+from marcorank._text import brief, is_blank
 from marcorank.collections.jsonl import check_fields, text_of
 from marcorank.errors import InvalidInputError
 
@@ -71,7 +71,7 @@ def request_of(row: dict[str, Any], location: str, text_field: str | None) -> Re
     """
     check_fields(row, ("query", "passages"), location, example='{"query": "...", "passages": ["...", "..."]}')
     query, passages = row["query"], row["passages"]
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or is_blank(query):
         raise InvalidInputError(f"{location}: 'query' is {brief(query)}; expected a text that is not blank.")
     if not isinstance(passages, list):
         raise InvalidInputError(f"{location}: 'passages' is {brief(passages)}; expected a list of texts or objects.")

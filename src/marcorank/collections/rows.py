@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from marcorank._arguments import finite_number
-from marcorank._text import brief
+from marcorank._text import brief, quoted
 from marcorank.collections.jsonl import check_fields, id_of, read_objects
 from marcorank.collections.records import Collection
 from marcorank.collections.requests import request_of
@@ -63,12 +63,12 @@ def read_rows(path: Path, name: str) -> Collection:
         request = request_of(row, location, "text")
         query_id = id_of(row, ("query_id", "id", "_id"), location) or str(number)
         if query_id in queries:
-            raise InvalidInputError(f"{location}: query_id {query_id!r} is in an earlier line already.")
+            raise InvalidInputError(f"{location}: query_id {quoted(query_id)} is in an earlier line already.")
         candidates = _candidates(request.passages, query_id, location)
         grades, missed = _grades(row["relevant"], candidates, query_id, location)
         for doc_id, text in {**candidates.texts, **missed}.items():
             if passages.setdefault(doc_id, text) != text:
-                raise InvalidInputError(f"{location}: doc_id {doc_id!r} has another text in an earlier line.")
+                raise InvalidInputError(f"{location}: doc_id {quoted(doc_id)} has another text in an earlier line.")
         given = list(candidates.scores.values())
         in_order = all(first >= second for first, second in pairwise(given))
         count = len(candidates.texts)
@@ -98,7 +98,9 @@ def _candidates(passages: list[Passage], query_id: str, location: str) -> _Candi
             found.texts.setdefault(doc_id, passage.text) != passage.text
             or found.of_id.get(given or "", doc_id) != doc_id
         ):
-            raise InvalidInputError(f"{here}: the id {given or doc_id!r} is in this row already, with another text.")
+            raise InvalidInputError(
+                f"{here}: the id {quoted(given or doc_id)} is in this row already, with another text."
+            )
         score = passage.fields.get("score")
         number = finite_number(score)
         if score is not None and number is None:
@@ -125,7 +127,7 @@ def _grades(
     for entry, grade in relevant.items() if isinstance(relevant, dict) else [(entry, 1) for entry in relevant]:
         if isinstance(grade, bool) or not isinstance(grade, int):
             raise InvalidInputError(
-                f"{location}: 'relevant' gives {entry!r} the grade {brief(grade)}; expected a whole number."
+                f"{location}: 'relevant' gives {quoted(entry)} the grade {brief(grade)}; expected a whole number."
             )
         doc_id = _doc_id(entry, candidates, location)
         if doc_id is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from marcorank._files import numbered_lines
-from marcorank._text import brief, first_few
+from marcorank._text import brief, first_few, quoted
 from marcorank.collections.jsonl import id_of, missing_field, read_objects, text_of
 from marcorank.collections.trec import is_id
 from marcorank.errors import InvalidInputError
@@ -39,8 +39,8 @@ def read_texts(
             continue
         if texts.get(identifier, text) != text:
             raise InvalidInputError(
-                f"{str(path)!r}, line {number}: the id {identifier!r} is in an earlier line with another text. Each "
-                "text needs an id of its own."
+                f"{str(path)!r}, line {number}: the id {quoted(identifier)} is in an earlier line with another text. "
+                "Each text needs an id of its own."
             )
         repeated += identifier in texts
         texts[identifier] = text

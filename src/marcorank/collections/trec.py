@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank._files import written
+from marcorank._text import quoted
 from marcorank.collections.columns import read_columns
 from marcorank.errors import InvalidInputError
 
@@ -74,8 +75,8 @@ def run_and_notes(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, flo
         maybe_ranks = maybe_ranks and len(cells) == 3 and score.isdigit()
         if len(cells) == 4 and not _WHOLE.fullmatch(cells["rank"]):
             raise InvalidInputError(
-                f"{location}: the rank is {cells['rank']!r}; expected a whole number in the third of four columns "
-                "(query_id doc_id rank score). Are these qrels?"
+                f"{location}: the rank is {quoted(cells['rank'])}; expected a whole number in the third of four "
+                "columns (query_id doc_id rank score). Are these qrels?"
             )
     if maybe_ranks and _count_from_one(found):
         notes.append(f"{str(path)!r}: the third column counts 1, 2, 3 for each query and was read as ranks.")
@@ -101,7 +102,9 @@ def qrels_and_notes(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, i
     for location, cells in rows:
         query_id, doc_id, text = cells["query_id"], cells["doc_id"], cells["grade"]
         if not _WHOLE.fullmatch(text):
-            raise InvalidInputError(f"{location}: the grade is {text!r}; expected a whole number, such as 0, 1 or 2.")
+            raise InvalidInputError(
+                f"{location}: the grade is {quoted(text)}; expected a whole number, such as 0, 1 or 2."
+            )
         grade = int(text.partition(".")[0])
         grades = found.setdefault(query_id, {})
         if grades.get(doc_id, grade) != grade:
@@ -135,15 +138,15 @@ def write_run(run: Run, path: str | os.PathLike[str], *, tag: str) -> None:
         InvalidInputError: The path cannot be written, or an id, a score or the tag is not allowed in a run.
     """
     if not isinstance(tag, str) or not tag or re.search(r"\s", tag):
-        raise InvalidInputError(f"`tag` is {tag!r}; expected a text without spaces that is not empty.")
+        raise InvalidInputError(f"`tag` is {quoted(tag)}; expected a text without spaces that is not empty.")
     ids = [identifier for query_id, results in run.items() for identifier in (query_id, *results)]
     unwritable = next((identifier for identifier in ids if not is_id(identifier)), None)
     if unwritable is not None:
-        raise InvalidInputError(f"{unwritable!r} is not a valid id; expected {ID_RULE}.")
+        raise InvalidInputError(f"{quoted(unwritable)} is not a valid id; expected {ID_RULE}.")
     separator = "\t" if any(" " in identifier for identifier in ids) else " "
     with written(path) as file:
         for query_id, results in run.items():
-            scores = _falling(results.values(), f"`run[{query_id!r}]`")
+            scores = _falling(results.values(), f"`run[{quoted(query_id)}]`")
             for rank, (doc_id, score) in enumerate(zip(results, scores, strict=True), 1):
                 file.write(separator.join((query_id, "Q0", doc_id, str(rank), repr(score), tag)) + "\n")
 
@@ -163,9 +166,13 @@ def _falling(scores: Iterable[float], shown: str) -> list[float]:
     """Return strictly decreasing scores, also in single precision; those that decrease already stay as they are."""
     kept: list[float] = []
     last = np.float32(np.inf)
-    for score in map(float, scores):
+    for given in scores:
+        try:
+            score = float(given)
+        except (TypeError, ValueError, OverflowError):
+            score = math.nan
         if not abs(score) <= _GREATEST:
-            raise InvalidInputError(f"{shown} has the score {score!r}; expected a finite number.")
+            raise InvalidInputError(f"{shown} has the score {quoted(given)}; expected a finite number.")
         if np.float32(score) < last:
             kept.append(score)
             last = np.float32(score)
@@ -181,7 +188,7 @@ def _score(text: str, location: str) -> float:
     except ValueError:
         score = math.nan
     if not math.isfinite(score) or "_" in text:
-        raise InvalidInputError(f"{location}: the score is {text!r}; expected a finite number.")
+        raise InvalidInputError(f"{location}: the score is {quoted(text)}; expected a finite number.")
     return score
 
 
@@ -194,5 +201,5 @@ def _count_from_one(run: Run) -> bool:
 
 def _repeated(location: str, query_id: str, doc_id: str, hint: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{location}: doc_id {doc_id!r} of query_id {query_id!r} is in an earlier line already. {hint}"
+        f"{location}: doc_id {quoted(doc_id)} of query_id {quoted(query_id)} is in an earlier line already. {hint}"
     )

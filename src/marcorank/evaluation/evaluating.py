@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import whole_number
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import first_few, quoted
 from marcorank.collections.reading import read_collection
 from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
@@ -138,17 +139,18 @@ def evaluate_runs(
         MissingExtraError: A package of the extra `evaluation` is missing.
     """
     if not isinstance(runs, Mapping) or not runs:
-        raise InvalidInputError(f"`runs` is {runs!r}; expected a mapping of label to run, with at least one.")
+        raise InvalidInputError(f"`runs` is {quoted(runs)}; expected a mapping of label to run, with at least one.")
     if not qrels:
         raise InvalidInputError("`qrels` is empty; expected grades by query_id and doc_id.")
     base = next(iter(runs)) if baseline is None else baseline
     if base not in runs:
-        raise InvalidInputError(f"`baseline` is {base!r}; expected one of {', '.join(map(repr, runs))}.")
+        raise InvalidInputError(f"`baseline` is {quoted(base)}; expected one of {first_few(runs, 10)}.")
     for label, run in runs.items():
         if run and not run.keys() & qrels.keys():
             raise InvalidInputError(
-                f"Run {label!r} has none of the judged queries: its first query_id is {next(iter(run))!r}, the first "
-                f"in the qrels {next(iter(qrels))!r}; expected the same query ids in both."
+                f"Run {quoted(label)} has none of the judged queries: its first query_id is "
+                f"{quoted(next(iter(run)))}, the first "
+                f"in the qrels {quoted(next(iter(qrels)))}; expected the same query ids in both."
             )
     parsed = parse_measures(measures, relevant_grade=whole_number("relevant_grade", relevant_grade, 1))
     values = {label: per_query(parsed, qrels, run) for label, run in runs.items()}
@@ -163,25 +165,25 @@ def evaluate_runs(
 def _check(collection: Collection) -> None:
     name, run = collection.name, collection.run
     if not collection.queries:
-        raise InvalidInputError(f"Collection {name!r} has no judged query; expected at least one.")
+        raise InvalidInputError(f"Collection {quoted(name)} has no judged query; expected at least one.")
     for query_id in sorted({*collection.queries} ^ {*collection.qrels}):
         missing = "judgement" if query_id in collection.queries else "text"
         if missing == "judgement" or query_id in run:
             raise InvalidInputError(
-                f"Collection {name!r} has no {missing} for query {query_id!r}; expected a text and judgements for each "
-                "query that has candidates."
+                f"Collection {quoted(name)} has no {missing} for query {quoted(query_id)}; expected a text and "
+                "judgements for each query that has candidates."
             )
     candidates = [(query_id, doc_id) for query_id in collection.queries for doc_id in run.get(query_id, ())]
     if not candidates:
         raise InvalidInputError(
-            f"Collection {name!r} has no candidate for any of its {len(collection.queries)} judged queries; expected "
-            "the same query ids in run and qrels."
+            f"Collection {quoted(name)} has no candidate for any of its {len(collection.queries)} judged queries; "
+            "expected the same query ids in run and qrels."
         )
     for query_id, doc_id in candidates:
         if doc_id not in collection.passages:
             raise InvalidInputError(
-                f"Collection {name!r} has no text for passage {doc_id!r}, a candidate of query {query_id!r}; expected "
-                "a text for every candidate."
+                f"Collection {quoted(name)} has no text for passage {quoted(doc_id)}, a candidate of query "
+                f"{quoted(query_id)}; expected a text for every candidate."
             )
 
 
@@ -198,12 +200,14 @@ def _depths(top_k: object, collection: Collection) -> tuple[int, ...]:
 def _listed(models: object) -> list[Any]:
     given = [models] if isinstance(models, (str, os.PathLike, Reranker)) else models
     if not isinstance(given, Iterable) or not (listed := list(given)):
-        raise InvalidInputError(f"`models` is {models!r}; expected a model name, a Reranker, or several of those.")
+        raise InvalidInputError(
+            f"`models` is {quoted(models)}; expected a model name, a Reranker, or several of those."
+        )
     for model in listed:
         if not isinstance(model, (str, os.PathLike, Reranker)):
             raise InvalidInputError(
-                f"A model is {model!r}; expected a name, the path of a model folder, or a Reranker, which can wrap a "
-                "custom scorer."
+                f"A model is {quoted(model)}; expected a name, the path of a model folder, or a Reranker, which can "
+                "wrap a custom scorer."
             )
     return listed
 

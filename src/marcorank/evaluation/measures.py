@@ -8,7 +8,8 @@ from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
-from marcorank._arguments import whole_number
+from marcorank._arguments import finite_number, whole_number
+from marcorank._text import message_of, quoted
 from marcorank.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def parse_measures(names: Iterable[str | Measure], *, relevant_grade: int = 1) -
     grade and does not gets the relevant grade: with 2, `RR@10` becomes `RR(rel=2)@10`.
     """
     if isinstance(names, str):
-        raise InvalidInputError(f"`measures` is {names!r}; expected a list of names, {_EXAMPLES}.")
+        raise InvalidInputError(f"`measures` is {quoted(names)}; expected a list of names, {_EXAMPLES}.")
     found = tuple(dict.fromkeys(_measure(name, relevant_grade) for name in names))
     if not found:
         raise InvalidInputError(f"`measures` is empty; expected at least one, {_EXAMPLES}.")
@@ -91,17 +92,22 @@ def reranked(run: Run, logits: Run, top_k: int) -> dict[str, dict[str, float]]:
     ordered: dict[str, dict[str, float]] = {}
     for query_id, candidates in identity(run, top_k).items():
         given = logits.get(query_id, {})
-        scored = [(doc_id, _logit(given, query_id, doc_id)) for doc_id in candidates]
+        scored = [(doc_id, logit_of(given, query_id, doc_id)) for doc_id in candidates]
         ordered[query_id] = dict(sorted(scored, key=itemgetter(1), reverse=True))
     return ordered
 
 
-def _logit(given: Mapping[str, float], query_id: str, doc_id: str) -> float:
+def logit_of(given: Mapping[str, float], query_id: str, doc_id: str) -> float:
+    """Return the logit of a passage.
+
+    Raises:
+        InvalidInputError: There is none, or it is not a finite number.
+    """
     logit = given.get(doc_id)
-    if logit is None or not math.isfinite(logit):
+    if logit is None or finite_number(logit) is None:
         raise InvalidInputError(
-            f"The logit of passage {doc_id!r} for query {query_id!r} is {logit!r}; expected a finite number for each "
-            "candidate. Score the candidates at least down to `top_k`."
+            f"The logit of passage {quoted(doc_id)} for query {quoted(query_id)} is {quoted(logit)}; expected a "
+            "finite number for each candidate. Score the candidates at least down to `top_k`."
         )
     return logit
 
@@ -109,7 +115,7 @@ def _logit(given: Mapping[str, float], query_id: str, doc_id: str) -> float:
 def _measure(name: object, relevant_grade: int) -> Measure:
     ir_measures = _ir_measures()
     if not isinstance(name, (str, ir_measures.Measure)):
-        raise InvalidInputError(f"A measure is {name!r}; expected a name, {_EXAMPLES}.")
+        raise InvalidInputError(f"A measure is {quoted(name)}; expected a name, {_EXAMPLES}.")
     try:
         with warnings.catch_warnings():
             # ir_measures reads names with parts of `ast` that Python 3.12 deprecates.
@@ -120,12 +126,13 @@ def _measure(name: object, relevant_grade: int) -> Measure:
             measure = measure(rel=relevant_grade)
         ir_measures.calc_aggregate([measure], {"query": {"passage": 1}}, {"query": {"passage": 1.0}})
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(message_of(error).split()) or type(error).__name__
         raise InvalidInputError(
-            f"Measure {name!r} cannot be computed: {reason.rstrip('.')}. Expected a name of ir_measures, {_EXAMPLES}."
+            f"Measure {quoted(name)} cannot be computed: {reason.rstrip('.')}. Expected a name of ir_measures, "
+            f"{_EXAMPLES}."
         ) from error
     if not isinstance(measure.aggregator(), ir_measures.measures.MeanAgg):
-        raise InvalidInputError(f"Measure {name!r} is a count over all queries; expected a mean, {_EXAMPLES}.")
+        raise InvalidInputError(f"Measure {quoted(name)} is a count over all queries; expected a mean, {_EXAMPLES}.")
     return measure
 
 
@@ -138,7 +145,7 @@ def _check_parameters(measure: Measure) -> None:
             raise ValueError(f"`{name}` is missing")
     gains = measure.params.get("gains", {})
     if min(gains.values(), default=0) < 0:
-        raise ValueError(f"`gains` are {gains!r}; expected none below 0")
+        raise ValueError(f"`gains` are {quoted(gains)}; expected none below 0")
 
 
 def _ir_measures() -> ModuleType:

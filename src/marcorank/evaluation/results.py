@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank import __version__
 from marcorank._files import errors_of_writing, written
-from marcorank._text import table
+from marcorank._text import quoted, table
 from marcorank.collections.trec import write_run
 from marcorank.errors import InvalidInputError
 from marcorank.evaluation.comparison import compare
@@ -59,8 +59,8 @@ class Evaluation:
         for result in self.models:
             if result.label == label:
                 return result
-        labels = ", ".join(repr(result.label) for result in self.models)
-        raise InvalidInputError(f"No model has the label {label!r}; expected one of {labels}.")
+        labels = ", ".join(quoted(result.label) for result in self.models)
+        raise InvalidInputError(f"No model has the label {quoted(label)}; expected one of {labels}.")
 
     def compare(self, label: str, baseline: str, *, top_k: int | None = None) -> dict[str, Comparison]:
         """Compare two models at one depth; returns a comparison for each measure.
@@ -253,7 +253,7 @@ def _depth(result: ModelResult, top_k: int | None) -> DepthResult:
         if depth.top_k == top_k:
             return depth
     depths = ", ".join(str(depth.top_k) for depth in result.depths)
-    raise InvalidInputError(f"`top_k` is {top_k!r}; expected one of the depths that were evaluated: {depths}.")
+    raise InvalidInputError(f"`top_k` is {quoted(top_k)}; expected one of the depths that were evaluated: {depths}.")
 
 
 def _plain(content: Any) -> Any:

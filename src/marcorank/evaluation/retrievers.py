@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._arguments import query_text
+from marcorank._text import first_few, quoted
 from marcorank.collections.trec import ID_RULE, is_id
 from marcorank.errors import InvalidInputError
 
@@ -41,16 +42,20 @@ def run_of(search: object, queries: Mapping[str, str], *, doc_id: str | Callable
     if not isinstance(queries, Mapping):
         raise InvalidInputError(f"`queries` is a {type(queries).__name__}; expected a mapping of texts by query_id.")
     if not callable(doc_id) and (not isinstance(doc_id, str) or not doc_id):
-        raise InvalidInputError(f"`doc_id` is {doc_id!r}; expected 'id', the name of a metadata field, or a function.")
+        raise InvalidInputError(
+            f"`doc_id` is {quoted(doc_id)}; expected 'id', the name of a metadata field, or a function."
+        )
     run = {}
     for query_id, query in queries.items():
         results = retrieve(query_text(query))
         if isinstance(results, (str, bytes, Mapping)) or not isinstance(results, Iterable):
             raise InvalidInputError(
-                f"The search returned a {type(results).__name__} for query_id {query_id!r}; expected a list of results."
+                f"The search returned a {type(results).__name__} for query_id {quoted(query_id)}; expected a list of "
+                "results."
             )
         ids = dict.fromkeys(
-            _doc_id(result, doc_id, f"Result {index} of query_id {query_id!r}") for index, result in enumerate(results)
+            _doc_id(result, doc_id, f"Result {index} of query_id {quoted(query_id)}")
+            for index, result in enumerate(results)
         )
         if ids:
             run[query_id] = {found: float(len(ids) - index) for index, found in enumerate(ids)}
@@ -66,9 +71,10 @@ def _search_function(search: object) -> Callable[[str], Any]:
         method: Callable[[str], Any] | None = getattr(search, name, None)
         if callable(method) and not isinstance(search, type):
             return method
+    hint = " Pass its `as_retriever()`." if hasattr(search, "as_retriever") else ""
     raise InvalidInputError(
-        f"`search` is {search!r}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
-        "`retrieve`) or query engine (with `query`), or a function from a query to doc_ids."
+        f"`search` is {quoted(search)}; expected a LangChain retriever (with `invoke`), a LlamaIndex retriever (with "
+        f"`retrieve`) or query engine (with `query`), or a function from a query to doc_ids.{hint}"
     )
 
 
@@ -84,13 +90,13 @@ def _doc_id(result: Any, wanted: str | Callable[[Any], object], shown: str) -> s
         # LlamaIndex has the id on the node, LangChain on the document.
         found, where = getattr(result, "node_id", None) or getattr(result, "id", None), "its own id is"
     else:
-        found, where = _metadata(result).get(wanted), f"its metadata field {wanted!r} is"
+        found, where = _metadata(result).get(wanted), f"its metadata field {quoted(wanted)} is"
     doc_id = str(found) if isinstance(found, (int, np.integer)) and not isinstance(found, bool) else found
     if not is_id(doc_id):
-        fields = ", ".join(map(repr, _metadata(result))) or "no fields"
+        fields = first_few(_metadata(result), 10) or "no fields"
         raise InvalidInputError(
-            f"{shown} ({type(result).__name__}) has no usable doc_id: {where} {found!r}; expected {ID_RULE}. Choose "
-            f"its source with `doc_id`: a metadata field (available: {fields}) or a function of the result."
+            f"{shown} ({type(result).__name__}) has no usable doc_id: {where} {quoted(found)}; expected {ID_RULE}. "
+            f"Choose its source with `doc_id`: a metadata field (available: {fields}) or a function of the result."
         )
     return str(doc_id)
 

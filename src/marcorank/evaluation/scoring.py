@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from marcorank._text import quoted, shorten
 from marcorank.errors import InvalidInputError, MarcoRankError, RemoteError
 from marcorank.evaluation.scores import ScoreStore
 from marcorank.reranker import Reranker, scorer_fingerprint
@@ -110,7 +111,7 @@ def _for_each(rerankers: Sequence[Reranker], function: Callable[[Reranker], Any]
     results = [attempt(reranker) for reranker in rerankers]
     failed = [pair for pair in zip(rerankers, results, strict=True) if isinstance(pair[1], MarcoRankError)]
     if failed:
-        reasons = "\n".join(f"{reranker!r}: {error}" for reranker, error in failed)
+        reasons = "\n".join(f"{shorten(repr(reranker), 200)}: {error}" for reranker, error in failed)
         first: MarcoRankError = failed[0][1]
         # The error of a status cannot be made from a message alone.
         kind = RemoteError if isinstance(first, RemoteError) else type(first)
@@ -134,7 +135,7 @@ def _labels(rerankers: Sequence[Reranker], fingerprints: Sequence[Mapping[str, A
     for label, settings in zip(labels, fingerprints, strict=True):
         if labels.count(label) > 1 or fingerprints.count(settings) > 1:
             raise InvalidInputError(
-                f"`models` holds {label!r} more than once with settings that give the same scores; expected each "
+                f"`models` holds {quoted(label)} more than once with settings that give the same scores; expected each "
                 "once. Custom scorers are distinguished by their attribute `name`."
             )
     return labels

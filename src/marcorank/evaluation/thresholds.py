@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank.evaluation.measures import mean, parse_measures, per_query, reranked
+from marcorank.evaluation.measures import logit_of, mean, parse_measures, per_query, reranked
 from marcorank.evaluation.records import CutPoint, Cuts
 
 if TYPE_CHECKING:
@@ -55,9 +55,12 @@ def judged_candidates(collection: Collection, logits: Run, *, relevant_grade: in
     Candidates without a judgement are left out if the judgements also name passages that are not relevant: if at
     least a tenth of them have grade 0 or less. Else they count as not relevant, because the precision among judged
     candidates alone would be far too high.
+
+    Raises:
+        InvalidInputError: A logit is not a finite number.
     """
     rows = [
-        (index, logits[query_id][doc_id], collection.qrels.get(query_id, {}).get(doc_id, math.nan))
+        (index, logit_of(logits[query_id], query_id, doc_id), collection.qrels.get(query_id, {}).get(doc_id, math.nan))
         for index, query_id in enumerate(collection.queries)
         for doc_id in collection.run.get(query_id, ())
         if doc_id in logits.get(query_id, ())

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import errors_named, opened_bytes
+from marcorank._text import quoted_path
 from marcorank.collections import parquet
 from marcorank.collections.jsonl import read_objects
 from marcorank.collections.requests import request_of
@@ -90,12 +91,13 @@ def find_files(paths: Paths, *, outside: str | os.PathLike[str]) -> list[Path]:
     # By the target of a link, so that no row counts twice; the given name has the ending.
     found: dict[Path, Path] = {}
     for path in given:
-        named = _named(os.path.expanduser(os.fspath(path)))  # noqa: PTH111
+        with errors_named(quoted_path(path)):
+            named = _named(os.path.expanduser(os.fspath(path)))  # noqa: PTH111
         kept = [file.absolute() for file in sorted(named) if out not in file.resolve().parents]
         if not kept:
             matched = "only files of the output folder, which cannot be input" if named else "no file"
             raise InvalidInputError(
-                f"{os.fspath(path)!r} matches {matched}; expected files that end in {', '.join(_ENDINGS)}, a folder "
+                f"{quoted_path(path)} matches {matched}; expected files that end in {', '.join(_ENDINGS)}, a folder "
                 "with such files, or a pattern that matches them."
             )
         for file in kept:
@@ -132,7 +134,9 @@ def read_shard(shard: Shard, *, text_field: str | None) -> list[Request]:
     for piece in shard.pieces:
         found = list(islice(_rows(piece.path, piece.start, piece.number, text_field), piece.rows))
         if len(found) != piece.rows:
-            raise InvalidInputError(f"{piece.path!r} lost rows while it was read; leave it unchanged and start again.")
+            raise InvalidInputError(
+                f"{quoted_path(piece.path)} lost rows while it was read; leave it unchanged and start again."
+            )
         requests += found
     return requests
 
@@ -156,7 +160,8 @@ def _named(path: str) -> list[Path]:
     if Path(path).is_file():
         if not path.lower().endswith(_ENDINGS):
             raise InvalidInputError(
-                f"{path!r} is not a JSONL or Parquet file; expected a file that ends in {', '.join(_ENDINGS)}."
+                f"{quoted_path(path)} is not a JSONL or Parquet file; expected a file that ends in "
+                f"{', '.join(_ENDINGS)}."
             )
         return [Path(path)]
     found = Path(path).iterdir() if Path(path).is_dir() else map(Path, glob.glob(path, recursive=True))  # noqa: PTH207 -- Path.glob takes no absolute patterns
@@ -173,7 +178,7 @@ def _row_starts(path: Path) -> Iterator[tuple[int, int]]:
         yield from ((row, row + 1) for row in range(parquet.count_rows(path)))
         return
     offset = 0
-    with errors_named(repr(str(path))), opened_bytes(path) as file:
+    with errors_named(quoted_path(path)), opened_bytes(path) as file:
         for number, line in enumerate(file, 1):
             if (line.removeprefix(_BOM) if number == 1 else line).strip():
                 yield offset, number
@@ -184,7 +189,7 @@ def _rows(path: str, start: int, number: int, text_field: str | None) -> Iterato
     """Yield rows from an offset to the end of the file; `number` is that of the first one, for messages."""
     if is_parquet(Path(path)):
         for row_number, row in enumerate(parquet.read_rows(path, start), number):
-            yield request_of(row, f"{path!r}, row {row_number}", text_field)
+            yield request_of(row, f"{quoted_path(path)}, row {row_number}", text_field)
     else:
         for _, location, row in read_objects(path, expected="an object with a query", offset=start, first=number):
             yield request_of(row, location, text_field)

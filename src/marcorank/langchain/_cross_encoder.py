@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from langchain_core.cross_encoders import BaseCrossEncoder
 from pydantic import field_validator
 
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.langchain._settings import LangChainSettings
 
@@ -26,7 +27,7 @@ class MarcoCrossEncoder(LangChainSettings, BaseCrossEncoder):
     def _check_on_error(cls, value: str) -> str:
         if value != "raise":
             raise InvalidInputError(
-                f"`on_error` is {value!r}; a cross-encoder returns scores alone, so it can only be 'raise'. Use "
+                f"`on_error` is {quoted(value)}; a cross-encoder returns scores alone, so it can only be 'raise'. Use "
                 "MarcoRerank, or a `fallback`."
             )
         return value
@@ -54,7 +55,9 @@ class MarcoCrossEncoder(LangChainSettings, BaseCrossEncoder):
         positions: dict[str, list[int]] = {}
         for index, pair in enumerate(text_pairs):
             if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-                raise InvalidInputError(f"`text_pairs[{index}]` is {pair!r}; expected a pair of str: query, passage.")
+                raise InvalidInputError(
+                    f"`text_pairs[{index}]` is {quoted(pair)}; expected a pair of str: query, passage."
+                )
             positions.setdefault(pair[0], []).append(index)
         rankings = self.core.rank_many(
             [(query, [text_pairs[index][1] for index in found]) for query, found in positions.items()]

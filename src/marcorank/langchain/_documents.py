@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date, time
+from decimal import Decimal
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from langchain_core.documents import Document
 
 from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 
 _OF_THIS_STAGE = ("best_start", "best_end", "truncated", "query_truncated", *STATUS_KEYS)
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
+# How numbers and dates that are missing are shown.
+_MISSING = {"nan", "NaN", "NaT"}
 
 
 def read_document(document: object, index: int) -> tuple[str, Mapping[str, Any]]:
@@ -27,7 +34,14 @@ def read_document(document: object, index: int) -> tuple[str, Mapping[str, Any]]
     """
     if not isinstance(document, Document):
         raise InvalidInputError(f"`documents[{index}]` is a {type(document).__name__}; expected a LangChain Document.")
-    return document.page_content, document.metadata
+    # `Document.model_construct`, which some stores use, checks nothing.
+    text, metadata = getattr(document, "page_content", None), getattr(document, "metadata", None)
+    if not isinstance(text, str):
+        raise InvalidInputError(
+            f"`documents[{index}].page_content` is {quoted(text)}; expected a str. Leave out documents without "
+            "text, or use ''."
+        )
+    return text, _checked_metadata(metadata, index)
 
 
 def read_anything(document: object, index: int) -> tuple[str, Mapping[str, Any]]:
@@ -37,11 +51,12 @@ def read_anything(document: object, index: int) -> tuple[str, Mapping[str, Any]]
         InvalidInputError: It has no text.
     """
     if isinstance(document, Document):
-        return document.page_content, document.metadata
+        return read_document(document, index)
     if isinstance(document, str):
         return document, {}
     if isinstance(document, Mapping) and isinstance(document.get("page_content"), str):
-        return document["page_content"], document.get("metadata") or {}
+        metadata = document.get("metadata") or {}
+        return document["page_content"], _checked_metadata(metadata, index)
     if isinstance(document, Mapping) and isinstance(document.get("text"), str):
         return document["text"], document
     raise InvalidInputError(
@@ -50,10 +65,38 @@ def read_anything(document: object, index: int) -> tuple[str, Mapping[str, Any]]
     )
 
 
-def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[str]) -> str:
-    """Return the text that the model reads: values of the metadata, each on a line of its own, then the text."""
-    values = [metadata.get(name) for name in text_fields]
-    return "\n".join([*(str(value) for value in values if value is not None), text])
+def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[str], index: int) -> str:
+    """Return the text that the model reads: values of the metadata, each on a line of its own, then the text.
+
+    Raises:
+        InvalidInputError: A value is neither a text, a number, a date nor a list of them.
+    """
+    lines = [_text_of(metadata.get(name), index, name) for name in text_fields]
+    return "\n".join([*(line for line in lines if line is not None), text])
+
+
+def _checked_metadata(metadata: object, index: int) -> Mapping[str, Any]:
+    if not isinstance(metadata, Mapping):
+        raise InvalidInputError(
+            f"The metadata of `documents[{index}]` is {quoted(metadata)}; expected a dict, which may be empty."
+        )
+    return metadata
+
+
+def _text_of(value: object, index: int, name: str) -> str | None:
+    """Return the text of a metadata value; None if there is none, or only the mark of pandas for a missing value."""
+    if value is None or type(value).__name__ == "NAType":
+        return None
+    if isinstance(value, (list, tuple)):
+        texts = [_text_of(item, index, name) for item in value]
+        return ", ".join(text for text in texts if text is not None) or None
+    if not isinstance(value, (str, Real, np.generic, Decimal, date, time)):
+        raise InvalidInputError(
+            f"`documents[{index}].metadata[{quoted(name)}]` holds {quoted(value)}; expected a text, a number, a date, "
+            "or a list of them. Convert it to a text, or leave the key out of `text_fields`."
+        )
+    text = str(value)
+    return None if text in _MISSING and not isinstance(value, str) else text
 
 
 def ranked_document(document: Document, result: RankedPassage, ranking: Ranking, *, write_metadata: bool) -> Document:

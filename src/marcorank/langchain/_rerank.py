@@ -13,6 +13,7 @@ from pydantic import field_validator
 
 from marcorank._adapters.metadata import status_metadata
 from marcorank._adapters.settings import ScoreThreshold, TopN, WriteMetadata
+from marcorank._text import first_few, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.langchain._documents import ranked_document, read_anything, read_document, scored_text
 from marcorank.langchain._settings import LangChainSettings
@@ -51,9 +52,9 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         model_name: `"bundled"`, the name of a model, or the path of its folder.
         top_n: Maximum number of documents to return; None for all.
         score_threshold: Minimum score of a document, on the scale of the activation; applied before `top_n`.
-        text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own. A
-            key that a document lacks, or whose value is None, is left out. In windows mode they are part of the first
-            window only.
+        text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own:
+            texts, numbers, dates, and lists of them. A key that a document lacks, or whose value is None or NaN, is
+            left out; any other value is an error. In windows mode they are part of the first window only.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dumps: `MarcoRerank(**settings, reranker=...)` puts it back.
     """
@@ -67,7 +68,9 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     @classmethod
     def _check_text_fields(cls, value: object) -> tuple[str, ...]:
         if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-            raise InvalidInputError(f"`text_fields` is {value!r}; expected a list of metadata keys, such as ['title'].")
+            raise InvalidInputError(
+                f"`text_fields` is {quoted(value)}; expected a list of metadata keys, such as ['title']."
+            )
         return tuple(value)
 
     def compress_documents(
@@ -201,7 +204,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
                 f"`documents` is a {type(documents).__name__}; expected a list of documents, even for one."
             )
         listed = list(documents)
-        texts = [scored_text(*read(document, index), self.text_fields) for index, document in enumerate(listed)]
+        texts = [scored_text(*read(document, index), self.text_fields, index) for index, document in enumerate(listed)]
         options = {
             "top_n": self.top_n if top_n is NOT_GIVEN else top_n,
             "score_threshold": self.score_threshold if score_threshold is NOT_GIVEN else score_threshold,
@@ -230,7 +233,9 @@ def _documents_and_query(state: object) -> tuple[Any, Any]:
     query_key = "query" if isinstance(state, Mapping) and "query" in state else "question"
     if not isinstance(state, Mapping) or "documents" not in state or query_key not in state:
         found = (
-            f"has the keys {sorted(map(str, state))}" if isinstance(state, Mapping) else f"is a {type(state).__name__}"
+            f"has the keys [{first_few(sorted(map(str, state)), 10)}]"
+            if isinstance(state, Mapping)
+            else f"is a {type(state).__name__}"
         )
         raise InvalidInputError(f"The input {found}; expected a dict with 'documents' and with 'query' or 'question'.")
     return state["documents"], state[query_key]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.retrievers import BaseRetriever, RetrieverLike
-from pydantic import ConfigDict, Field, field_validator
+from langchain_core.runnables import Runnable
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from marcorank._adapters.settings import TopN
+from marcorank._adapters.settings import TopN, check_field_names
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
 from marcorank.reranker import Reranker
@@ -41,6 +43,23 @@ class RerankRetriever(BaseRetriever):
     base_retriever: RetrieverLike
     reranker: MarcoRerank = Field(default_factory=MarcoRerank)
     top_n: TopN = 3
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_field_names(cls, data: Any) -> Any:
+        check_field_names(cls, data)
+        return data
+
+    @field_validator("base_retriever", mode="before")
+    @classmethod
+    def _check_base_retriever(cls, value: object) -> object:
+        if not isinstance(value, Runnable):
+            hint = " Pass its `as_retriever()`." if hasattr(value, "as_retriever") else ""
+            raise InvalidInputError(
+                f"`base_retriever` is {quoted(value)}; expected a retriever, or a runnable from a query to a list of "
+                f"documents.{hint}"
+            )
+        return value
 
     @field_validator("reranker", mode="before")
     @classmethod

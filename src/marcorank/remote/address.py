@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.remote.dialects import DIALECTS
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from marcorank.remote.dialects import Dialect
 
 _SCHEMES = ("http", "https")
+_MAX_CHARS = 400
 _SCHEME = re.compile(r"(?:(?P<dialect>[\w.-]+)\+)?(?P<scheme>[a-zA-Z][\w.-]*)://")
 _HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*", re.ASCII)
 # The endpoint of vLLM, TEI and all vendors, and its other name in llama.cpp: vendors document addresses with it.
@@ -107,16 +109,22 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
         raise InvalidInputError(
             f"`url` is of type {type(url).__name__}; expected a str such as 'tei+http://host:8080'."
         )
+    for name, text in (("url", url), ("model", model)):
+        # They are part of every message about the server.
+        if text is not None and len(text) > _MAX_CHARS:
+            raise InvalidInputError(f"`{name}` has {len(text):,} characters; expected at most {_MAX_CHARS}.")
     match = _SCHEME.match(url)
     if match is None:
         raise InvalidInputError("`url` has no scheme; expected a URL such as 'tei+http://host:8080'.")
     scheme = match["scheme"].lower()
     if scheme not in _SCHEMES:
-        raise InvalidInputError(f"`url` has the scheme {match['scheme']!r}; expected http or https.")
+        raise InvalidInputError(f"`url` has the scheme {quoted(match['scheme'])}; expected http or https.")
     parts = _split(url[match.start("scheme") :])
     kind = _find_dialect(match["dialect"], dialect, host=parts.netloc)
     if parts.fragment and model is not None and parts.fragment != model:
-        raise InvalidInputError(f"`url` names the model {parts.fragment!r} and `model` is {model!r}; name it once.")
+        raise InvalidInputError(
+            f"`url` names the model {quoted(parts.fragment)} and `model` is {quoted(model)}; name it once."
+        )
     model = parts.fragment or model
     if kind.model == "required" and model is None:
         raise InvalidInputError(
@@ -157,7 +165,7 @@ def _find_dialect(prefix: str | None, dialect: object, *, host: str) -> Dialect:
     for name in (prefix, dialect):
         if name is not None:
             if not isinstance(name, str) or name.lower() not in DIALECTS:
-                raise InvalidInputError(f"`dialect` is {name!r}; expected one of {known}.")
+                raise InvalidInputError(f"`dialect` is {quoted(name)}; expected one of {known}.")
             found.append(DIALECTS[name.lower()])
     if not found:
         raise InvalidInputError(
@@ -165,5 +173,7 @@ def _find_dialect(prefix: str | None, dialect: object, *, host: str) -> Dialect:
             f"'tei+http://{host}', or pass `dialect`."
         )
     if found[0] is not found[-1]:
-        raise InvalidInputError(f"`url` begins with {prefix!r} but `dialect` is {dialect!r}; pass only one of them.")
+        raise InvalidInputError(
+            f"`url` begins with {quoted(prefix)} but `dialect` is {quoted(dialect)}; pass only one of them."
+        )
     return found[0]

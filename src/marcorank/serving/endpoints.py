@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from marcorank import __version__
 from marcorank._models import catalogue
-from marcorank._text import shorten
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
@@ -97,7 +97,9 @@ class Endpoints:
         settings = self._settings
         request = read_request(body, cohere=cohere, max_batch=settings.max_batch, max_length=settings.max_length)
         if request.model is not None and not self._serves(request.model):
-            raise RequestError(404, f"model {shorten(request.model)!r} not found; this server serves {self._name!r}.")
+            raise RequestError(
+                404, f"model {quoted(request.model)} not found; this server serves {quoted(self._name)}."
+            )
         if request.raw_scores and self._reranker.score_kind == "probability":
             raise RequestError(422, f"`raw_scores` is true, but {self._name} has no logits; leave it out.")
         try:

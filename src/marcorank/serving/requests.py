@@ -14,7 +14,7 @@ from uuid import uuid4
 
 from starlette.responses import Response
 
-from marcorank._text import brief, shorten
+from marcorank._text import brief, is_blank, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -139,7 +139,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int) 
     if other in fields:
         raise RequestError(422, "The body has `texts` and `documents`; send one of them.")
     query = fields["query"]
-    if not isinstance(query, str) or not query.strip():
+    if not isinstance(query, str) or is_blank(query):
         raise _wrong("`query`", query, "a text that is not blank")
     passages = _passages(name, fields[name], max_batch=max_batch, rank_fields=_rank_fields(fields))
     model = fields.get("model")

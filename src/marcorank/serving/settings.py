@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
+import logging
 import os
 import re
 from dataclasses import dataclass
@@ -11,19 +13,27 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import check_names, non_negative, positive, text_or_none, whole_number
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import shorten
 from marcorank.errors import InvalidInputError
 from marcorank.remote import is_remote
+from marcorank.remote.keys import KEY_VARIABLE
 from marcorank.reranker import Reranker
 from marcorank.settings import ModelSettings, defaults, descriptions, setting
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from typing_extensions import Self
 
 _PREFIX = "MARCORANK_"
 _KEY = "MARCORANK_SERVE_API_KEY"
+# As `difflib` measures it: one letter too many, too few or in the wrong place.
+_TYPO = 0.8
+# What Kubernetes sets in each container for services whose names begin with "marcorank".
+_OF_KUBERNETES = re.compile(r"MARCORANK_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+_log = logging.getLogger("marcorank")
 
 
 def _count(default: int, help_text: str, minimum: int = 1) -> Any:
@@ -83,7 +93,7 @@ class ServeSettings(ModelSettings):
             environment: Values by environment variable; None for those of this process.
 
         Raises:
-            InvalidInputError: An argument is unknown, or a value is not allowed.
+            InvalidInputError: An argument is unknown, a value is not allowed, or a variable has almost the name of one.
         """
         if "api_key" in args:
             raise InvalidInputError(
@@ -93,6 +103,7 @@ class ServeSettings(ModelSettings):
         environment = os.environ if environment is None else environment
         known = descriptions(cls)
         check_names(args, known)
+        _check_variables(environment, known)
         values: dict[str, Any] = {}
         for name, description in known.items():
             shown = name if name in args else _PREFIX + name.upper()
@@ -109,6 +120,13 @@ class ServeSettings(ModelSettings):
                 f"`max_replicas` is {settings.max_replicas} and `min_replicas` is {settings.min_replicas}; "
                 "expected at least as many."
             )
+        if KEY_VARIABLE in environment and settings.api_key_sha256 is None and not is_remote(settings.model):
+            _log.warning(
+                "%s is the key that marcorank sends to other servers. This server takes requests without a key; set %s "
+                "to require one.",
+                KEY_VARIABLE,
+                _KEY,
+            )
         return settings
 
     def reranker(self) -> Reranker:
@@ -122,6 +140,24 @@ class ServeSettings(ModelSettings):
             # Ray reserves CPUs, but a process still sees all of the node's.
             settings["threads"] = self.threads or max(1, int(self.num_cpus))
         return Reranker(self.model, activation="sigmoid", **settings).warm_up()
+
+
+def _check_variables(environment: Mapping[str, str], known: Iterable[str]) -> None:
+    """Warn of variables that nothing reads, in case they were meant to set something.
+
+    Raises:
+        InvalidInputError: The name of one is almost that of a setting.
+    """
+    ours = [name.removeprefix(_PREFIX) for name in (_KEY, KEY_VARIABLE)] + [name.upper() for name in known]
+    for variable in sorted(environment):
+        name = variable.removeprefix(_PREFIX)
+        if name == variable or name in ours or _OF_KUBERNETES.fullmatch(variable):
+            continue
+        similar = difflib.get_close_matches(name, ours, n=1)
+        hint = f" Did you mean {_PREFIX}{similar[0]}?" if similar else ""
+        if difflib.get_close_matches(name, similar, cutoff=_TYPO):
+            raise InvalidInputError(f"The environment variable `{shorten(variable)}` is unknown.{hint}")
+        _log.warning("The environment variable %s is unknown and has no effect.%s", shorten(variable), hint)
 
 
 def _key(value: str) -> bytes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank._inference.backends.base import check_graph
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ class OnnxBackend:
         if provider not in available:
             usable = [name for name, known in _PROVIDERS.items() if known in available]
             raise InvalidInputError(
-                f"`device` is {device!r}; the onnx backend can use {' or '.join(map(repr, usable))} on this machine."
+                f"`device` is {quoted(device)}; the onnx backend can use {' or '.join(map(repr, usable))} on this "
+                "machine."
             )
         options = onnxruntime.SessionOptions()
         # Its log bypasses Python logging and goes to stderr; errors are raised anyway.
@@ -56,7 +58,7 @@ class OnnxBackend:
             ) from error
         if provider not in session.get_providers():
             raise InvalidInputError(
-                f"`device` is {device!r}, but onnxruntime could not start {provider} and would run on the CPU; "
+                f"`device` is {quoted(device)}, but onnxruntime could not start {provider} and would run on the CPU; "
                 "check the CUDA libraries, or use 'cpu'."
             )
         inputs = {node.name: node.type for node in session.get_inputs()}

@@ -10,6 +10,7 @@ import numpy as np
 
 from marcorank._inference.backends.base import check_graph
 from marcorank._inference.backends.telemetry import without_telemetry
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class OpenvinoBackend:
         from marcorank._inference.backends.openvino_mask import drop_mask
 
         if device != "cpu":
-            raise InvalidInputError(f"`device` is {device!r}; the openvino backend supports only 'cpu'.")
+            raise InvalidInputError(f"`device` is {quoted(device)}; the openvino backend supports only 'cpu'.")
         hint = _precision(precision)
         try:
             model = core.read_model(file)
@@ -137,7 +138,7 @@ def _precision(precision: str) -> Any:
     usable = _usable_precisions()
     if precision not in usable:
         raise InvalidInputError(
-            f"`precision` is {precision!r}; on this processor the openvino backend supports "
+            f"`precision` is {quoted(precision)}; on this processor the openvino backend supports "
             f"{' and '.join(map(repr, usable))}."
         )
     # Operations that are not quantised, such as attention, run in the precision of `auto`.

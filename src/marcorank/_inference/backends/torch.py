@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._progress import without_transformers_bars
+from marcorank._text import message_of, quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # a torch built without CUDA raises AssertionError
         raise InvalidInputError(
-            f"`device` is {device!r}; torch {torch.__version__} cannot use it on this machine ({error}). Use 'cpu'."
+            f"`device` is {quoted(device)}; torch {torch.__version__} cannot use it on this machine "
+            f"({message_of(error)}). Use 'cpu'."
         ) from error
     dtype = getattr(torch, _DTYPES[precision])
     try:
