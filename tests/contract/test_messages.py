@@ -276,7 +276,7 @@ def test_a_message_about_columns_holds_no_long_part_of_them(read, text, tmp_path
 def test_a_response_of_the_server_holds_no_long_part_of_a_request(body):
     """What a client sent is not sent back to it, or to the log."""
     with pytest.raises(RequestError) as caught:
-        read_request(json.dumps(body).encode(), cohere=False, max_batch=10)
+        read_request(json.dumps(body).encode(), cohere=False, max_batch=10, max_length=512)
     check(str(caught.value))
 
 
