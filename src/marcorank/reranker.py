@@ -13,7 +13,7 @@ from marcorank._arguments import (
     score_threshold_or_none,
     top_n_or_none,
 )
-from marcorank._calls.failures import OPERATIONAL_ERRORS, warnings
+from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank._calls.model import LazyModel
 from marcorank._calls.ranker import Ranker, RankOptions
 from marcorank._forks import reset_in_child
@@ -152,7 +152,8 @@ class Reranker:
             MarcoRankError: The model cannot be loaded, or the server cannot be used; see `errors`.
         """
         request = (query_text(query), passage_texts(passages))
-        (scores,) = run(self._model.run(self._model.score([request]), self.timeout_s))
+        limit = None if self.timeout_s is None else TimeLimit(self.timeout_s, self.timeout_s)
+        (scores,) = run(self._model.run(self._model.score([request]), limit))
         return scores.logits
 
     def rank(

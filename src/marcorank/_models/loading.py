@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from marcorank._inference.scorer import CrossEncoderScorer, PlainScorer, Request
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
 from marcorank._models.selection import choose, installed
+from marcorank._once import Once
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
 from marcorank.settings import ModelSettings, RerankerSettings, defaults
@@ -81,7 +81,7 @@ def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKi
     if not is_remote(settings.name):
         locate(settings)
         return "logit"
-    # Checks the URL, so that no message below shows a password. Not shared: a load may hold the lock.
+    # Checks the URL, so that no message below shows a password.
     server = RemoteScorer(settings.name, api_key=settings.token)
     for name, default in _LOCAL_SETTINGS.items():
         value = getattr(settings, name)
@@ -343,14 +343,17 @@ def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = No
 
 
 class _Loaded:
-    """Models loaded in this process: one copy of the weights, freed when no scorer uses it any more."""
+    """Models loaded in this process: one copy of the weights, freed when no scorer uses it any more.
+
+    Whoever asks for a model that another thread loads waits for it; other models do not wait.
+    """
 
     def __init__(self) -> None:
+        self._loading = Once()
         self.reset()
 
     def reset(self) -> None:
-        """Start empty, with a new lock."""
-        self._lock = threading.Lock()
+        """Start empty."""
         self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
     def reset_in_child(self) -> None:
@@ -362,11 +365,12 @@ class _Loaded:
 
     def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
         """Return the model that is loaded under a key, or load it."""
-        with self._lock:
-            loaded = self._models.get(key)
-            if loaded is None:
-                loaded = self._models[key] = load()
+
+        def load_and_keep() -> Any:
+            loaded = self._models[key] = load()
             return loaded
+
+        return self._loading.get(key, lambda: self._models.get(key), load_and_keep)
 
 
 _loaded = _Loaded()
