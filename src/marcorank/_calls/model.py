@@ -29,12 +29,16 @@ class LazyModel:
     Args:
         name: Of the model, for messages.
         load: Returns its scorer.
+        is_custom: Whether it is a scorer of the user.
         cache_size: Maximum number of passages that are cached with their scores.
         max_workers: Maximum number of threads that run steps of its calls.
     """
 
-    def __init__(self, name: str, load: Callable[[], RequestScorer], *, cache_size: int, max_workers: int) -> None:
+    def __init__(
+        self, name: str, load: Callable[[], RequestScorer], *, is_custom: bool, cache_size: int, max_workers: int
+    ) -> None:
         self.name = name
+        self._is_custom = is_custom
         self.closed = False
         self._load = load
         self._loading = Once()
@@ -66,7 +70,9 @@ class LazyModel:
             scored = yield from score_steps(scorer, uncached)
         remaining = iter(scored)
         return [
-            request.merge(next(remaining) if request.uncached else PassageScores.empty(), self.name)
+            request.merge(
+                next(remaining) if request.uncached else PassageScores.empty(), self.name, is_custom=self._is_custom
+            )
             for request in deduplicated
         ]
 

@@ -124,6 +124,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         try:
             ranking = await self.core.arank(query, call.texts, **call.options)
             ranked = [ranked_document(call.documents[result.index], result, ranking) for result in ranking.results]
+        except GeneratorExit:  # the event loop was closed during the call, so nothing can be awaited any more
+            raise
         except BaseException as error:
             await run.on_chain_error(error)
             raise
