@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from marcorank._arguments import score_threshold_or_none, text_or_none, top_n_or_none
+from marcorank._arguments import did_you_mean, score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
 from marcorank.errors import InvalidInputError
 from marcorank.reranker import Reranker, plain_fallback
@@ -74,10 +74,14 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_name_of_the_model(cls, data: Any) -> Any:
+    def _check_names(cls, data: Any) -> Any:
         other = "model" if cls._model_field == "model_name" else "model_name"
-        if isinstance(data, dict) and other in data:
-            raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
+        for name in data if isinstance(data, dict) else ():
+            if name == other:
+                raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
+            hint = "" if name in cls.model_fields else did_you_mean(name, cls.model_fields)
+            if hint:  # pydantic reports other names
+                raise InvalidInputError(f"{cls.__name__} has no field `{name}`.{hint}")
         return data
 
     @field_validator("reranker", mode="before")

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
 from marcorank._forks import reset_in_child
@@ -22,6 +22,7 @@ from marcorank._models.selection import choose, installed
 from marcorank._once import Once
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
+from marcorank.scorer import score_kind
 from marcorank.settings import ModelSettings, RerankerSettings, defaults
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from marcorank._inference.backends.base import Backend
     from marcorank._models.selection import Choice
     from marcorank.ranking import ScoreKind
+    from marcorank.scorer import Scorer
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -74,22 +76,30 @@ ModelFiles = LocalFolder | HubModel
 
 
 def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKind:
-    """Check the name of a model and return the kind of its scores, without downloading or sending anything.
+    """Check a model and return the kind of its scores, without downloading or sending anything.
 
-    Settings that only apply to local models are errors for a server, unless they may be meant for the fallback.
+    Settings that only apply to local models are errors for a server and for a scorer object, unless they may be meant
+    for the fallback.
     """
+    if not isinstance(settings.model, str):
+        if settings.token is not None:
+            raise InvalidInputError(f"`token` has no effect on the scorer {settings.name!r}; leave it out.")
+        _check_unused(settings, defaults(ModelSettings), f"scorer {settings.name!r}", has_fallback=has_fallback)
+        return score_kind(cast("Scorer", settings.model))
     if not is_remote(settings.name):
         locate(settings)
         return "logit"
     # Checks the URL, so that no message below shows a password.
     server = RemoteScorer(settings.name, api_key=settings.token)
-    for name, default in _LOCAL_SETTINGS.items():
+    _check_unused(settings, _LOCAL_SETTINGS, f"server {settings.name!r}", has_fallback=has_fallback)
+    return server.score_kind
+
+
+def _check_unused(settings: RerankerSettings, unused: dict[str, Any], where: str, *, has_fallback: bool) -> None:
+    for name, default in unused.items():
         value = getattr(settings, name)
         if value != default and not (has_fallback and name in _FALLBACK_SETTINGS):
-            raise InvalidInputError(
-                f"`{name}` is {value!r}, which has no effect on the server {settings.name!r}; leave it out."
-            )
-    return server.score_kind
+            raise InvalidInputError(f"`{name}` is {value!r}, which has no effect on the {where}; leave it out.")
 
 
 def locate(settings: RerankerSettings) -> ModelFiles:

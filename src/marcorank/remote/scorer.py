@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import check_names, positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import AsyncScorer, PassageScores
-from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.errors import MissingExtraError
 from marcorank.remote.address import parse_address
 from marcorank.remote.connection import Connection, Server
 from marcorank.remote.keys import Key, key_from_environment
@@ -170,9 +170,7 @@ class RemoteScorer(AsyncScorer):
             InvalidInputError: A setting is unknown or invalid.
         """
         known = {"url", *_DEFAULTS}
-        check_names(settings, known)
-        if "url" not in settings:
-            raise InvalidInputError(f"'url' is missing; expected some of {', '.join(sorted(known))}.")
+        check_names(settings, known, required="url")
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:
