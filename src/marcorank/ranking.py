@@ -276,6 +276,8 @@ def check_shape(values: object, *, count: int, model: str) -> NDArray[np.float32
     Raises:
         ScoreError: The values are not real numbers in the range of float32, or do not have this shape.
     """
+    if type(values) is np.ndarray and values.dtype == np.float32 and values.shape == (count,):
+        return values  # as every backend returns them, for each batch
     try:
         wide = _real_numbers(values)
         # A number beyond float32 is reported below, as it was returned.
@@ -303,8 +305,6 @@ def check_shape(values: object, *, count: int, model: str) -> NDArray[np.float32
 
 def _real_numbers(values: object) -> NDArray[Any]:
     """Return an array of ints, floats or bools; raises any exception if the values are nothing like it."""
-    if type(values) is np.ndarray and values.dtype == np.float32:  # such as from a backend
-        return values
     if inspect.iscoroutine(values):
         values.close()  # else Python warns that it was never awaited
         raise TypeError("`score` must not be async")
