@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from marcorank import Reranker, RerankTimeoutError
+from marcorank._forks import ProcessLock
 from marcorank._inference.backends.onnx import OnnxBackend
 from marcorank._once import Once
 from random_models import QUERY
@@ -151,6 +152,28 @@ def test_a_child_forked_during_a_load_loads_for_itself(small_bert, expected, hel
         scores = Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES)
         os._exit(0 if np.array_equal(scores, expected) else 1)
     held.go_on.set()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_lock_of_the_process_is_free_in_a_forked_child(in_thread):
+    """Whichever thread of the parent held it."""
+    lock, held, go_on = ProcessLock(), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            held.set()
+            assert go_on.wait(60)
+
+    in_thread(hold)
+    assert held.wait(60)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        with lock:
+            os._exit(0)
+    go_on.set()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
