@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, TypeVar
@@ -144,16 +145,26 @@ def passage_texts(value: object) -> list[str]:
     return passages
 
 
-def check_names(given: Iterable[str], known: Iterable[str]) -> None:
-    """Check that all settings that were given exist.
+def check_names(given: object, known: Iterable[str], *, required: str | None = None) -> None:
+    """Check that settings are a dict, and that all of them exist.
 
     Raises:
-        InvalidInputError: A name is unknown.
+        InvalidInputError: They are not a dict, a name is unknown, or the required one is missing.
     """
+    if not isinstance(given, Mapping):
+        raise InvalidInputError(f"The settings are {quoted(given)}; expected a dict such as `to_dict` returns.")
     names = sorted(known)
     unknown = sorted(set(given) - set(names), key=str)
     if unknown:
-        raise InvalidInputError(f"Unknown settings {first_few(unknown)}; expected some of {', '.join(names)}.")
+        hints = "".join(did_you_mean(name, names) for name in unknown)
+        raise InvalidInputError(f"Unknown settings {first_few(unknown)}; expected some of {', '.join(names)}.{hints}")
+    if required is not None and required not in given:
+        raise InvalidInputError(f"`{required}` is missing; expected some of {', '.join(names)}.")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """Return a question that names the setting most like a misspelt one; "" if none is like it."""
+    return "".join(f" Did you mean {quoted(match)}?" for match in difflib.get_close_matches(str(name), known, n=1))
 
 
 def request_pair(value: object) -> tuple[str, list[str]]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING
+
+from marcorank._forks import ProcessLock
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +19,7 @@ class _BarsOff:
 
     def __init__(self, turn_off: Callable[[], Callable[[], None]]) -> None:
         self._turn_off = turn_off
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         self._inside = 0
 
     def __enter__(self) -> None:

@@ -6,6 +6,7 @@ Independent of models and frameworks.
 from __future__ import annotations
 
 import html
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overload
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 
 from marcorank._arguments import finite_number
-from marcorank._text import quoted, shorten, table
+from marcorank._text import message_of, quoted, shorten, table
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 ActivationName = Literal["identity", "sigmoid"]
 ScoreKind = Literal["logit", "probability"]
@@ -26,6 +27,7 @@ Outcome = Literal["fallback", "passthrough"]
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
 _MAX_REASON_CHARS = 500
+_MAX_CAUSE_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +265,7 @@ def plain_activation(activation: Activation) -> str | dict[str, float]:
     return asdict(activation) if isinstance(activation, Logistic) else activation
 
 
-def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.float32]:
+def check_shape(values: object, *, count: int, model: str) -> NDArray[np.float32]:
     """Return the values as logits, one per passage.
 
     Args:
@@ -272,26 +274,75 @@ def check_shape(values: ArrayLike, *, count: int, model: str) -> NDArray[np.floa
         model: Name of the model, for the message.
 
     Raises:
-        ScoreError: The values do not have this shape.
+        ScoreError: The values are not real numbers in the range of float32, or do not have this shape.
     """
+    if type(values) is np.ndarray and values.dtype == np.float32 and values.shape == (count,):
+        return values  # as every backend returns them, for each batch
     try:
-        logits = np.asarray(values, dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise ScoreError(f"Model `{model}` returned {quoted(values)}; expected {count} numbers.") from error
+        wide = _real_numbers(values)
+        # A number beyond float32 is reported below, as it was returned.
+        with np.errstate(over="ignore", under="ignore"):
+            logits = wide.astype(np.float32, copy=False)
+    except Exception as error:
+        raise ScoreError(
+            f"Model `{model}` returned {quoted(values)}; expected {count} numbers, one per passage "
+            f"({shorten(message_of(error), _MAX_CAUSE_CHARS)})."
+        ) from error
     if logits.shape != (count,):
+        hint = " Flatten the array." if logits.size == count and logits.ndim > 1 else ""
         raise ScoreError(
             f"Model `{model}` returned logits of shape {logits.shape} for {count} passages; "
-            f"expected one float per passage, shape ({count},)."
+            f"expected one float per passage, shape ({count},).{hint}"
+        )
+    too_large = np.isinf(logits) & np.isfinite(wide)
+    if too_large.any():
+        raise ScoreError(
+            f"Model `{model}` returned {wide[too_large][0]:.3g}, which is beyond the range of float32; expected "
+            "logits between -3.4e38 and 3.4e38."
         )
     return logits
 
 
-def check_finite(logits: NDArray[np.float32], *, model: str) -> None:
+def _real_numbers(values: object) -> NDArray[Any]:
+    """Return an array of ints, floats or bools; raises any exception if the values are nothing like it."""
+    if inspect.iscoroutine(values):
+        values.close()  # else Python warns that it was never awaited
+        raise TypeError("`score` must not be async")
+    array = np.asarray(_without_tensors(values))
+    if array.dtype.kind == "O" and array.ndim:
+        # Such as decimals, fractions and large ints.
+        array = np.array([_real_number(value) for value in array.flat]).reshape(array.shape)
+    if array.dtype.kind not in "fiub":
+        kind = type(values).__name__ if array.dtype.kind == "O" else array.dtype
+        raise TypeError(f"found {kind}")
+    return array
+
+
+def _real_number(value: Any) -> float:
+    if isinstance(value, (str, bytes)) or value is None:
+        raise TypeError(f"found {quoted(value)}")
+    return float(value)
+
+
+def _without_tensors(values: Any) -> Any:
+    """Return what numpy reads without a warning, an error or a wrong value, from tensors and masked arrays."""
+    if hasattr(values, "detach"):
+        # numpy takes no tensor of torch from a GPU, in bfloat16, or with a gradient.
+        return values.detach().tolist()
+    if isinstance(values, np.ma.MaskedArray):
+        return values.tolist()  # None where it is masked; numpy would take what is beneath
+    if isinstance(values, (list, tuple)) and not {float, int}.issuperset(map(type, values)):
+        return [_without_tensors(value) for value in values]
+    return values
+
+
+def check_finite(logits: NDArray[np.float32], *, model: str, is_custom: bool = False) -> None:
     """Check that all logits are finite.
 
     Args:
         logits: One per passage. Shape: (passages,), float32.
         model: Name of the model, for the message.
+        is_custom: Whether it is a scorer of the user, whose weights nobody else can check.
 
     Raises:
         ScoreError: A logit is NaN or infinite.
@@ -299,8 +350,10 @@ def check_finite(logits: NDArray[np.float32], *, model: str) -> None:
     broken = np.flatnonzero(~np.isfinite(logits))
     if broken.size:
         first = int(broken[0])
+        remedy = "Check the weights of the model and its precision: half precision can overflow where fp32 does not."
+        if is_custom:
+            remedy = "`score` must return a finite number for every passage; a large negative one ranks a passage last."
         raise ScoreError(
             f"Model `{model}` returned {float(logits[first])!r} for `passages[{first}]` "
-            f"({broken.size} of {len(logits)} logits are not finite). Check the weights of the model and "
-            "its precision: half precision can overflow where fp32 does not."
+            f"({broken.size} of {len(logits)} logits are not finite). {remedy}"
         )

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from marcorank._arguments import (
     check_names,
+    did_you_mean,
     passage_texts,
     query_text,
     request_pair,
     score_threshold_or_none,
     top_n_or_none,
 )
-from marcorank._calls.failures import OPERATIONAL_ERRORS, warnings
+from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank._calls.model import LazyModel
 from marcorank._calls.ranker import Ranker, RankOptions
 from marcorank._forks import reset_in_child
@@ -26,8 +28,7 @@ from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.ranking import Logistic, Ranking, RerankStatus
 from marcorank.remote import RemoteScorer, is_remote
-from marcorank.scorer import score_kind
-from marcorank.settings import RerankerSettings, defaults, takes
+from marcorank.settings import RerankerSettings, defaults, descriptions, takes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,9 +41,12 @@ if TYPE_CHECKING:
     from marcorank._steps import Steps
     from marcorank.ranking import Activation, Outcome, ScoreKind
     from marcorank.scorer import Scorer
+    from marcorank.settings import OnError
 
 # For the message of an unknown argument.
 RerankerSettings.__init__.__qualname__ = "Reranker.__init__"
+_SETTINGS = tuple(descriptions(RerankerSettings))
+_CHANGEABLE = ("activation", "on_error", "timeout_s", "fallback")
 # A custom scorer may block each of them.
 _THREADS_FOR_A_SCORER = 16
 
@@ -54,6 +58,9 @@ class Reranker:
     downloaded or loaded before the first use. Any number of threads and tasks may share one reranker, and rerankers
     with the same settings share the weights. Copies and pickles carry the settings without the token, never the
     weights.
+
+    You can assign other values to `activation`, `on_error`, `timeout_s` and `fallback`, which are checked as those of
+    the constructor are. The next call uses them.
 
     Attributes:
         model: Name or path of the model, or the scorer that was given.
@@ -68,49 +75,53 @@ class Reranker:
         UnknownModelError: The model is neither a possible Hub name nor a folder.
     """
 
+    activation: Activation
+    on_error: OnError
+    timeout_s: float | None
+    fallback: Reranker | None
+    _settings: RerankerSettings
+    _score_kind: ScoreKind
+
     @takes(RerankerSettings)
     def __init__(self, *args: Any, **settings: Any) -> None:
-        self._settings = given = RerankerSettings(*args, **settings)
+        for name in settings:
+            if name not in _SETTINGS:
+                hint = did_you_mean(name, _SETTINGS)
+                raise TypeError(f"Reranker.__init__() got an unexpected keyword argument {quoted(name)}.{hint}")
+        given = RerankerSettings(*args, **settings)
         self._custom = None if isinstance(given.model, str) else cast("Scorer", given.model)
         self.model = given.model
-        self.activation = cast("Activation", given.activation)
-        self.on_error = given.on_error
-        self.timeout_s = given.timeout_s
         info = catalogue.find(given.name) if self._custom is None else None
         self.name = info.name if info else given.name
-        self._score_kind = (
-            score_kind(self._custom)
-            if self._custom is not None
-            else validate_model(given, has_fallback=given.fallback is not None)
-        )
-        if self._score_kind == "probability" and isinstance(self.activation, Logistic):
-            raise InvalidInputError(
-                f"`activation` is {quoted(self.activation)}, which is fitted on logits; {self.name} gives "
-                "probabilities only."
-            )
-        self.fallback = self._fallback_reranker()
+        self._apply(given, renew_fallback=True)
         self._start()
         reset_in_child(self, Reranker._restart)
 
-    def _fallback_reranker(self) -> Reranker | None:
-        given, settings = self._settings.fallback, self._settings
-        if given is None or isinstance(given, Reranker):
-            return given
-        if isinstance(given, Mapping):
-            if "url" in given:
-                return Reranker(RemoteScorer.from_dict(given), activation=self.activation)
-            return Reranker.from_dict({"activation": self.activation, **given})
-        if not isinstance(given, str):
-            return Reranker(given, activation=self.activation)
-        if is_remote(given):
-            limit = settings.max_passages_per_request
-            return Reranker(given, activation=self.activation, max_passages_per_request=limit)
-        return Reranker(
-            given,
-            activation=self.activation,
-            threads=settings.threads,
-            cache_folder=settings.cache_folder,
-            local_files_only=settings.local_files_only,
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _SETTINGS or "_model" not in vars(self):  # the latter in `__init__`
+            super().__setattr__(name, value)
+        elif name in _CHANGEABLE:
+            # A fallback without an activation of its own has that of this reranker.
+            renew_fallback = name == "fallback" or (name == "activation" and self._owns_fallback)
+            self._apply(replace(self._settings, **{name: value}), renew_fallback=renew_fallback)
+        else:
+            raise InvalidInputError(f"`{name}` of a Reranker cannot be changed; make a new one.")
+
+    def _apply(self, given: RerankerSettings, *, renew_fallback: bool) -> None:
+        """Use settings, if they are valid together."""
+        kind = validate_model(given, has_fallback=given.fallback is not None)
+        if kind == "probability" and isinstance(given.activation, Logistic):
+            raise InvalidInputError(
+                f"`activation` is {quoted(given.activation)}, which is fitted on logits; {self.name} gives "
+                "probabilities only."
+            )
+        vars(self).update(
+            fallback=_fallback_reranker(given) if renew_fallback else self.fallback,
+            activation=given.activation,
+            on_error=given.on_error,
+            timeout_s=given.timeout_s,
+            _settings=given,
+            _score_kind=kind,
         )
 
     @property
@@ -122,6 +133,7 @@ class Reranker:
         self._model = LazyModel(
             self.name,
             lambda: load_scorer(settings) if custom is None else as_request_scorer(custom),
+            is_custom=custom is not None,
             cache_size=settings.cache_size if custom is None else 0,
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
             max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
@@ -157,7 +169,8 @@ class Reranker:
             MarcoRankError: The model cannot be loaded, or the server cannot be used; see `errors`.
         """
         request = (query_text(query), passage_texts(passages))
-        (scores,) = run(self._model.run(self._model.score([request]), self.timeout_s))
+        limit = None if self.timeout_s is None else TimeLimit(self.timeout_s, self.timeout_s)
+        (scores,) = run(self._model.run(self._model.score([request]), limit))
         return scores.logits
 
     def rank(
@@ -283,9 +296,11 @@ class Reranker:
         """Make a reranker from what `to_dict` returned.
 
         Raises:
-            InvalidInputError: A key is unknown or a value is not allowed.
+            InvalidInputError: The dict is empty, a key is unknown or a value is not allowed.
         """
         check_names(settings, defaults(RerankerSettings))
+        if not settings:
+            raise InvalidInputError("The settings are an empty dict; expected one such as `to_dict` returns.")
         return cls(**settings)
 
     def __repr__(self) -> str:
@@ -326,6 +341,28 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     """
     settings = reranker._settings  # noqa: SLF001 -- with the token, which no public form has
     return fingerprint(settings if isinstance(reranker.model, str) else cast("Scorer", reranker.model))
+
+
+def _fallback_reranker(settings: RerankerSettings) -> Reranker | None:
+    given, activation = settings.fallback, cast("Activation", settings.activation)
+    if given is None or isinstance(given, Reranker):
+        return given
+    if isinstance(given, Mapping):
+        if "url" in given:
+            return Reranker(RemoteScorer.from_dict(given), activation=activation)
+        return Reranker.from_dict({"activation": activation, **given})
+    if not isinstance(given, str):
+        return Reranker(given, activation=activation)
+    if is_remote(given):
+        limit = settings.max_passages_per_request
+        return Reranker(given, activation=activation, max_passages_per_request=limit)
+    return Reranker(
+        given,
+        activation=activation,
+        threads=settings.threads,
+        cache_folder=settings.cache_folder,
+        local_files_only=settings.local_files_only,
+    )
 
 
 def plain_fallback(fallback: object) -> str | dict[str, Any] | None:

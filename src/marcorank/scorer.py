@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
-from marcorank._text import shorten
+from marcorank._text import quoted, shorten
+from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,5 +35,15 @@ def scorer_name(scorer: Scorer) -> str:
 
 
 def score_kind(scorer: Scorer) -> ScoreKind:
-    """Return whether a scorer returns logits or probabilities."""
-    return "probability" if getattr(scorer, "score_kind", "logit") == "probability" else "logit"
+    """Return whether a scorer returns logits or probabilities.
+
+    Raises:
+        InvalidInputError: Its attribute `score_kind` is neither.
+    """
+    kind = getattr(scorer, "score_kind", "logit")
+    if kind not in {"logit", "probability"}:
+        raise InvalidInputError(
+            f"`score_kind` of the scorer {quoted(scorer_name(scorer))} is {quoted(kind)}; expected 'logit' or "
+            "'probability'."
+        )
+    return cast("ScoreKind", kind)

@@ -143,6 +143,8 @@ def _fallback(name: str, value: object) -> str | Scorer | Mapping[str, Any]:
         return _model(name, value)
     if "token" in value:
         raise InvalidInputError(f"`{name}` holds a `token`, which dicts do not keep; pass a Reranker.")
+    if not value:
+        raise InvalidInputError(f"`{name}` is an empty dict; expected that of a Reranker or a RemoteScorer, or None.")
     copied = dict(value)
     if isinstance(value.get("model"), os.PathLike):
         copied["model"] = os.fspath(value["model"])
@@ -289,7 +291,7 @@ class RerankerSettings(SharedSettings):
         DEFAULT_MODEL,
         "`bundled` for the small model in the wheel, a Hub name in any spelling, the path of a model folder, a server "
         "such as `tei+http://host:8080`, or an object with `score(query, passages)`. For such an object only "
-        "`activation`, `on_error`, `timeout_s` and `fallback` apply; a server refuses settings for local models.",
+        "`activation`, `on_error`, `timeout_s` and `fallback` apply. It and a server refuse settings for local models.",
         _model,
     )
     _: KW_ONLY

@@ -236,7 +236,9 @@ def test_values_become_plain(adapter):
         ({"token": SecretStr("")}, "`token` is empty; expected a text"),
         ({"reranker": "bundled"}, "`reranker` is 'bundled'; expected a marcorank.Reranker.*goes in `MODEL`"),
         ({"reranker": WordOverlapScorer}, "`reranker` is <class .*; expected a marcorank.Reranker"),
-        ({"topn": 3}, "topn\n.*Extra inputs are not permitted"),
+        ({"topn": 3}, r"no field `topn`\. Did you mean 'top_n'\?"),
+        ({"presicion": "fp32"}, r"no field `presicion`\. Did you mean 'precision'\?"),
+        ({"batch": 3}, "batch\n.*Extra inputs are not permitted"),
     ],
 )
 def test_a_bad_setting_is_an_error_that_says_what_was_found(adapter, settings, message):

@@ -236,7 +236,7 @@ def test_a_key_repeated_by_the_server_is_redacted(server, answer):
 
 def test_a_remote_reranker_does_not_wait_for_a_model_that_loads(server):
     """Creating a reranker never waits for the weights of another."""
-    with marcorank._models.loading._loaded._lock:
+    with marcorank._models.loading._loaded._loading._lock:
         assert Reranker(server.url).score_kind == "logit"
 
 

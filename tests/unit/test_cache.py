@@ -142,7 +142,9 @@ def test_off_by_default_and_not_for_scorers_of_ones_own(scorer):
     chosen = Reranker("bundled")
     assert chosen.rank(QUERY, ["a"]) == chosen.rank(QUERY, ["a"])
     assert len(scorer.asked) == 2
-    own = Reranker(WithNeighbours(), cache_size=5)
+    with pytest.raises(InvalidInputError, match="`cache_size` is 5, which has no effect on the scorer"):
+        Reranker(WithNeighbours(), cache_size=5)
+    own = Reranker(WithNeighbours())
     assert [own.rank(QUERY, passages)[0].logit for passages in (["a"], ["a", "b"], ["a"])] == [1.0, 2.0, 1.0]
 
 

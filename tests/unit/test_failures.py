@@ -227,6 +227,23 @@ def test_model_and_fallback_share_the_time(rank, hanging):
     assert not hanging.answered
 
 
+@pytest.mark.parametrize(
+    ("timeout_s", "of_fallback", "match"),
+    [
+        (0.4, None, r"within 0\.\d+ s, its share of the `timeout_s` of 0\.4 s\. Increase `timeout_s`"),
+        (0.4, 3600, r"within 0\.\d+ s, its share of the `timeout_s` of 0\.4 s\. Increase `timeout_s`"),
+        (0.4, 0.1, r"within 0\.1 s\. Increase `timeout_s`"),
+        (None, 0.1, r"within 0\.1 s\. Increase `timeout_s`"),
+    ],
+)
+def test_the_message_of_a_timeout_names_the_setting(rank, hanging, timeout_s, of_fallback, match):
+    """The number of seconds that was set, beside the share of it that the fallback had."""
+    model = Failing() if timeout_s is None else hanging
+    both = Reranker(model, timeout_s=timeout_s, fallback=Reranker(hanging, timeout_s=of_fallback))
+    with pytest.raises(RerankTimeoutError, match=f"`hanging` did not answer {match}"):
+        rank(both, QUERY, PASSAGES)
+
+
 def test_a_model_that_answers_in_time_is_not_touched(rank, load):
     """The settings change nothing where nothing fails."""
     loaded = load(WordOverlapScorer)

@@ -21,7 +21,7 @@ from pydantic import (
 )
 from pydantic.json_schema import SkipJsonSchema
 
-from marcorank._arguments import one_of, score_threshold_or_none, text_or_none, top_n_or_none
+from marcorank._arguments import did_you_mean, one_of, score_threshold_or_none, text_or_none, top_n_or_none
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
@@ -80,11 +80,12 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _check_name_of_the_model(cls, data: Any) -> Any:
+    def _check_names(cls, data: Any) -> Any:
         check_field_names(cls, data)
         other = "model" if cls._model_field == "model_name" else "model_name"
-        if isinstance(data, dict) and other in data:
-            raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
+        for name in data if isinstance(data, dict) else ():
+            if name == other:
+                raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
         return data
 
     @field_validator("reranker", mode="before")
@@ -260,14 +261,15 @@ class AdapterSettings(BaseModel, SharedSettings):
 
 
 def check_field_names(cls: type[BaseModel], data: object) -> None:
-    """Refuse names of fields that pydantic would repeat at full length.
+    """Refuse unknown names that resemble that of a field, and those that pydantic would repeat at full length.
 
     Raises:
-        InvalidInputError: A name is longer than that of any field.
+        InvalidInputError: There is such a name.
     """
     for name in data if isinstance(data, dict) else ():
-        if len(str(name)) > _MAX_NAME_CHARS:
-            raise InvalidInputError(f"{cls.__name__} has no field {quoted(name)}.")
+        hint = "" if name in cls.model_fields else did_you_mean(name, cls.model_fields)
+        if hint or len(str(name)) > _MAX_NAME_CHARS:
+            raise InvalidInputError(f"{cls.__name__} has no field {quoted(name)}.{hint}")
 
 
 def _comparable(value: object) -> object:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
-import threading
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from marcorank._forks import ProcessLock
 from marcorank.errors import ModelLoadError, RemoteError, RerankTimeoutError, ScoreError
 
 if TYPE_CHECKING:
@@ -23,11 +23,26 @@ OPERATIONAL_ERRORS = (ModelLoadError, ScoreError, RerankTimeoutError, RemoteErro
 _SECONDS_BETWEEN_MESSAGES = 60.0
 
 
-def timeout_error(name: str, seconds: float | None) -> RerankTimeoutError:
-    """Return the error of a model that did not answer in time."""
+class TimeLimit(NamedTuple):
+    """How long a model may take.
+
+    Attributes:
+        seconds: Maximum number of seconds.
+        timeout_s: The setting of which they are a part.
+    """
+
+    seconds: float
+    timeout_s: float
+
+
+def timeout_error(name: str, limit: TimeLimit, *, loading: bool) -> RerankTimeoutError:
+    """Return the error of a model that did not answer in time, perhaps because it was still loading."""
+    share = "" if limit.seconds == limit.timeout_s else f", its share of the `timeout_s` of {limit.timeout_s:.3g} s"
+    cause, remedy = "", "or pass fewer or shorter passages"
+    if loading:
+        cause, remedy = " because it was still loading", "or call `warm_up()` first"
     return RerankTimeoutError(
-        f"Model `{name}` did not answer within {seconds or 0:.3g} s. Increase `timeout_s`, or pass fewer or shorter "
-        "passages."
+        f"Model `{name}` did not answer within {limit.seconds:.3g} s{share}{cause}. Increase `timeout_s`, {remedy}."
     )
 
 
@@ -36,7 +51,7 @@ class _RateLimitedWarnings:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = ProcessLock()
         # For each cause, when it was logged last and how often it was skipped since.
         self._logged: dict[tuple[str, ...], tuple[float, int]] = {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, TypeVar
 
 from marcorank._calls.cache import ScoreCache
@@ -10,12 +9,14 @@ from marcorank._calls.failures import timeout_error
 from marcorank._calls.requests import DeduplicatedRequest
 from marcorank._calls.tasks import Tasks
 from marcorank._inference.scorer import PassageScores, score_steps
+from marcorank._once import Once
 from marcorank._steps import Wait
 from marcorank.errors import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from marcorank._calls.failures import TimeLimit
     from marcorank._inference.scorer import Request, RequestScorer
     from marcorank._steps import Steps
 
@@ -28,15 +29,19 @@ class LazyModel:
     Args:
         name: Of the model, for messages.
         load: Returns its scorer.
+        is_custom: Whether it is a scorer of the user.
         cache_size: Maximum number of passages that are cached with their scores.
         max_workers: Maximum number of threads that run steps of its calls.
     """
 
-    def __init__(self, name: str, load: Callable[[], RequestScorer], *, cache_size: int, max_workers: int) -> None:
+    def __init__(
+        self, name: str, load: Callable[[], RequestScorer], *, is_custom: bool, cache_size: int, max_workers: int
+    ) -> None:
         self.name = name
+        self._is_custom = is_custom
         self.closed = False
         self._load = load
-        self._loading = threading.Lock()
+        self._loading = Once()
         self._scorer: RequestScorer | None = None
         self._cache_size = cache_size
         self._cache = ScoreCache(cache_size) if cache_size else None
@@ -44,13 +49,14 @@ class LazyModel:
 
     def _loaded_scorer(self) -> RequestScorer:
         """Return the scorer; the first call loads it, and others wait for it."""
-        with self._loading:
-            scorer = self._scorer
-            if scorer is None:
-                scorer = self._load()
-                # If closed meanwhile, only this last call needs it.
-                self._scorer = None if self.closed else scorer
-            return scorer
+        return self._loading.get(None, lambda: self._scorer, self._load_and_keep)
+
+    def _load_and_keep(self) -> RequestScorer:
+        self._scorer = scorer = self._load()
+        # `close` sets both in the other order. If closed meanwhile, only this last call needs the scorer.
+        if self.closed:
+            self._scorer = None
+        return scorer
 
     def score(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
         """Score the distinct passages of each request, except those whose scores are cached."""
@@ -64,11 +70,13 @@ class LazyModel:
             scored = yield from score_steps(scorer, uncached)
         remaining = iter(scored)
         return [
-            request.merge(next(remaining) if request.uncached else PassageScores.empty(), self.name)
+            request.merge(
+                next(remaining) if request.uncached else PassageScores.empty(), self.name, is_custom=self._is_custom
+            )
             for request in deduplicated
         ]
 
-    def run(self, steps: Steps[T], timeout_s: float | None, *, may_block: bool = True) -> Steps[T]:
+    def run(self, steps: Steps[T], limit: TimeLimit | None, *, may_block: bool = True) -> Steps[T]:
         """Run steps in the calling thread, or as a task if that thread must not be blocked or may give up.
 
         Raises:
@@ -77,14 +85,14 @@ class LazyModel:
         """
         if self.closed:
             raise ClosedError(f"The reranker of `{self.name}` was closed; make a new Reranker.")
-        if timeout_s is None and may_block:
+        if limit is None and may_block:
             return (yield from steps)
         task = self._tasks.start(steps)
         try:
-            yield Wait(task, timeout_s)
-            if task.done():
+            yield Wait(task, None if limit is None else limit.seconds)
+            if limit is None or task.done():
                 return task.result()
-            raise timeout_error(self.name, timeout_s)
+            raise timeout_error(self.name, limit, loading=self._scorer is None)
         finally:
             self._tasks.abandon(task)
             # It refers to its error, whose traceback refers to this frame.
@@ -94,7 +102,6 @@ class LazyModel:
         """Finish the running calls and release the model."""
         self.closed = True
         self._tasks.close()
-        with self._loading:
-            self._scorer = None
+        self._scorer = None
         if self._cache is not None:
             self._cache = ScoreCache(self._cache_size)

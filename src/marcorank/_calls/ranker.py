@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from marcorank._calls.failures import OPERATIONAL_ERRORS, warnings
+from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank.errors import InvalidInputError
 from marcorank.ranking import RankedPassage, Ranking, RerankStatus, order_logits, unranked
 
@@ -70,7 +70,7 @@ class Ranker(NamedTuple):
         requests: Sequence[Request],
         options: RankOptions,
         *,
-        limit_s: float | None = None,
+        limit: TimeLimit | None = None,
         may_block: bool = True,
     ) -> Steps[list[Ranking]]:
         """Rank the passages of each request.
@@ -78,23 +78,31 @@ class Ranker(NamedTuple):
         Args:
             requests: Checked queries with their passages.
             options: Which results to keep.
-            limit_s: Maximum number of seconds, in addition to `timeout_s`.
+            limit: What is left of the time of the model that failed, in addition to `timeout_s`.
             may_block: Whether the steps of a model may run in the calling thread.
         """
-        limit_s = min((seconds for seconds in (self.timeout_s, limit_s) if seconds is not None), default=None)
+        limits = [] if limit is None else [limit]
+        if self.timeout_s is not None:
+            limits.append(TimeLimit(self.timeout_s, self.timeout_s))
+        limit = min(limits, default=None)
         started = time.monotonic()
         failure: Exception | None = None
         try:
             try:
-                own_limit_s = limit_s if limit_s is None or self.fallback is None else limit_s / 2
+                own_limit = limit
+                if limit is not None and self.fallback is not None:
+                    own_limit = limit._replace(seconds=limit.seconds / 2)
                 own = self._rank_with_model(requests, options)
-                return (yield from self.model.run(own, own_limit_s, may_block=may_block))
+                return (yield from self.model.run(own, own_limit, may_block=may_block))
             except OPERATIONAL_ERRORS as error:
                 failure = error
             if self.fallback is not None:
                 try:
-                    left_s = None if limit_s is None else max(0.0, limit_s - (time.monotonic() - started))
-                    rankings = yield from self.fallback.rank(requests, options, limit_s=left_s, may_block=may_block)
+                    if limit is not None:
+                        left_s = limit.seconds - (time.monotonic() - started)
+                        # A load that holds the interpreter may delay the end of the first half.
+                        limit = limit._replace(seconds=max(left_s, limit.seconds / 2))
+                    rankings = yield from self.fallback.rank(requests, options, limit=limit, may_block=may_block)
                     return self._with_status(rankings, failure)
                 except OPERATIONAL_ERRORS as error:
                     _add_cause(error, failure)

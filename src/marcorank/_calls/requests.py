@@ -27,7 +27,7 @@ class DeduplicatedRequest:
         self._known = {} if cache is None else cache.find(self.query, distinct)
         self.uncached = [passage for passage in distinct if passage not in self._known]
 
-    def merge(self, scored: PassageScores, model: str) -> PassageScores:
+    def merge(self, scored: PassageScores, model: str, *, is_custom: bool) -> PassageScores:
         """Return the scores of all passages, in input order, from those of the uncached ones.
 
         Raises:
@@ -41,7 +41,7 @@ class DeduplicatedRequest:
         else:
             position = {passage: index for index, passage in enumerate(self.uncached)}
             scores = scored.take([position[passage] for passage in self._passages])
-        check_finite(scores.logits, model=model)
+        check_finite(scores.logits, model=model, is_custom=is_custom)
         if self._cache is not None:
             self._cache.keep(self.query, self.uncached, split(scored))
         return scores

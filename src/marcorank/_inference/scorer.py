@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Future
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from marcorank._inference.pairs import PairEncoder
     from marcorank._inference.scheduler import Pair, Scheduler
@@ -34,6 +34,8 @@ _log = logging.getLogger("marcorank")
 # Limits of one call of the tokenizer, whose encodings are large Python objects.
 _PASSAGES_AT_ONCE = 256
 _CHARS_AT_ONCE = 65536
+# They would be taken for the cancellation or the end of the call itself.
+_CONTROL_FLOW = (asyncio.CancelledError, GeneratorExit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +136,16 @@ class PlainScorer:
             ScoreError: The scorer raised an error that is not a `MarcoRankError`, or did not return one number per
                 passage.
         """
-        return [
-            PassageScores(check_shape(self._score(query, list(passages)), count=len(passages), model=self.name))
-            for query, passages in requests
-        ]
+        return [PassageScores(self._score(query, list(passages))) for query, passages in requests]
 
-    def _score(self, query: str, passages: list[str]) -> ArrayLike:
+    def _score(self, query: str, passages: list[str]) -> NDArray[np.float32]:
         try:
-            return self._scorer.score(query, passages)
+            return check_shape(self._scorer.score(query, passages), count=len(passages), model=self.name)
         except MarcoRankError:
             raise
-        except (Exception, asyncio.CancelledError) as error:
-            raise ScoreError(f"Model `{self.name}` raised {type(error).__name__}: {message_of(error)}") from error
+        except (Exception, *_CONTROL_FLOW) as error:
+            message = f"{type(error).__name__}: {message_of(error)}".removesuffix(": ")
+            raise ScoreError(f"Model `{self.name}` raised {message}") from error
 
 
 class CrossEncoderScorer:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
 from marcorank._forks import reset_in_child
@@ -20,9 +19,11 @@ from marcorank._inference.scorer import CrossEncoderScorer, PlainScorer, Request
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
 from marcorank._models.selection import choose, installed
+from marcorank._once import Once
 from marcorank._text import message_of, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
+from marcorank.scorer import score_kind
 from marcorank.settings import ModelSettings, RerankerSettings, defaults
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from marcorank._inference.backends.base import Backend
     from marcorank._models.selection import Choice
     from marcorank.ranking import ScoreKind
+    from marcorank.scorer import Scorer
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -44,7 +46,8 @@ _LOCAL_SETTINGS = {
     for name, value in defaults(ModelSettings).items()
     if name not in {"cache_size", "max_passages_per_request"}
 }
-_FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only")
+_SERVER_SETTINGS = {"max_passages_per_request": None}
+_FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only", "max_passages_per_request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,28 +82,32 @@ ModelFiles = LocalFolder | HubModel
 
 
 def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKind:
-    """Check the name of a model and return the kind of its scores, without downloading or sending anything.
+    """Check a model and return the kind of its scores, without downloading or sending anything.
 
-    Settings that only apply to local models are errors for a server, and the other way round, unless they may be meant
+    Settings that only apply to local models are errors for a server and for a scorer object, unless they may be meant
     for the fallback.
     """
+    if not isinstance(settings.model, str):
+        if settings.token is not None:
+            raise InvalidInputError(f"`token` has no effect on the scorer {quoted(settings.name)}; leave it out.")
+        _check_unused(settings, defaults(ModelSettings), f"scorer {quoted(settings.name)}", has_fallback=has_fallback)
+        return score_kind(cast("Scorer", settings.model))
     if not is_remote(settings.name):
         locate(settings)
-        if settings.max_passages_per_request is not None and not has_fallback:
-            raise InvalidInputError(
-                f"`max_passages_per_request` is {settings.max_passages_per_request}, which has no effect on the model "
-                f"{settings.name!r}, as it is not on a server; leave it out."
-            )
+        where = f"model {quoted(settings.name)}, which is not on a server"
+        _check_unused(settings, _SERVER_SETTINGS, where, has_fallback=has_fallback)
         return "logit"
-    # Checks the URL, so that no message below shows a password. Not shared: a load may hold the lock.
+    # Checks the URL, so that no message below shows a password.
     server = _remote_scorer(settings)
-    for name, default in _LOCAL_SETTINGS.items():
+    _check_unused(settings, _LOCAL_SETTINGS, f"server {quoted(settings.name)}", has_fallback=has_fallback)
+    return server.score_kind
+
+
+def _check_unused(settings: RerankerSettings, unused: dict[str, Any], where: str, *, has_fallback: bool) -> None:
+    for name, default in unused.items():
         value = getattr(settings, name)
         if value != default and not (has_fallback and name in _FALLBACK_SETTINGS):
-            raise InvalidInputError(
-                f"`{name}` is {quoted(value)}, which has no effect on the server {quoted(settings.name)}; leave it out."
-            )
-    return server.score_kind
+            raise InvalidInputError(f"`{name}` is {quoted(value)}, which has no effect on the {where}; leave it out.")
 
 
 def locate(settings: RerankerSettings) -> ModelFiles:
@@ -364,14 +371,17 @@ def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = No
 
 
 class _Loaded:
-    """Models loaded in this process: one copy of the weights, freed when no scorer uses it any more."""
+    """Models loaded in this process: one copy of the weights, freed when no scorer uses it any more.
+
+    Whoever asks for a model that another thread loads waits for it; other models do not wait.
+    """
 
     def __init__(self) -> None:
+        self._loading = Once()
         self.reset()
 
     def reset(self) -> None:
-        """Start empty, with a new lock."""
-        self._lock = threading.Lock()
+        """Start empty."""
         self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
     def reset_in_child(self) -> None:
@@ -383,11 +393,12 @@ class _Loaded:
 
     def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
         """Return the model that is loaded under a key, or load it."""
-        with self._lock:
-            loaded = self._models.get(key)
-            if loaded is None:
-                loaded = self._models[key] = load()
+
+        def load_and_keep() -> Any:
+            loaded = self._models[key] = load()
             return loaded
+
+        return self._loading.get(key, lambda: self._models.get(key), load_and_keep)
 
 
 _loaded = _Loaded()

@@ -131,6 +131,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         try:
             ranking = await self.core.arank(query, call.texts, **call.options)
             ranked = self._ranked(call, ranking)
+        except GeneratorExit:  # the event loop was closed during the call, so nothing can be awaited any more
+            raise
         except BaseException as error:
             await run.on_chain_error(error)
             raise

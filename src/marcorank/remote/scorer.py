@@ -14,7 +14,7 @@ import numpy as np
 
 from marcorank._arguments import check_names, positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import AsyncScorer, PassageScores
-from marcorank.errors import InvalidInputError, MissingExtraError
+from marcorank.errors import MissingExtraError
 from marcorank.ranking import check_finite
 from marcorank.remote.address import parse_address
 from marcorank.remote.connection import Connection, Server
@@ -183,9 +183,7 @@ class RemoteScorer(AsyncScorer):
             InvalidInputError: A setting is unknown or invalid.
         """
         known = {"url", *_DEFAULTS}
-        check_names(settings, known)
-        if "url" not in settings:
-            raise InvalidInputError(f"'url' is missing; expected some of {', '.join(sorted(known))}.")
+        check_names(settings, known, required="url")
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:

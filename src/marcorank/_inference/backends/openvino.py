@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marcorank._forks import ProcessLock
 from marcorank._inference.backends.base import check_graph
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._text import quoted
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 # Names in OpenVINO: the inference precision, and the CPU capability that it needs.
 _PRECISIONS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16"), "int8": ("f32", "INT8")}
+# Two threads that load their first models would each make a core.
+_making_core = ProcessLock()
 
 
 class OpenvinoBackend:
@@ -106,13 +109,18 @@ class OpenvinoBackend:
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 
 
-@lru_cache(maxsize=1)
 def shared_core() -> Any:
     """Return the one `openvino.Core` of this process.
 
     Each core loads a CPU plugin, which installs an alternate signal stack and removes it when it is destroyed. If two
     cores are destroyed out of order, the next signal, such as Ctrl-C, kills the process. This one is never destroyed.
     """
+    with _making_core:
+        return _core()
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
     try:
         with without_telemetry():
             import openvino

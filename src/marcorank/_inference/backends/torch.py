@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marcorank._forks import ProcessLock
 from marcorank._progress import without_transformers_bars
 from marcorank._text import message_of, quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# transformers switches the default dtype of the whole process while it loads a model.
+_loading = ProcessLock()
 
 
 class TorchBackend:
@@ -78,7 +81,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         ) from error
     dtype = getattr(torch, _DTYPES[precision])
     try:
-        with without_transformers_bars:
+        with _loading, without_transformers_bars:
             model = CrossEncoder(
                 str(folder),
                 device=device,
