@@ -153,6 +153,23 @@ def test_notes_of_the_collection_are_told(run, beir):
     assert "note" not in out
 
 
+def test_ids_that_are_spelled_in_two_ways_are_an_error(run, tmp_path):
+    """Where no judged passage is in the corpus, a table of zeros would say that reranking is useless."""
+    (tmp_path / "data" / "qrels").mkdir(parents=True)
+    write_rows(tmp_path / "data" / "corpus.jsonl", [{"_id": 7, "text": "honey"}, {"_id": 8, "text": "wax"}])
+    write_rows(tmp_path / "data" / "queries.jsonl", [{"_id": "q", "text": "bees"}])
+    (tmp_path / "data" / "run.trec").write_text("q 7 2.0\nq 8 1.0\n")
+    (tmp_path / "data" / "qrels" / "test.tsv").write_text("q 0 007 1\nq 0 008 1\n")
+    status, out, err = run(tmp_path / "data")
+    assert (status, out) == (1, "")
+    assert "error: 2 of 2 judged passages, such as '007', are not in the corpus of collection 'data'" in err
+    assert "only others such as '7'; expected the same doc ids in both" in err
+    (tmp_path / "data" / "qrels" / "test.tsv").write_text("q 0 7 1\nq 0 008 1\n")
+    status, _, err = run(tmp_path / "data")
+    assert status == 0
+    assert "Judged passages that are not in the corpus, counted as not found: 1 of 2, such as '008'." in err
+
+
 def test_the_second_time_nothing_is_scored(run, candidates, tmp_path):
     """The same command prints the same results and latencies again, and does not change the scores."""
     first = run(candidates, "--format", "json")

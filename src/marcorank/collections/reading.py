@@ -51,8 +51,10 @@ def read_collection(
 
     `passages` are texts, or objects with `text` and optionally `id` and `score`, in the order of the first stage.
     `relevant` names passages by index from 0, by id or by text, or is an object of grades by id. Whole numbers are
-    indexes, unless ids are whole numbers too. Other passages are judged as not relevant. A relevant passage that is not
-    in the list was not found by the first stage. A row may have a `query_id` or `id`; by default it is the line number.
+    indexes, unless ids are whole numbers too. A list that can be read in several ways is an error, such as `[0, 1, 0]`
+    for three passages, which looks like labels. Other passages are judged as not relevant. A relevant passage that is
+    not in the list was not found by the first stage. A row may have a `query_id` or `id`; by default it is the line
+    number.
 
     Files may be compressed as .gz. Only judged queries are kept. `Collection.notes` lists irregularities.
 
@@ -84,9 +86,13 @@ def read_collection(
         candidates, run_notes = _candidates(run_file, texts)
         passages, corpus_notes = read_texts(corpus_file, wanted=_doc_ids(candidates) | _doc_ids(judged))
     check_texts(passages, _doc_ids(candidates), "passages of the run", corpus_file)
-    without_text = len(_doc_ids(judged).keys() - passages.keys())
+    judged_ids = _doc_ids(judged)
+    without_text = [doc_id for doc_id in judged_ids if doc_id not in passages]
     if without_text:
-        corpus_notes.append(f"Judged passages that are not in the corpus: {without_text}.")
+        corpus_notes.append(
+            f"Judged passages that are not in the corpus, counted as not found: {len(without_text)} of "
+            f"{len(judged_ids)}, such as {without_text[0]!r}."
+        )
     notes = (*split_notes, *qrels_notes, *query_notes, *run_notes, *corpus_notes)
     return _noted(Collection(name or folder.resolve().name, texts, passages, judged, candidates, notes))
 

@@ -150,6 +150,8 @@ def evaluate_runs(
                 f"Run {label!r} has none of the judged queries: its first query_id is {next(iter(run))!r}, the first "
                 f"in the qrels {next(iter(qrels))!r}; expected the same query ids in both."
             )
+    retrieved = {doc_id for run in runs.values() for results in run.values() for doc_id in results}
+    _check_doc_ids(qrels, retrieved, f"the results of {' and '.join(map(repr, runs))}")
     parsed = parse_measures(measures, relevant_grade=whole_number("relevant_grade", relevant_grade, 1))
     values = {label: per_query(parsed, qrels, run) for label, run in runs.items()}
     results = [
@@ -183,6 +185,18 @@ def _check(collection: Collection) -> None:
                 f"Collection {name!r} has no text for passage {doc_id!r}, a candidate of query {query_id!r}; expected "
                 "a text for every candidate."
             )
+    _check_doc_ids(collection.qrels, collection.passages, f"the corpus of collection {name!r}")
+
+
+def _check_doc_ids(qrels: Qrels, doc_ids: Iterable[str], where: str) -> None:
+    """Check that there is any judged passage: where ids are spelled in two ways, all values would be 0."""
+    judged = {doc_id: None for grades in qrels.values() for doc_id in grades}
+    known = set(doc_ids)
+    if judged and known and known.isdisjoint(judged):
+        raise InvalidInputError(
+            f"{len(judged)} of {len(judged)} judged passages, such as {next(iter(judged))!r}, are not in {where}, "
+            f"only others such as {min(known)!r}; expected the same doc ids in both. Are zeros or prefixes missing?"
+        )
 
 
 def _depths(top_k: object, collection: Collection) -> tuple[int, ...]:
