@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -492,6 +493,11 @@ def test_what_cannot_be_written_is_named(tmp_path):
         (
             {"collection": replace(COLLECTION, qrels={query_id: {"007": 1} for query_id in COLLECTION.queries})},
             "1 of 1 judged passages, such as '007', are not in the corpus of collection 'letters', only others such as",
+        ),
+        pytest.param(
+            {"measures": ["ERR@10"], "collection": replace(COLLECTION, qrels={**COLLECTION.qrels, "q1": {"all": 5}})},
+            "greatest grade of the qrels is 5, and ERR@10 is defined for grades of at most 4",
+            marks=pytest.mark.skipif(shutil.which("perl") is None, reason="ir_measures computes ERR in Perl"),
         ),
         ({"collection": "no-such-folder"}, "no-such-folder"),
         ({"scores_folder": __file__}, "cannot be written"),

@@ -77,6 +77,8 @@ def evaluate(
     depths = _depths(top_k, collection)
     grade = whole_number("relevant_grade", relevant_grade, 1)
     parsed = parse_measures(measures, relevant_grade=grade)
+    # What a measure does not take in these judgements shows before anything is scored.
+    per_query(parsed, collection.qrels, collection.run)
     if importlib.util.find_spec("scipy") is None:
         raise MissingExtraError('Calibration needs the package scipy: pip install "marcorank[evaluation]"')
     results = []
