@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from marcorank._files import json_line
+from marcorank._files import json_line, numbered_lines
 from marcorank.cli.writing import opened
 from marcorank.errors import InvalidInputError
 
@@ -76,6 +76,25 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
         opened(str(tmp_path / "none" / "out.jsonl")),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("out.txt", b"stra"),
+        ("out.gz", b"\x1f\x8b"),
+        ("out.GZ", b"\x1f\x8b"),
+        ("out.bz2", b"BZh"),
+        ("out.xz", b"\xfd7zXZ"),
+    ],
+)
+def test_the_ending_of_the_name_decides_how_a_file_is_compressed(tmp_path, name, head):
+    """What is written comes back; half a surrogate pair, which no UTF-8 has, becomes a question mark."""
+    path = tmp_path / name
+    with opened(str(path)) as out:
+        out.write("straße\nhalf \ud83c of a pair\n")
+    assert path.read_bytes().startswith(head)
+    assert [line for _, line in numbered_lines(path)] == ["straße", "half ? of a pair"]
 
 
 @pytest.mark.parametrize("text", ["straße 柏林", "line\nbreak\u2028", "half \ud83c of a pair"])

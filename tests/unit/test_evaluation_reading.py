@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import struct
 from itertools import pairwise
@@ -241,11 +243,28 @@ def test_an_unreadable_file_is_named(read, write, tmp_path):
         read(tmp_path)
     whole = write("q1 0 d1 1\n" * 1000, "whole.gz").read_bytes()
     (tmp_path / "short.gz").write_bytes(whole[:-9])
-    with pytest.raises(InvalidInputError, match=r"short.gz' is damaged or not a gzip file: Compressed file ended"):
+    with pytest.raises(InvalidInputError, match=r"short.gz' cannot be decompressed: Compressed file ended"):
         read(tmp_path / "short.gz")
     (tmp_path / "plain.gz").write_text("q1 0 d1 1\n")
-    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or not a gzip file: Not a gzipped file"):
+    with pytest.raises(InvalidInputError, match=r"plain.gz' cannot be decompressed: Not a gzipped file"):
         read(tmp_path / "plain.gz")
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_files_of_a_collection_may_be_compressed(tmp_path, ending):
+    """Everything that is read may be compressed, and everything that is written may be too."""
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    files = {
+        "queries.jsonl": b'{"_id": "q1", "text": "bees"}\n',
+        "corpus.tsv": b"d1\thoney\n",
+        "qrels.txt": b"q1 0 d1 1\n",
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}{ending}").write_bytes(compress(content))
+    write_run({"q1": {"d1": 2.0}}, tmp_path / f"run.trec{ending}", tag="bm25")
+    assert read_collection(tmp_path).run == {"q1": {"d1": 2.0}}
+    (tmp_path / f"run.trec{ending}").rename(tmp_path / "wrongly-named")
+    assert read_run(tmp_path / "wrongly-named") == {"q1": {"d1": 2.0}}
 
 
 @pytest.mark.parametrize("name", ["out.trec", "out.trec.gz"])
@@ -529,6 +548,18 @@ def test_rows_of_texts_are_a_collection(write, name):
     assert found.qrels == {"1": {"1:0": 0, "1:1": 0, "1:2": 1}, "mine": {"mine:0": 0}, "7": {}}
     assert in_order(found.run) == {"1": [("1:0", 3.0), ("1:1", 2.0), ("1:2", 1.0)], "mine": [("mine:0", 1.0)]}
     assert found.notes == ("Judged queries without results, counted as 0: 1.",)
+
+
+def test_an_array_of_rows_is_a_collection(write):
+    """Formatted JSON reads like JSONL; a row without an id is named by its position, from 1."""
+    content = [
+        {"query": "bees", "passages": ["honey", "wax"], "relevant": [1]},
+        {"query": "cars", "passages": ["fuel"], "relevant": [0]},
+    ]
+    found = read_collection(write(json.dumps(content, indent=2), "pairs.json"))
+    assert (found.name, found.queries) == ("pairs", {"1": "bees", "2": "cars"})
+    with pytest.raises(InvalidInputError, match=r"pairs\.json', row 2 has no field 'relevant'"):
+        read_collection(write(json.dumps([content[0], {"query": "q", "passages": []}], indent=2), "pairs.json"))
 
 
 OBJECTS = [{"id": "b", "text": "honey", "score": 2.5}, {"id": "a", "text": "wax", "score": 2.5}]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from marcorank._files import COMPRESSED_ENDINGS, without_compression
 from marcorank._text import first_few
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
@@ -45,7 +46,7 @@ def read_collection(
     or .trec. The first stage may be there as run.tsv, .txt or .trec; without one, BM25 retrieves 100 candidates for
     each query. With a run, only the texts of candidates and of judged passages are kept.
 
-    **A file** of JSONL, with a row for each query:
+    **A file** of JSONL, or a JSON array, with a row for each query:
 
         {"query": "...", "passages": ["...", "..."], "relevant": [0]}
 
@@ -56,7 +57,7 @@ def read_collection(
     not in the list was not found by the first stage. A row may have a `query_id` or `id`; by default it is the line
     number.
 
-    Files may be compressed as .gz. Only judged queries are kept. `Collection.notes` lists irregularities.
+    Files may be compressed as .gz, .bz2 or .xz. Only judged queries are kept. `Collection.notes` lists irregularities.
 
     Args:
         source: Path of the folder or file.
@@ -105,7 +106,7 @@ def _of_file(path: Path, given: Mapping[str, object], name: str | None) -> Colle
         raise InvalidInputError(
             f"`{too_many}` goes with a folder, but {str(path)!r} is a file that contains everything."
         )
-    return _noted(read_rows(path, name or path.name.removesuffix(".gz").removesuffix(".jsonl")))
+    return _noted(read_rows(path, name or without_compression(path.name).removesuffix(".jsonl").removesuffix(".json")))
 
 
 def _noted(collection: Collection) -> Collection:
@@ -129,7 +130,7 @@ def _file(folder: Path, stem: str, endings: Several[str], given: _Path | None = 
     """Return the given path, or else the only file of that name in the folder, if there is one."""
     if given is not None:
         return Path(given)
-    paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", ".gz"))
+    paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", *COMPRESSED_ENDINGS))
     found = [path for path in paths if path.is_file()]
     if len(found) > 1:
         raise InvalidInputError(
@@ -148,7 +149,7 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
         raise InvalidInputError(
             f"{str(folder)!r} has no judgements; expected qrels/{split}.tsv or qrels.tsv, or their path as `qrels`."
         )
-    files = sorted(path for path in in_folder.iterdir() if path.name.removesuffix(".gz").endswith(_TREC_ENDINGS))
+    files = sorted(path for path in in_folder.iterdir() if without_compression(path.name).endswith(_TREC_ENDINGS))
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "no file"
         raise InvalidInputError(
