@@ -597,6 +597,48 @@ def test_doctor_fails_where_files_of_a_folder_are_missing(run, tmp_path, monkeyp
     assert empty.startswith(f"{tmp_path / 'empty'} does not run: ")
 
 
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [
+        ("adapter", r"is a LoRA adapter \(adapter_config.json\), not a model. Merge it into its base model first"),
+        ("quantized", r"only an int8 ONNX file \(onnx/model_quantized.onnx\).* `backend='onnx', precision='int8'`"),
+        ("config only", "has no weights: expected .*, found config.json, tokenizer.json"),
+    ],
+)
+def test_doctor_says_why_a_folder_cannot_be_used(run, tmp_path, folder, problem):
+    """The reason is a problem, and nothing is suggested that does not help."""
+    path = tmp_path / folder
+    (path / "onnx").mkdir(parents=True)
+    if folder == "adapter":
+        (path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (path / "adapter_model.safetensors").write_bytes(b"")
+    else:
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copy(bundled_folder() / name, path)
+    if folder == "quantized":
+        shutil.copy(bundled_folder() / "onnx" / "model_int8.onnx", path / "onnx" / "model_quantized.onnx")
+    elif folder == "config only":
+        (path / "onnx").rmdir()
+    status, out, _ = run("doctor", "--model", path, "--json")
+    assert status == 1
+    (found,) = json.loads(out)["problems"]
+    assert re.search(problem, found)
+    status, out, _ = run("doctor", "--model", path)
+    assert status == 1
+    assert "marcorank models download" not in out
+    if folder == "quantized":
+        assert len(Reranker(path, backend="onnx", precision="int8").rank("query", ["a", "b"])) == 2
+
+
+def test_doctor_does_not_check_servers(run):
+    """The address of a server is named as what it is."""
+    status, out, _ = run("doctor", "--model", "tei+http://localhost:8080", "--json")
+    assert status == 1
+    assert json.loads(out)["problems"] == [
+        "tei+http://localhost:8080 is the address of a server; expected a model that runs on this machine."
+    ]
+
+
 def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):
     """A bundled model that runs but ranks the wrong passage first is broken too."""
     onnx = pytest.importorskip("onnx", reason="makes the model that ranks upside down")

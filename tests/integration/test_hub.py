@@ -442,6 +442,13 @@ def test_a_repository_without_a_config(hub, cache):
         model(OWN, cache).snapshot(allow_pickle=False)
 
 
+def test_a_repository_with_an_adapter(hub, cache):
+    """A LoRA adapter without its base model is named as what it is."""
+    hub.add(OWN, OTHER, {"adapter_config.json": b"{}", "adapter_model.safetensors": b""})
+    with pytest.raises(ModelLoadError, match=r"is a LoRA adapter .*Merge it into its base model first"):
+        model(OWN, cache).snapshot(allow_pickle=False)
+
+
 def test_weights_that_are_not_cached_are_not_missing(hub, cache):
     """Offline, a model cached for onnx is not said to lack the weights for torch."""
     hub.add(NEW, PINNED, {**TEXTS, "model.safetensors": b"weights"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from marcorank._inference.cpu import cpu_features
 from marcorank.errors import ModelLoadError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ INT8_IR_FILES: tuple[str, ...] = ("openvino/openvino_model_qint8_quantized.xml",
 QUANTIZED_IR_FILE = "openvino/marcorank_int8.xml"
 # Named by transformers; other pickles, such as training_args.bin, do not hold weights.
 PICKLED_WEIGHTS = "pytorch_model*.bin"
+# Written by peft.
+ADAPTER_FILE = "adapter_config.json"
 # By instruction set, best first; a file built for a different one may saturate or be slow.
 _INT8_ONNX_FILES: tuple[tuple[str, str], ...] = (
     ("avx512_vnni", "onnx/model_qint8_avx512_vnni.onnx"),
@@ -107,6 +110,8 @@ def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
 
 def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
     """Raise `ModelLoadError` if a folder with these files has no weights that torch may load."""
+    if ADAPTER_FILE in names and "config.json" not in names:
+        raise adapter_without_base(where)
     if has_weights(names, allow_pickle=allow_pickle):
         return
     pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))
@@ -115,9 +120,23 @@ def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> No
             f"{where} has only pickled weights ({', '.join(pickles)}), which can run code when they are loaded. "
             "Convert them to safetensors, or pass `allow_pickle=True` if you trust the source."
         )
+    quantized = next((name for name in int8_onnx_files(cpu_features()) if name in names), None)
+    if quantized is not None:
+        raise ModelLoadError(
+            f"{where} has only an int8 ONNX file ({quantized}), which is never chosen automatically. Load it with "
+            "`backend='onnx', precision='int8'`."
+        )
     raise ModelLoadError(
         f"{where} has no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
         f"{', '.join(sorted(names)) or 'nothing'}."
+    )
+
+
+def adapter_without_base(where: str) -> ModelLoadError:
+    """Return the error for a LoRA adapter in place of a model."""
+    return ModelLoadError(
+        f"{where} is a LoRA adapter ({ADAPTER_FILE}), not a model. Merge it into its base model first: "
+        "`merge_and_unload()` of peft, then `save_pretrained()` for the model and its tokenizer."
     )
 
 

@@ -156,6 +156,8 @@ class HubModel:
             source = others[0]
             path = self._download(_CONFIG, source)
         if path is None:
+            if self._download(catalogue.ADAPTER_FILE, source) is not None:
+                raise catalogue.adapter_without_base(f"Model `{self.name}`")
             raise ModelLoadError(
                 f"Model `{self.name}` has no {_CONFIG} in {self.location}; marcorank cannot load it as a model."
             )
