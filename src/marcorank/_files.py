@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import lzma
+import math
 import os
 import re
 import shutil
@@ -152,13 +153,34 @@ def not_json(location: str, error: ValueError | RecursionError) -> InvalidInputE
 
 
 def json_line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON in valid UTF-8; values that JSON lacks, such as dates, become text."""
-    line = json.dumps(row, ensure_ascii=False, default=str)
+    """Return a row as a line of JSON in valid UTF-8; values that JSON lacks, such as dates, become text.
+
+    JSON has no NaN and no infinity, which become null; the field `not_finite` then lists where they were.
+    """
+    try:
+        line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        found: list[str] = []
+        row = {f"input_{name}" if name == "not_finite" else name: value for name, value in row.items()}
+        row = {**_without_nan(row, "", found), "not_finite": found}
+        line = json.dumps(row, ensure_ascii=False, default=str)
     try:
         line.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
         line = json.dumps(row, default=str)
     return f"{line}\n"
+
+
+def _without_nan(value: Any, path: str, found: list[str]) -> Any:
+    """Replace what is not finite by None, and add its path to `found`, such as `results[0].price`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        found.append(path)
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(one, f"{path}.{key}".lstrip("."), found) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one, f"{path}[{index}]", found) for index, one in enumerate(value)]
+    return value
 
 
 @contextmanager

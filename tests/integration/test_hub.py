@@ -21,6 +21,7 @@ from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelE
 from marcorank._inference.backends.openvino import shared_core
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
+from untrusted_server import untrusted_server
 
 NEW, OLD = catalogue.find("ms-marco-MiniLM-L6-v2").spellings
 PINNED = catalogue.find(NEW).revision
@@ -309,6 +310,14 @@ def test_a_host_that_has_no_address(hub, cache, monkeypatch):
     set_endpoint(monkeypatch, "http://no-such-host.invalid")
     with pytest.raises(ModelLoadError, match=r"cannot be downloaded from http://no-such-host.invalid at"):
         model(OWN, cache).fetch("config.json")
+
+
+def test_a_certificate_that_nobody_signed(hub, cache, tmp_path, monkeypatch):
+    """Behind the proxy of a company the message names the variable for its certificate."""
+    with untrusted_server(tmp_path) as (host, _):
+        set_endpoint(monkeypatch, f"https://{host}")
+        with pytest.raises(ModelLoadError, match=r"cannot be downloaded from https.* Set SSL_CERT_FILE to a file"):
+            model(OWN, cache).fetch("config.json")
 
 
 @pytest.mark.parametrize("status", [500, 503, 429])

@@ -104,3 +104,18 @@ def test_every_text_comes_back(text):
     assert json.loads(line.encode()) == {"text": text}
     assert line.count("\n") == 1
     assert "straße" not in text or "straße" in line
+
+
+def test_numbers_that_json_lacks_are_null_and_marked():
+    """Strict readers refuse NaN and Infinity; the row says which of its values were one."""
+    row = {"a": float("nan"), "b": [1.5, {"c": float("-inf")}], "d": 1, "not_finite": "mine", "half": "\ud83c"}
+    line = json_line(row)
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, {"c": None}],
+        "d": 1,
+        "input_not_finite": "mine",
+        "half": "\ud83c",
+        "not_finite": ["a", "b[1].c"],
+    }
+    assert json.loads(json_line({"a": 1.0, "not_finite": "mine"})) == {"a": 1.0, "not_finite": "mine"}

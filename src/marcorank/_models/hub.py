@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from marcorank._models import catalogue
 from marcorank._progress import without_hub_bars
-from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError
+from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError, certificate_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -305,9 +305,9 @@ class HubModel:
             )
         else:
             message = (
-                f": {what} cannot be downloaded from {self.location}: {_reason(error)}. Try again. To "
-                "work offline, set HF_HUB_OFFLINE=1 if the model is cached, or pass 'bundled' or the path of a model "
-                "folder."
+                f": {what} cannot be downloaded from {self.location}: {_reason(error)}."
+                f"{certificate_hint(error) or ' Try again.'} To work offline, set HF_HUB_OFFLINE=1 if the model is "
+                "cached, or pass 'bundled' or the path of a model folder."
             )
         return ModelLoadError(f"Model `{self.name}`{message}")
 
