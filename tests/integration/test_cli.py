@@ -355,7 +355,7 @@ def test_a_failed_run_leaves_the_old_output(run, write, tmp_path):
         (["rerank", "q", "--top-n", "x"], "argument --top-n: found 'x'; expected a whole number of at least 1"),
         (
             ["rerank", "q", "--max-length", "15"],
-            "argument --max-length: `--max-length` is 15; expected a whole number of at",
+            "argument --max-length: found 15; expected a whole number of at least 16",
         ),
         (["rerank", "q", "--score-threshold", "nan"], "argument --score-threshold: found 'nan'; expected a number"),
         (["rerank", "q", "--backend", "tpu"], "argument --backend: invalid choice: 'tpu'"),

@@ -194,13 +194,13 @@ def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run
     [
         ((), 2, "required: SOURCE"),
         (("no-such-file",), 1, "error: 'no-such-file' does not exist"),
-        (("candidates.jsonl", "--top-k", "ten"), 2, "invalid int value: 'ten'"),
-        (("candidates.jsonl", "--top-k", "0"), 1, "`top_k` is 0; expected a whole number of at least 1"),
+        (("candidates.jsonl", "--top-k", "ten"), 2, "found 'ten'; expected a whole number"),
+        (("candidates.jsonl", "--top-k", "0"), 2, "argument --top-k: found '0'; expected a whole number of at least 1"),
         (("candidates.jsonl", "--measures", "nDGC@10"), 1, "Measure 'nDGC@10' cannot be computed"),
         (("candidates.jsonl", "--model", "no-such-model"), 1, "error: .*'no-such-model'"),
         (("candidates.jsonl", "--precision", "int4"), 2, "invalid choice: 'int4'"),
         (("candidates.jsonl", "--output", "candidates.jsonl"), 1, "is a file; expected a folder"),
-        (("candidates.jsonl", "--max-length", "3"), 2, "`--max-length` is 3; expected a whole number"),
+        (("candidates.jsonl", "--max-length", "3"), 2, "argument --max-length: found 3; expected a whole number"),
     ],
 )
 def test_what_is_wrong_is_named(run, candidates, arguments, status, message):
@@ -309,7 +309,7 @@ def test_the_line_tells_pairs_and_time_left(monkeypatch):
     monkeypatch.setattr("marcorank.cli.eval.time.monotonic", lambda: next(now))
     shown = _ScoringStatus()
     assert shown.line(5000, 10_000, "bundled") == "Scoring with bundled: 5,000 of 10,000 pairs"
-    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 0:08:10 left"
-    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 0:00:40 left"
-    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 0:43:18 left"
+    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 8 min 10 s left"
+    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
+    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 43 min 18 s left"
     assert shown.line(10_000, 10_000, "bundled") == "Measuring"

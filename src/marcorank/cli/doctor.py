@@ -88,6 +88,8 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
     if is_remote(name):
         return entry | {"problem": f"{name} is the address of a server; expected a model that runs on this machine."}
     try:
+        # Of the two spellings of some models, the one that other messages show.
+        entry["name"] = name = locate(settings).name
         choice = choose(settings)
         entry |= {"backend": choice.backend, "device": choice.device, "precision": choice.precision}
         entry |= {"reason": choice.reason, "present": present_files(settings)}
