@@ -192,6 +192,31 @@ def test_fields_of_the_input_come_along(run, write):
     assert row["score"] == row["logit"] != 9.5
 
 
+def test_a_column_of_a_table_is_ranked(run, tmp_path):
+    """Rows of CSV are passages with their columns; the header is none of them."""
+    path = tmp_path / "passages.csv"
+    path.write_text("id,body\n" + "".join(f'{number},"{text}"\n' for number, text in enumerate(PASSAGES)))
+    status, out, _ = run("rerank", QUERY, path, "--text-field", "body")
+    assert status == 0
+    assert {row["id"]: row["body"] for row in rows(out)} == {str(n): text for n, text in enumerate(PASSAGES)}
+    assert rows(out)[0]["body"] == PASSAGES[1]
+    status, out, error = run("rerank", QUERY, path, "--input-format", "lines")
+    assert (status, len(rows(out)), error) == (0, len(PASSAGES) + 1, "")
+    (tmp_path / "passages").write_text(path.read_text())
+    status, out, error = run("rerank", QUERY, tmp_path / "passages")
+    assert (status, len(rows(out))) == (0, len(PASSAGES) + 1)
+    assert "note: the input looks like a table of 2 columns" in error
+
+
+def test_every_line_of_output_is_valid_json(run, write):
+    """Numbers of the input that JSON lacks are null, and the row says so."""
+    given = [{"text": text, "price": float("nan")} for text in PASSAGES]
+    _, out, _ = run("rerank", QUERY, write(given, "hits.jsonl"))
+    for line in out.splitlines():
+        row = json.loads(line, parse_constant=pytest.fail)
+        assert (row["price"], row["not_finite"]) == (None, ["price"])
+
+
 def test_its_own_output_can_be_reranked(run, write):
     """Two stages of reranking in a row are a pipe."""
     _, first, _ = run("rerank", QUERY, write(PASSAGES))
