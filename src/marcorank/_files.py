@@ -189,6 +189,11 @@ def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
     # A symbolic link stays a link.
     target = Path(path).resolve()
     ending = target.suffix.lower()
+    if ending in {".zst", ".zip"}:
+        raise InvalidInputError(
+            f"{str(path)!r} has the ending {ending}, which cannot be written; expected no compression, or one of "
+            f"{', '.join(COMPRESSED_ENDINGS)}."
+        )
     if target.exists() and not target.is_file():
         if target.is_dir():
             raise InvalidInputError(f"{str(path)!r} is a folder; expected the path of a file to write.")

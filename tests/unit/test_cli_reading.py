@@ -303,6 +303,7 @@ def test_a_broken_table_is_named(write, content, text_field, complaint):
         ("Hello, world\nand, more\n", 0),
         ("one\ntwo\n", 0),
         ("a,b", 0),
+        ("x" * 200_000 + ",\nb", 0),
     ],
 )
 def test_lines_that_look_like_a_table_are_counted(write, content, columns):

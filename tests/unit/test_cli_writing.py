@@ -97,6 +97,17 @@ def test_the_ending_of_the_name_decides_how_a_file_is_compressed(tmp_path, name,
     assert [line for _, line in numbered_lines(path)] == ["straße", "half ? of a pair"]
 
 
+@pytest.mark.parametrize("name", ["out.jsonl.zst", "out.ZIP"])
+def test_a_compression_that_cannot_be_written_is_refused(tmp_path, name):
+    """No plain text appears under a name that promises something else."""
+    with (
+        pytest.raises(InvalidInputError, match=r"cannot be written; expected .* \.gz, \.bz2, \.xz"),
+        opened(str(tmp_path / name)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["straße 柏林", "line\nbreak\u2028", "half \ud83c of a pair"])
 def test_every_text_comes_back(text):
     """A row is one line of UTF-8 from which the same row can be read, readable where it can be."""

@@ -107,9 +107,10 @@ def _format_of(source: str, filled: Sequence[str], text_field: str | None) -> st
     first = filled[0].lstrip()
     if first.startswith("{") or (first.startswith("[") and _is_array("\n".join(filled))):
         return "jsonl"
+    names = {text_field or "text", *TEXT_FIELDS}
     for name, delimiter in (("tsv", "\t"), ("csv", _delimiter(first))):
-        cells = next(csv.reader([first], delimiter=delimiter), [])
-        if len(cells) > 1 and {*cells} & {text_field or "text", *TEXT_FIELDS}:
+        cells = [cell.strip('"') for cell in first.rstrip("\r").split(delimiter)]
+        if len(cells) > 1 and names & {*cells}:
             return name
     return "lines"
 

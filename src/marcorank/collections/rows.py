@@ -54,7 +54,9 @@ class _Candidates:
     def key(self, index: int) -> str:
         """Return what names a passage in an object of grades: its id, in a row without ids its index, or its text."""
         doc_id = self.doc_ids[index]
-        return doc_id if doc_id in self.of_id else self.texts[doc_id] if self.of_id else str(index)
+        if not self.of_id:
+            return str(index)
+        return doc_id if doc_id in self.of_id else self.texts[doc_id]
 
 
 def read_rows(path: Path, name: str) -> Collection:
