@@ -160,6 +160,7 @@ def json_line(row: dict[str, Any]) -> str:
     try:
         line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
+        json.dumps(row, default=str)  # raises again if the row contains itself
         found: list[str] = []
         row = {f"input_{name}" if name == "not_finite" else name: value for name, value in row.items()}
         row = {**_without_nan(row, "", found), "not_finite": found}

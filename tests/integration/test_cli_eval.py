@@ -212,9 +212,9 @@ def test_what_is_wrong_is_named(run, candidates, arguments, status, message):
     assert sorted(path.name for path in candidates.parent.iterdir()) == ["candidates.jsonl"]
 
 
-def test_the_traceback_is_there_for_who_asks(run, candidates):
+def test_the_traceback_is_there_for_who_asks(run):
     """`--debug` shows where an error comes from."""
-    _, _, error = run(candidates, "--top-k", 0, "--debug")
+    _, _, error = run("missing.jsonl", "--debug")
     assert "Traceback" in error
 
 
