@@ -586,7 +586,7 @@ def test_query_engines_are_evaluated_with_and_without_the_reranker(monkeypatch):
         ({"runs": {"other": {"1": {"one": 1.0}}}}, "'other' has none of the judged queries: its first query_id is '1'"),
         (
             {"qrels": {"q1": {"007": 1, "008": 0}}},
-            "2 of 2 judged passages, such as '007', are not in the results of 'before' and 'after', only others such",
+            "2 of 2 judged passages, such as '007', are not in the results of the runs 'before', 'after', only",
         ),
         ({"measures": []}, "`measures` is empty"),
     ],

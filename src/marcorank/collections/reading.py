@@ -92,7 +92,7 @@ def read_collection(
     if without_text:
         corpus_notes.append(
             f"Judged passages that are not in the corpus, counted as not found: {len(without_text)} of "
-            f"{len(judged_ids)}, such as {without_text[0]!r}."
+            f"{len(judged_ids)}, such as {first_few(without_text[:1])}."
         )
     notes = (*split_notes, *qrels_notes, *query_notes, *run_notes, *corpus_notes)
     return _noted(Collection(name or folder.resolve().name, texts, passages, judged, candidates, notes))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import whole_number
 from marcorank._models.catalogue import BUNDLED
+from marcorank._text import first_few
 from marcorank.collections.reading import read_collection
 from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
@@ -136,7 +137,7 @@ def evaluate_runs(
         seed: Seed of the randomisation tests and the bootstrap intervals.
 
     Raises:
-        InvalidInputError: An argument is not allowed.
+        InvalidInputError: An argument is not allowed, or no run has any judged passage.
         MissingExtraError: A package of the extra `evaluation` is missing.
     """
     if not isinstance(runs, Mapping) or not runs:
@@ -153,7 +154,7 @@ def evaluate_runs(
                 f"in the qrels {next(iter(qrels))!r}; expected the same query ids in both."
             )
     retrieved = {doc_id for run in runs.values() for results in run.values() for doc_id in results}
-    _check_doc_ids(qrels, retrieved, f"the results of {' and '.join(map(repr, runs))}")
+    _check_doc_ids(qrels, retrieved, f"the results of the runs {first_few(runs)}")
     parsed = parse_measures(measures, relevant_grade=whole_number("relevant_grade", relevant_grade, 1))
     values = {label: per_query(parsed, qrels, run) for label, run in runs.items()}
     results = [
@@ -196,8 +197,9 @@ def _check_doc_ids(qrels: Qrels, doc_ids: Iterable[str], where: str) -> None:
     known = set(doc_ids)
     if judged and known and known.isdisjoint(judged):
         raise InvalidInputError(
-            f"{len(judged)} of {len(judged)} judged passages, such as {next(iter(judged))!r}, are not in {where}, "
-            f"only others such as {min(known)!r}; expected the same doc ids in both. Are zeros or prefixes missing?"
+            f"{len(judged)} of {len(judged)} judged passages, such as {first_few([next(iter(judged))])}, are not in "
+            f"{where}, only others such as {first_few([min(known)])}; expected the same doc ids in both. Are zeros or "
+            "prefixes missing?"
         )
 
 
