@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
 import io
 import json
+import lzma
+import math
 import os
+import re
 import shutil
 import uuid
 import zlib
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from marcorank._text import brief, quoted_path
 from marcorank.errors import InvalidInputError
@@ -21,6 +25,20 @@ from marcorank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+# By ending: how such a file is decompressed, and its first bytes.
+_COMPRESSED: dict[str, tuple[Callable[..., Any], re.Pattern[bytes]]] = {
+    ".gz": (gzip.open, re.compile(rb"\x1f\x8b")),
+    ".bz2": (bz2.open, re.compile(rb"BZh[1-9]1AY&")),
+    ".xz": (lzma.open, re.compile(rb"\xfd7zXZ\x00")),
+}
+COMPRESSED_ENDINGS = tuple(_COMPRESSED)
+# Files that cannot be read, by their first bytes, and what to do about them.
+_UNREADABLE = {
+    re.compile(rb"\x28\xb5\x2f\xfd"): "is compressed with zstd; decompress it first, as `zstd -d` does",
+    re.compile(rb"PK\x03\x04"): "is a zip archive or an Office document; extract it, or save the table as CSV",
+    re.compile(rb"PAR1\x15"): "is Parquet, which only `marcorank rerank --input` reads; convert it to JSONL",
+    re.compile(rb"\xff\xfe|\xfe\xff"): "is UTF-16; save the file as UTF-8",
+}
 _BLOCK_BYTES = 1 << 20
 _TRIES = 5
 # Raised when another process writes to the same folder, or clears it.
@@ -28,7 +46,7 @@ _RACES = (FileExistsError, FileNotFoundError)
 
 
 def numbered_lines(path: str | os.PathLike[str], *, offset: int = 0, first: int = 1) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a file with their numbers, without line endings; a file named .gz is decompressed.
+    """Yield the lines of a file, which may be compressed, with their numbers and without line endings.
 
     Args:
         path: File to read.
@@ -56,9 +74,41 @@ def decoded_lines(file: Iterable[bytes], shown: str, *, first: int = 1) -> Itera
         yield number, text.rstrip("\r\n")
 
 
-def opened_bytes(path: str | os.PathLike[str]) -> gzip.GzipFile | BinaryIO:
-    """Open a file to read; one named .gz is decompressed."""
-    return gzip.open(path) if Path(path).suffix.lower() == ".gz" else Path(path).open("rb")
+@contextmanager
+def opened_bytes(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file to read; one that is compressed with gzip, bz2 or xz is decompressed.
+
+    Raises:
+        InvalidInputError: It is a file of another kind that marcorank knows and cannot read.
+    """
+    with Path(path).open("rb") as raw, decompressed(raw, quoted_path(path), Path(path).suffix.lower()) as file:
+        yield file
+
+
+@contextmanager
+def decompressed(raw: BinaryIO, shown: str, ending: str = "") -> Iterator[BinaryIO]:
+    """Decompress what `raw` reads, judged by its first bytes, or else by the `ending` of its name.
+
+    Raises:
+        InvalidInputError: It is of another kind that marcorank knows and cannot read.
+    """
+    # A pipe cannot go back to its beginning.
+    buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", raw))
+    head = buffered.peek(8)
+    for pattern, what in _UNREADABLE.items():
+        if pattern.match(head):
+            raise InvalidInputError(f"{shown} {what}.")
+    found = next((name for name, (_, pattern) in _COMPRESSED.items() if pattern.match(head)), ending)
+    if found in _COMPRESSED:
+        with _COMPRESSED[found][0](buffered) as file:
+            yield file
+    else:
+        yield cast("BinaryIO", buffered)
+
+
+def without_compression(name: str) -> str:
+    """Return the name of a file without the ending of a compressed one."""
+    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in _COMPRESSED else name
 
 
 def sha256_of(path: str | os.PathLike[str]) -> str:
@@ -75,8 +125,11 @@ def errors_named(shown: str) -> Iterator[None]:
     """Turn errors of reading into an `InvalidInputError` that names what was read."""
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise InvalidInputError(f"{shown} is damaged or not a gzip file: {error}") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        reason = str(error).rstrip(".")
+        raise InvalidInputError(
+            f"{shown} cannot be decompressed: {reason}. Is it damaged, or is its ending wrong?"
+        ) from error
     except OSError as error:
         raise InvalidInputError(f"{shown} cannot be read: {error.strerror or error}.") from error
 
@@ -86,15 +139,32 @@ def json_object(line: str, location: str, *, expected: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InvalidInputError(f"{location} is not JSON: {error}.") from error
+        raise not_json(location, error) from error
     if not isinstance(row, dict):
         raise InvalidInputError(f"{location} is {brief(row)}; expected {expected}.")
     return row
 
 
+def not_json(location: str, error: ValueError | RecursionError) -> InvalidInputError:
+    """Return the error for a text that cannot be parsed as JSON; `location` is the line where that shows."""
+    # Its own text has the line within the parsed text, which is not that of the file.
+    reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
+    return InvalidInputError(f"{location} is not JSON: {reason}.")
+
+
 def json_line(row: dict[str, Any]) -> str:
-    """Return a row as a line of JSON in valid UTF-8; values that JSON lacks, such as dates, become text."""
-    line = json.dumps(row, ensure_ascii=False, default=str)
+    """Return a row as a line of JSON in valid UTF-8; values that JSON lacks, such as dates, become text.
+
+    JSON has no NaN and no infinity, which become null; the field `not_finite` then lists where they were.
+    """
+    try:
+        line = json.dumps(row, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        json.dumps(row, default=str)  # raises again if the row contains itself
+        found: list[str] = []
+        row = {f"input_{name}" if name == "not_finite" else name: value for name, value in row.items()}
+        row = {**_without_nan(row, "", found), "not_finite": found}
+        line = json.dumps(row, ensure_ascii=False, default=str)
     try:
         line.encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
@@ -102,26 +172,43 @@ def json_line(row: dict[str, Any]) -> str:
     return f"{line}\n"
 
 
+def _without_nan(value: Any, path: str, found: list[str]) -> Any:
+    """Replace what is not finite by None, and add its path to `found`, such as `results[0].price`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        found.append(path)
+        return None
+    if isinstance(value, dict):
+        return {key: _without_nan(one, f"{path}.{key}".lstrip("."), found) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(one, f"{path}[{index}]", found) for index, one in enumerate(value)]
+    return value
+
+
 @contextmanager
 def written(path: str | os.PathLike[str]) -> Iterator[TextIO]:
-    """Open a text file to write; it appears when it is complete, or not at all. One named .gz is compressed."""
+    """Open a text file to write; it appears when it is complete, or not at all. A name such as x.gz compresses it."""
     # A symbolic link stays a link.
     target = Path(path).resolve()
-    packed = target.suffix == ".gz"
+    ending = target.suffix.lower()
+    if ending in {".zst", ".zip"}:
+        raise InvalidInputError(
+            f"{quoted_path(path)} has the ending {ending}, which cannot be written; expected no compression, or one of "
+            f"{', '.join(COMPRESSED_ENDINGS)}."
+        )
     with errors_of_writing(path):
         is_other = target.exists() and not target.is_file()
     if is_other:
         if target.is_dir():
             raise InvalidInputError(f"{quoted_path(path)} is a folder; expected the path of a file to write.")
         # A device or a named pipe must not be replaced by a file.
-        with target.open("wb") as raw, _text(raw, packed=packed) as file:
+        with target.open("wb") as raw, _text(raw, ending) as file:
             yield file
         return
     part = _hidden_beside(target)
     with errors_of_writing(path):
         raw = part.open("xb")
     try:
-        with raw, _text(raw, packed=packed) as file:
+        with raw, _text(raw, ending) as file:
             yield file
         if target.exists():
             shutil.copymode(target, part)
@@ -232,8 +319,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _text(raw: BinaryIO, *, packed: bool) -> Iterator[TextIO]:
-    # Without name and time the same content gives the same bytes.
-    binary = gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0) if packed else raw
-    with binary, io.TextIOWrapper(binary, encoding="utf-8", newline="\n") as file:
+def _text(raw: BinaryIO, ending: str) -> Iterator[TextIO]:
+    binary: BinaryIO = raw
+    if ending == ".gz":
+        # Without name and time the same content gives the same bytes.
+        binary = cast("BinaryIO", gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
+    elif ending in _COMPRESSED:
+        binary = _COMPRESSED[ending][0](raw, "wb")
+    # Half a surrogate pair, which UTF-8 lacks, becomes a question mark.
+    with binary, io.TextIOWrapper(binary, encoding="utf-8", errors="replace", newline="\n") as file:
         yield file

@@ -80,3 +80,17 @@ class RemoteProtocolError(RemoteError):
 
 def _status_error(message: str, status: int) -> RemoteStatusError:
     return RemoteStatusError(message, status=status)
+
+
+def certificate_hint(error: BaseException | None) -> str:
+    """Return what to do, as a sentence, if a connection failed because its certificate was not accepted, else ""."""
+    seen = []
+    while error is not None and error not in seen:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return (
+                " The certificate was issued by an unknown authority or is not valid for this host. Set SSL_CERT_FILE "
+                "to a file with the certificate of the authority, such as that of your company's proxy."
+            )
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    return ""

@@ -112,7 +112,7 @@ class RerankStatus:
         return {"outcome": self.outcome, "error": self.error, "reason": self.reason}
 
     def __str__(self) -> str:
-        return f"{self.outcome}: {self.error}: {self.reason}"
+        return _encodable(f"{self.outcome}: {self.error}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +155,8 @@ class Ranking(Sequence[RankedPassage]):
         head = f"{len(self)} passages for {self.query!r}, {how}"
         if self.status is not None:
             head = f"{head}\n{self.status}"
-        return "\n".join([head, *table(_HEADER, [_row_cells(result) for result in self.results], left=["text"])])
+        rows = [_row_cells(result) for result in self.results]
+        return _encodable("\n".join([head, *table(_HEADER, rows, left=["text"])]))
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with all texts escaped."""
@@ -166,7 +167,13 @@ class Ranking(Sequence[RankedPassage]):
         )
         status = "" if self.status is None else f" — {self.status}"
         caption = html.escape(f"{self.query} — {self.model}{status}")
-        return f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        page = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return _encodable(page)
+
+
+def _encodable(text: str) -> str:
+    """Return a text that can be printed: half a surrogate pair, which UTF-8 lacks, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def unranked(query: str, model: str, passages: Sequence[str], status: RerankStatus) -> Ranking:

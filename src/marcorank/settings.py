@@ -29,7 +29,7 @@ OnError = Literal["raise", "passthrough"]
 
 BACKENDS: tuple[str, ...] = get_args(BackendName)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
-DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L-6-v2"
+DEFAULT_MODEL = "cross-encoder/ms-marco-MiniLM-L6-v2"
 
 _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 

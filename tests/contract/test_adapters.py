@@ -467,7 +467,7 @@ def test_a_dump_of_an_adapter_with_a_scorer_is_no_other_model(adapter, shared):
 @pytest.mark.parametrize(
     ("shared", "name", "value"),
     [
-        (Reranker("bundled"), "model", "cross-encoder/ms-marco-MiniLM-L-6-v2"),
+        (Reranker("bundled"), "model", "cross-encoder/ms-marco-MiniLM-L6-v2"),
         (Reranker("bundled"), "activation", "sigmoid"),
         (Reranker("bundled"), "backend", "onnx"),
         (WordOverlapScorer(), "model", "bundled"),

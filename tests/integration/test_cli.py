@@ -192,6 +192,31 @@ def test_fields_of_the_input_come_along(run, write):
     assert row["score"] == row["logit"] != 9.5
 
 
+def test_a_column_of_a_table_is_ranked(run, tmp_path):
+    """Rows of CSV are passages with their columns; the header is none of them."""
+    path = tmp_path / "passages.csv"
+    path.write_text("id,body\n" + "".join(f'{number},"{text}"\n' for number, text in enumerate(PASSAGES)))
+    status, out, _ = run("rerank", QUERY, path, "--text-field", "body")
+    assert status == 0
+    assert {row["id"]: row["body"] for row in rows(out)} == {str(n): text for n, text in enumerate(PASSAGES)}
+    assert rows(out)[0]["body"] == PASSAGES[1]
+    status, out, error = run("rerank", QUERY, path, "--input-format", "lines")
+    assert (status, len(rows(out)), error) == (0, len(PASSAGES) + 1, "")
+    (tmp_path / "passages").write_text(path.read_text())
+    status, out, error = run("rerank", QUERY, tmp_path / "passages")
+    assert (status, len(rows(out))) == (0, len(PASSAGES) + 1)
+    assert "note: the input looks like a table of 2 columns" in error
+
+
+def test_every_line_of_output_is_valid_json(run, write):
+    """Numbers of the input that JSON lacks are null, and the row says so."""
+    given = [{"text": text, "price": float("nan")} for text in PASSAGES]
+    _, out, _ = run("rerank", QUERY, write(given, "hits.jsonl"))
+    for line in out.splitlines():
+        row = json.loads(line, parse_constant=pytest.fail)
+        assert (row["price"], row["not_finite"]) == (None, ["price"])
+
+
 def test_its_own_output_can_be_reranked(run, write):
     """Two stages of reranking in a row are a pipe."""
     _, first, _ = run("rerank", QUERY, write(PASSAGES))
@@ -355,7 +380,7 @@ def test_a_failed_run_leaves_the_old_output(run, write, tmp_path):
         (["rerank", "q", "--top-n", "x"], "argument --top-n: found 'x'; expected a whole number of at least 1"),
         (
             ["rerank", "q", "--max-length", "15"],
-            "argument --max-length: `--max-length` is 15; expected a whole number of at",
+            "argument --max-length: found 15; expected a whole number of at least 16",
         ),
         (["rerank", "q", "--score-threshold", "nan"], "argument --score-threshold: found 'nan'; expected a number"),
         (["rerank", "q", "--backend", "tpu"], "argument --backend: invalid choice: 'tpu'"),
@@ -599,6 +624,48 @@ def test_doctor_fails_where_files_of_a_folder_are_missing(run, tmp_path, monkeyp
     bundled, empty = json.loads(out)["problems"]
     assert bundled.startswith("bundled does not run: ")
     assert empty.startswith(f"{tmp_path / 'empty'} does not run: ")
+
+
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [
+        ("adapter", r"is a LoRA adapter \(adapter_config.json\), not a model. Merge it into its base model first"),
+        ("quantized", r"only an int8 ONNX file \(onnx/model_quantized.onnx\).* `backend='onnx', precision='int8'`"),
+        ("config only", "has no weights: expected .*, found config.json, tokenizer.json"),
+    ],
+)
+def test_doctor_says_why_a_folder_cannot_be_used(run, tmp_path, folder, problem):
+    """The reason is a problem, and nothing is suggested that does not help."""
+    path = tmp_path / folder
+    (path / "onnx").mkdir(parents=True)
+    if folder == "adapter":
+        (path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+        (path / "adapter_model.safetensors").write_bytes(b"")
+    else:
+        for name in ("config.json", "tokenizer.json"):
+            shutil.copy(bundled_folder() / name, path)
+    if folder == "quantized":
+        shutil.copy(bundled_folder() / "onnx" / "model_int8.onnx", path / "onnx" / "model_quantized.onnx")
+    elif folder == "config only":
+        (path / "onnx").rmdir()
+    status, out, _ = run("doctor", "--model", path, "--json")
+    assert status == 1
+    (found,) = json.loads(out)["problems"]
+    assert re.search(problem, found)
+    status, out, _ = run("doctor", "--model", path)
+    assert status == 1
+    assert "marcorank models download" not in out
+    if folder == "quantized":
+        assert len(Reranker(path, backend="onnx", precision="int8").rank("query", ["a", "b"])) == 2
+
+
+def test_doctor_does_not_check_servers(run):
+    """The address of a server is named as what it is."""
+    status, out, _ = run("doctor", "--model", "tei+http://localhost:8080", "--json")
+    assert status == 1
+    assert json.loads(out)["problems"] == [
+        "tei+http://localhost:8080 is the address of a server; expected a model that runs on this machine."
+    ]
 
 
 def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):

@@ -153,6 +153,23 @@ def test_notes_of_the_collection_are_told(run, beir):
     assert "note" not in out
 
 
+def test_ids_that_are_spelled_in_two_ways_are_an_error(run, tmp_path):
+    """Where no judged passage is in the corpus, a table of zeros would say that reranking is useless."""
+    (tmp_path / "data" / "qrels").mkdir(parents=True)
+    write_rows(tmp_path / "data" / "corpus.jsonl", [{"_id": 7, "text": "honey"}, {"_id": 8, "text": "wax"}])
+    write_rows(tmp_path / "data" / "queries.jsonl", [{"_id": "q", "text": "bees"}])
+    (tmp_path / "data" / "run.trec").write_text("q 7 2.0\nq 8 1.0\n")
+    (tmp_path / "data" / "qrels" / "test.tsv").write_text("q 0 007 1\nq 0 008 1\n")
+    status, out, err = run(tmp_path / "data")
+    assert (status, out) == (1, "")
+    assert "error: 2 of 2 judged passages, such as '007', are not in the corpus of collection 'data'" in err
+    assert "only others such as '7'; expected the same doc ids in both" in err
+    (tmp_path / "data" / "qrels" / "test.tsv").write_text("q 0 7 1\nq 0 008 1\n")
+    status, _, err = run(tmp_path / "data")
+    assert status == 0
+    assert "Judged passages that are not in the corpus, counted as not found: 1 of 2, such as '008'." in err
+
+
 def test_the_second_time_nothing_is_scored(run, candidates, tmp_path):
     """The same command prints the same results and latencies again, and does not change the scores."""
     first = run(candidates, "--format", "json")
@@ -177,13 +194,13 @@ def test_combinations_that_cannot_be_had_are_named_before_anything_is_scored(run
     [
         ((), 2, "required: SOURCE"),
         (("no-such-file",), 1, "error: 'no-such-file' does not exist"),
-        (("candidates.jsonl", "--top-k", "ten"), 2, "invalid int value: 'ten'"),
-        (("candidates.jsonl", "--top-k", "0"), 1, "`--top-k` is 0; expected a whole number of at least 1"),
+        (("candidates.jsonl", "--top-k", "ten"), 2, "found 'ten'; expected a whole number"),
+        (("candidates.jsonl", "--top-k", "0"), 2, "argument --top-k: found '0'; expected a whole number of at least 1"),
         (("candidates.jsonl", "--measures", "nDGC@10"), 1, "Measure 'nDGC@10' cannot be computed"),
         (("candidates.jsonl", "--model", "no-such-model"), 1, "error: .*'no-such-model'"),
         (("candidates.jsonl", "--precision", "int4"), 2, "invalid choice: 'int4'"),
         (("candidates.jsonl", "--output", "candidates.jsonl"), 1, "is a file; expected a folder"),
-        (("candidates.jsonl", "--max-length", "3"), 2, "`--max-length` is 3; expected a whole number"),
+        (("candidates.jsonl", "--max-length", "3"), 2, "argument --max-length: found 3; expected a whole number"),
     ],
 )
 def test_what_is_wrong_is_named(run, candidates, arguments, status, message):
@@ -195,9 +212,9 @@ def test_what_is_wrong_is_named(run, candidates, arguments, status, message):
     assert sorted(path.name for path in candidates.parent.iterdir()) == ["candidates.jsonl"]
 
 
-def test_the_traceback_is_there_for_who_asks(run, candidates):
+def test_the_traceback_is_there_for_who_asks(run):
     """`--debug` shows where an error comes from."""
-    _, _, error = run(candidates, "--top-k", 0, "--debug")
+    _, _, error = run("missing.jsonl", "--debug")
     assert "Traceback" in error
 
 
@@ -292,7 +309,7 @@ def test_the_line_tells_pairs_and_time_left(monkeypatch):
     monkeypatch.setattr("marcorank.cli.eval.time.monotonic", lambda: next(now))
     shown = _ScoringStatus()
     assert shown.line(5000, 10_000, "bundled") == "Scoring with bundled: 5,000 of 10,000 pairs"
-    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 0:08:10 left"
-    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 0:00:40 left"
-    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 0:43:18 left"
+    assert shown.line(5100, 10_000, "bundled") == "Scoring with bundled: 5,100 of 10,000 pairs, 8 min 10 s left"
+    assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
+    assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 43 min 18 s left"
     assert shown.line(10_000, 10_000, "bundled") == "Measuring"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -489,6 +490,15 @@ def test_what_cannot_be_written_is_named(tmp_path):
         ({"collection": replace(COLLECTION, passages={})}, "no text for passage 'none', a candidate of query 'q1'"),
         ({"collection": replace(COLLECTION, qrels={"q1": {}})}, "no judgement for query 'q2'"),
         ({"collection": replace(COLLECTION, queries={"q1": "x"})}, "no text for query 'q2'"),
+        (
+            {"collection": replace(COLLECTION, qrels={query_id: {"007": 1} for query_id in COLLECTION.queries})},
+            "1 of 1 judged passages, such as '007', are not in the corpus of collection 'letters', only others such as",
+        ),
+        pytest.param(
+            {"measures": ["ERR@10"], "collection": replace(COLLECTION, qrels={**COLLECTION.qrels, "q1": {"all": 5}})},
+            "greatest grade of the qrels is 5, and ERR@10 is defined for grades of at most 4",
+            marks=pytest.mark.skipif(shutil.which("perl") is None, reason="ir_measures computes ERR in Perl"),
+        ),
         ({"collection": "no-such-folder"}, "no-such-folder"),
         ({"scores_folder": __file__}, "cannot be written"),
     ],
@@ -574,6 +584,10 @@ def test_query_engines_are_evaluated_with_and_without_the_reranker(monkeypatch):
         ({"qrels": {}}, "`qrels` is empty"),
         ({"baseline": "middle"}, "`baseline` is 'middle'; expected one of 'before', 'after'"),
         ({"runs": {"other": {"1": {"one": 1.0}}}}, "'other' has none of the judged queries: its first query_id is '1'"),
+        (
+            {"qrels": {"q1": {"007": 1, "008": 0}}},
+            "2 of 2 judged passages, such as '007', are not in the results of the runs 'before', 'after', only",
+        ),
         ({"measures": []}, "`measures` is empty"),
     ],
 )

@@ -21,6 +21,7 @@ from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelE
 from marcorank._inference.backends.openvino import shared_core
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
+from untrusted_server import untrusted_server
 
 NEW, OLD = catalogue.find("ms-marco-MiniLM-L6-v2").spellings
 PINNED = catalogue.find(NEW).revision
@@ -311,6 +312,14 @@ def test_a_host_that_has_no_address(hub, cache, monkeypatch):
         model(OWN, cache).fetch("config.json")
 
 
+def test_a_certificate_that_nobody_signed(hub, cache, tmp_path, monkeypatch):
+    """Behind the proxy of a company the message names the variable for its certificate."""
+    with untrusted_server(tmp_path) as (host, _):
+        set_endpoint(monkeypatch, f"https://{host}")
+        with pytest.raises(ModelLoadError, match=r"cannot be downloaded from https.* Set SSL_CERT_FILE to a file"):
+            model(OWN, cache).fetch("config.json")
+
+
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_server_in_trouble(hub, cache, status):
     """The status of a failing server is in the message."""
@@ -439,6 +448,13 @@ def test_a_repository_without_a_config(hub, cache):
     """What has no config.json is no model."""
     hub.add(OWN, OTHER, {"README.md": b"soon"})
     with pytest.raises(ModelLoadError, match=r"has no config.json in .* at revision 'main'"):
+        model(OWN, cache).snapshot(allow_pickle=False)
+
+
+def test_a_repository_with_an_adapter(hub, cache):
+    """A LoRA adapter without its base model is named as what it is."""
+    hub.add(OWN, OTHER, {"adapter_config.json": b"{}", "adapter_model.safetensors": b""})
+    with pytest.raises(ModelLoadError, match=r"is a LoRA adapter .*Merge it into its base model first"):
         model(OWN, cache).snapshot(allow_pickle=False)
 
 

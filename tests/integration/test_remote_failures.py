@@ -20,6 +20,7 @@ from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
 from random_models import QUERY, passages
 from remote_server import dribbles, fails_at_random, never_answers, remote_server, responds
+from untrusted_server import untrusted_server
 
 PASSAGES = passages(12, seed=3)
 REQUESTS = 1000
@@ -263,3 +264,16 @@ def test_an_invalid_response_is_an_error(server):
     server.fault = lambda handler, results: handler.send(200, b"<html>", {"Content-Type": "text/html"}) or True
     with pytest.raises(RemoteProtocolError, match="which is not JSON"):
         Reranker(server.url).rank(QUERY, PASSAGES)
+
+
+def test_a_certificate_that_nobody_signed_is_named_with_the_way_out(tmp_path, monkeypatch):
+    """The message names SSL_CERT_FILE, and the variable does what the message says."""
+    with untrusted_server(tmp_path) as (host, certificate):
+        for path, message in ((None, r"certificate verify failed.*Set SSL_CERT_FILE to a file"), (certificate, "501")):
+            if path is not None:
+                monkeypatch.setenv("SSL_CERT_FILE", str(path))
+            with (
+                RemoteScorer(f"tei+https://{host}", max_attempts=1) as scorer,
+                pytest.raises(RemoteError, match=message),
+            ):
+                scorer.score("query", ["passage"])

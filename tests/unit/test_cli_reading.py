@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
+import lzma
 import re
 import sys
 from pathlib import Path
@@ -152,18 +154,164 @@ def test_a_damaged_gzip_file_is_named(write, tmp_path):
     whole = write("text\n" * 1000, "in.txt.gz")
     short = tmp_path / "short.txt.gz"
     short.write_bytes(Path(whole).read_bytes()[:-9])
-    with pytest.raises(InvalidInputError, match=r"short.txt.gz' is damaged or not a gzip file: Compressed file ended"):
+    with pytest.raises(InvalidInputError, match=r"short.txt.gz' cannot be decompressed: Compressed file ended"):
         passages(str(short))
     plain = tmp_path / "plain.gz"
     plain.write_text("text")
-    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or not a gzip file: Not a gzipped file"):
+    with pytest.raises(InvalidInputError, match=r"plain.gz' cannot be decompressed: Not a gzipped file"):
         passages(str(plain))
 
 
-def test_a_json_array_is_not_taken_for_lines(write):
-    """A .json file would be nonsense as lines of text: it is refused with the way out."""
-    with pytest.raises(InvalidInputError, match=r"has the extension of JSON; expected JSONL .* --input-format"):
-        passages(write('["a"]', "in.json"))
+ARRAY = [{"id": 7, "text": "one"}, {"id": 8, "text": "two\nlines"}]
+
+
+@pytest.mark.parametrize("name", ["in.json", "in.jsonl", "in", "-"])
+@pytest.mark.parametrize(
+    "content",
+    [json.dumps(ARRAY), json.dumps(ARRAY, indent=2), "\n\n".join(json.dumps(row, indent=1) for row in ARRAY)],
+    ids=["one line", "formatted", "formatted objects"],
+)
+def test_formatted_json_is_read(write, monkeypatch, name, content):
+    """An array, or objects over several lines as jq writes them, hold the same passages as JSONL."""
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    found = passages(name if name == "-" else write(content, name))
+    assert [passage.fields for passage in found.passages] == ARRAY
+    requests = [{"query": "q", "passages": ["a"], "n": 1}, {"query": "r", "passages": [], "n": 2}]
+    read = read_requests(write(json.dumps(requests, indent=1), "requests.json"), text_field=None)
+    assert [(request.query, request.fields["n"]) for request in read] == [("q", 1), ("r", 2)]
+
+
+def test_an_array_may_hold_texts(write):
+    """A list of texts is the simplest file of passages; a text file that begins with a bracket stays one."""
+    assert texts(write('["a", "b"]', "in.json")) == ["a", "b"]
+    assert texts(write("[1] Smith, 2004\n[2] Jones", "in")) == ["[1] Smith, 2004", "[2] Jones"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ('{"text": "a"}\n{"text": "b" "c"}', "line 2 is not JSON: Expecting ',' delimiter at column 14."),
+        ('\n[\n {"text": "a"},\n {"text" "b"}\n]', "line 4 is not JSON: Expecting ':' delimiter at column 10."),
+        ('[\n {"text": "a"},\n', "line 2 is not JSON: .* at column 1[678]."),
+        ('[{"text": "a"},\n 5]', "row 2 is 5; expected an object with a text field."),
+        ('[{"text": "a"},\n {"id": 5}]', "row 2 has the fields 'id'; expected 'text' or"),
+        ('[{"text": "a"}] trailing', "line 1 is not JSON: Expecting value at column 17."),
+    ],
+)
+def test_errors_have_the_position_in_the_file(write, content, complaint):
+    """Line and column are those of the file, and rows of an array count from 1."""
+    with pytest.raises(InvalidInputError, match=rf"in.jsonl', {complaint}"):
+        passages(write(content))
+
+
+COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
+
+
+@pytest.mark.parametrize("name", ["in.jsonl{}", "in{}", "in.jsonl", "-"])
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_compressed_sources_are_read_whatever_their_name(tmp_path, monkeypatch, name, ending):
+    """The content decides, also on standard input."""
+    data = COMPRESS[ending](b'{"text": "one"}\n{"text": "two"}\n')
+    if name == "-":
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    else:
+        name = str(tmp_path / name.format(ending))
+        Path(name).write_bytes(data)
+    assert texts(name) == ["one", "two"]
+    if name != "-":
+        Path(name).write_bytes(data[:-5])
+        with pytest.raises(InvalidInputError, match=rf"{name}' cannot be decompressed: .* Is it damaged"):
+            passages(name)
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd; decompress it first"),
+        (b"PK\x03\x04\x14\x00", "is a zip archive or an Office document; extract it, or save the table as CSV"),
+        (b"PAR1\x15\x04", "is Parquet, which only `marcorank rerank --input` reads"),
+        ("ü".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
+    ],
+)
+def test_other_kinds_of_files_are_named_as_what_they_are(write, monkeypatch, data, complaint):
+    """Nobody has to guess why a file is "not UTF-8"."""
+    with pytest.raises(InvalidInputError, match=f"in.txt' {complaint}"):
+        passages(write(data, "in.txt"))
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+    with pytest.raises(InvalidInputError, match=f"Standard input {complaint}"):
+        passages("-")
+
+
+TABLE = 'id;body;text\n1;no;"a ""quoted"", text\nover two lines"\n\n2;no;b\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "text_field", "expected"),
+    [
+        ("in.csv", "id,text\n1,one\n2,two\n", None, [{"id": "1", "text": "one"}, {"id": "2", "text": "two"}]),
+        ("in.csv.gz", "body\none\n", "body", [{"body": "one"}]),
+        (
+            "in.csv",
+            TABLE,
+            None,
+            [
+                {"id": "1", "body": "no", "text": 'a "quoted", text\nover two lines'},
+                {"id": "2", "body": "no", "text": "b"},
+            ],
+        ),
+        ("in.tsv", 'id\ttext\n1\t"one\n', None, [{"id": "1", "text": '"one'}]),
+        ("in.tsv", "7\ta first text\n8\tb\n", None, [{"id": "7", "text": "a first text"}, {"id": "8", "text": "b"}]),
+        ("-", "id,text\r\n1,one\r\n", None, [{"id": "1", "text": "one"}]),
+        ("-", "n\tbody\n1\tone\n", "body", [{"n": "1", "body": "one"}]),
+        ("in", "content,n\none,1\n", None, [{"content": "one", "n": "1"}]),
+        ("in.csv", f"text,n\n{'x' * 200_000},1\n", None, [{"text": "x" * 200_000, "n": "1"}]),
+    ],
+)
+def test_the_rows_of_a_table_are_passages(write, monkeypatch, name, content, text_field, expected):
+    """CSV and TSV have a header, and a column with the text; its name is one of the usual ones, or --text-field."""
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    found = passages(name if name == "-" else write(content, name), text_field=text_field)
+    assert [passage.fields for passage in found.passages] == expected
+    assert {passage.text for passage in found.passages} <= {cell for row in expected for cell in row.values()}
+
+
+@pytest.mark.parametrize(
+    ("content", "text_field", "complaint"),
+    [
+        (
+            "id,body\n1,one\n",
+            None,
+            r'line 1 has the columns \["id", "body"\]; expected a header with .text. .*--text-field',
+        ),
+        ("id,text\n1,one\n", "body", "line 1 has the columns .*; expected a header with 'body'"),
+        ('id,text\n1,"two\nlines"\n\n2,a,b\n', None, 'line 5 has 3 columns .*; expected 2: ..id", "text"'),
+        ('id,text\n1,"never\nclosed\n', None, "line 2 is not CSV: unexpected end of data"),
+    ],
+)
+def test_a_broken_table_is_named(write, content, text_field, complaint):
+    """The error has the line at which the row begins, what was found and what to do."""
+    with pytest.raises(InvalidInputError, match=f"in.csv', {complaint}"):
+        passages(write(content, "in.csv"), text_field=text_field)
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("id,body\n1,one\n2,two, or more\n", 2),
+        ("a b\tc\nd e\tf\n", 2),
+        ("Hello, world\nand, more\n", 0),
+        ("one\ntwo\n", 0),
+        ("a,b", 0),
+        ("x" * 200_000 + ",\nb", 0),
+    ],
+)
+def test_lines_that_look_like_a_table_are_counted(write, content, columns):
+    """They are ranked as lines, which the command mentions; a format that is given is taken at its word."""
+    assert passages(write(content, "in")).columns == columns
+    assert passages(write(content, "in"), input_format="lines").columns == 0
+    with pytest.raises(InvalidInputError, match="was read as lines of text, which have no field 'nothing'"):
+        passages(write(content, "in"), text_field="nothing")
 
 
 def test_a_missing_file_is_named(tmp_path):

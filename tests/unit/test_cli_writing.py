@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from marcorank._files import json_line
+from marcorank._files import json_line, numbered_lines
 from marcorank.cli.writing import opened
 from marcorank.errors import InvalidInputError
 
@@ -78,6 +78,36 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path):
         pass
 
 
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("out.txt", b"stra"),
+        ("out.gz", b"\x1f\x8b"),
+        ("out.GZ", b"\x1f\x8b"),
+        ("out.bz2", b"BZh"),
+        ("out.xz", b"\xfd7zXZ"),
+    ],
+)
+def test_the_ending_of_the_name_decides_how_a_file_is_compressed(tmp_path, name, head):
+    """What is written comes back; half a surrogate pair, which no UTF-8 has, becomes a question mark."""
+    path = tmp_path / name
+    with opened(str(path)) as out:
+        out.write("straße\nhalf \ud83c of a pair\n")
+    assert path.read_bytes().startswith(head)
+    assert [line for _, line in numbered_lines(path)] == ["straße", "half ? of a pair"]
+
+
+@pytest.mark.parametrize("name", ["out.jsonl.zst", "out.ZIP"])
+def test_a_compression_that_cannot_be_written_is_refused(tmp_path, name):
+    """No plain text appears under a name that promises something else."""
+    with (
+        pytest.raises(InvalidInputError, match=r"cannot be written; expected .* \.gz, \.bz2, \.xz"),
+        opened(str(tmp_path / name)),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("text", ["straße 柏林", "line\nbreak\u2028", "half \ud83c of a pair"])
 def test_every_text_comes_back(text):
     """A row is one line of UTF-8 from which the same row can be read, readable where it can be."""
@@ -85,3 +115,18 @@ def test_every_text_comes_back(text):
     assert json.loads(line.encode()) == {"text": text}
     assert line.count("\n") == 1
     assert "straße" not in text or "straße" in line
+
+
+def test_numbers_that_json_lacks_are_null_and_marked():
+    """Strict readers refuse NaN and Infinity; the row says which of its values were one."""
+    row = {"a": float("nan"), "b": [1.5, {"c": float("-inf")}], "d": 1, "not_finite": "mine", "half": "\ud83c"}
+    line = json_line(row)
+    assert json.loads(line, parse_constant=pytest.fail) == {
+        "a": None,
+        "b": [1.5, {"c": None}],
+        "d": 1,
+        "input_not_finite": "mine",
+        "half": "\ud83c",
+        "not_finite": ["a", "b[1].c"],
+    }
+    assert json.loads(json_line({"a": 1.0, "not_finite": "mine"})) == {"a": 1.0, "not_finite": "mine"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 import sys
 
 import ir_measures
@@ -86,6 +88,28 @@ def test_a_ranking_measured_by_hand():
     )
     assert {values["without"] for values in found.values()} == {0.0}
     assert mean(found["RR@3"]) == 0.25
+
+
+@pytest.mark.skipif(shutil.which("perl") is None, reason="ir_measures computes these measures in Perl")
+def test_measures_of_exponential_gains_take_any_ids(capfd):
+    """ERR and nDCG with exponential gains, by hand, for ids that are not numbers; nothing reaches standard error."""
+    qrels = {"a question": {"d 1": 3, "d-2": 0, "late": 1}, "one-7": {"x": 4}, "none": {"y": 1}, "empty": {}}
+    run = {"a question": {"d-2": 9.0, "d 1": 9.0, "unjudged": 1.0}, "one-7": {"x": 1.0}, "none": {"z": 1.0}}
+    measures = parse_measures(["ERR@10", "nDCG(dcg='exp-log2')@10", "ERR@1", "RR@10"])
+    found = per_query(measures, qrels, run)
+    # The chance that a reader stops at a grade is (2 ** grade - 1) / 16.
+    assert found["ERR@10"] == pytest.approx(
+        {"a question": 7 / 16 / 2, "one-7": 15 / 16, "none": 0, "empty": 0}, abs=1e-5
+    )
+    ideal = 7 + 1 / math.log2(3)
+    assert found["nDCG(dcg='exp-log2')@10"] == pytest.approx(
+        {"a question": 7 / math.log2(3) / ideal, "one-7": 1, "none": 0, "empty": 0}, abs=1e-5
+    )
+    assert found["ERR@1"] == pytest.approx({"a question": 0, "one-7": 15 / 16, "none": 0, "empty": 0}, abs=1e-5)
+    assert found["RR@10"] == {"a question": 0.5, "one-7": 1, "none": 0, "empty": 0}
+    with pytest.raises(InvalidInputError, match="greatest grade of the qrels is 5, and ERR@10 is defined for grades"):
+        per_query(measures, {"q": {"a": 5}}, {"q": {"a": 1.0}})
+    assert capfd.readouterr().err == ""
 
 
 def test_a_query_without_judgements_or_without_results_is_zero():

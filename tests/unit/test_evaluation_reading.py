@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import struct
 from itertools import pairwise
@@ -241,11 +243,28 @@ def test_an_unreadable_file_is_named(read, write, tmp_path):
         read(tmp_path)
     whole = write("q1 0 d1 1\n" * 1000, "whole.gz").read_bytes()
     (tmp_path / "short.gz").write_bytes(whole[:-9])
-    with pytest.raises(InvalidInputError, match=r"short.gz' is damaged or not a gzip file: Compressed file ended"):
+    with pytest.raises(InvalidInputError, match=r"short.gz' cannot be decompressed: Compressed file ended"):
         read(tmp_path / "short.gz")
     (tmp_path / "plain.gz").write_text("q1 0 d1 1\n")
-    with pytest.raises(InvalidInputError, match=r"plain.gz' is damaged or not a gzip file: Not a gzipped file"):
+    with pytest.raises(InvalidInputError, match=r"plain.gz' cannot be decompressed: Not a gzipped file"):
         read(tmp_path / "plain.gz")
+
+
+@pytest.mark.parametrize("ending", [".gz", ".bz2", ".xz"])
+def test_files_of_a_collection_may_be_compressed(tmp_path, ending):
+    """Everything that is read may be compressed, and everything that is written may be too."""
+    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}[ending]
+    files = {
+        "queries.jsonl": b'{"_id": "q1", "text": "bees"}\n',
+        "corpus.tsv": b"d1\thoney\n",
+        "qrels.txt": b"q1 0 d1 1\n",
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}{ending}").write_bytes(compress(content))
+    write_run({"q1": {"d1": 2.0}}, tmp_path / f"run.trec{ending}", tag="bm25")
+    assert read_collection(tmp_path).run == {"q1": {"d1": 2.0}}
+    (tmp_path / f"run.trec{ending}").rename(tmp_path / "wrongly-named")
+    assert read_run(tmp_path / "wrongly-named") == {"q1": {"d1": 2.0}}
 
 
 @pytest.mark.parametrize("name", ["out.trec", "out.trec.gz"])
@@ -383,7 +402,7 @@ def test_notes_report_irregularities(folder, write):
     assert found.run == {"q1": {"d1": 2.0}}
     assert found.notes == (
         "Queries of the run without judgements, left out: 2 ('q9', 'q8').",
-        "Judged passages that are not in the corpus: 1.",
+        "Judged passages that are not in the corpus, counted as not found: 1 of 3, such as 'gone'.",
         "Judged queries without results, counted as 0: 1.",
     )
 
@@ -535,10 +554,22 @@ def test_rows_of_texts_are_a_collection(write, name):
     assert found.notes == ("Judged queries without results, counted as 0: 1.",)
 
 
+def test_an_array_of_rows_is_a_collection(write):
+    """Formatted JSON reads like JSONL; a row without an id is named by its position, from 1."""
+    content = [
+        {"query": "bees", "passages": ["honey", "wax"], "relevant": [1]},
+        {"query": "cars", "passages": ["fuel"], "relevant": [0]},
+    ]
+    found = read_collection(write(json.dumps(content, indent=2), "pairs.json"))
+    assert (found.name, found.queries) == ("pairs", {"1": "bees", "2": "cars"})
+    with pytest.raises(InvalidInputError, match=r"pairs\.json', row 2 has no field 'relevant'"):
+        read_collection(write(json.dumps([content[0], {"query": "q", "passages": []}], indent=2), "pairs.json"))
+
+
 OBJECTS = [{"id": "b", "text": "honey", "score": 2.5}, {"id": "a", "text": "wax", "score": 2.5}]
 
 
-@pytest.mark.parametrize("relevant", [[1], ["a"], ["wax"], ["a", "wax", 1], {"a": 1}])
+@pytest.mark.parametrize("relevant", [[1], ["a"], ["wax"], ["a", "wax"], ["wax", 1], {"a": 1}])
 def test_relevant_passages_are_named_by_index_id_or_text(write, relevant):
     """Each way of naming a passage gives the same judgements; scores that decrease with the list are kept."""
     found = rows(write, {"query": "bees", "passages": OBJECTS, "relevant": relevant})
@@ -559,6 +590,47 @@ def test_whole_numbers_are_ids_where_ids_are_whole_numbers(write):
     passages = [{"id": 1, "text": "honey"}, {"id": 2, "text": "wax"}, {"id": 0, "text": "sting"}]
     found = rows(write, {"query": "bees", "passages": passages, "relevant": [1]})
     assert found.qrels == {"1": {"1": 1, "2": 0, "0": 0}}
+
+
+NUMBERED = [{"id": 7, "text": "honey"}, {"id": 1, "text": "wax"}, {"id": 8, "text": "sting"}]
+NAMED = [{"id": "b", "text": "honey"}, {"id": "a", "text": "wax"}, {"text": "sting"}]
+
+
+@pytest.mark.parametrize(
+    ("passages", "relevant", "found", "first", "second"),
+    [
+        (["a", "b", "c"], [0, 1, 0], "as many numbers .*: labels or indexes", {"1": 1}, {"0": 1, "1": 1}),
+        (["a", "b"], [0, 1], "as many numbers", {"1": 1}, {"0": 1, "1": 1}),
+        (["a", "b"], [False, True], "as many numbers", {"1": 1}, {"0": 1, "1": 1}),
+        (["a", "b"], [0.0, 1.0], "as many numbers", {"1": 1}, {"0": 1, "1": 1}),
+        (["a", "b", "c"], ["0", "1", "0"], "as many numbers", {"1": 1}, {"0": 1, "1": 1}),
+        (["a", "b", "c"], [0, 2, 2], "as many numbers", {"1": 2, "2": 2}, {"0": 1, "2": 1}),
+        (NAMED, [0, 1, 1], "as many numbers", {"a": 1, "sting": 1}, {"b": 1, "a": 1}),
+        (NUMBERED, [1, 0, 0], "as many numbers", {"7": 1}, {"1": 1, "7": 1}),
+        (["a", "b", "c"], [2, 0, 2, "a"], "repeats an index", [2, 0, "a"], {"2": 1, "0": 1, "a": 1}),
+        (["a", "b", "c"], [2, 0, 2, 2], "repeats an index", [2, 0], {"2": 1, "0": 1}),
+        (NUMBERED, [0, 1], "0 is not the id of a passage", {"0": 1, "1": 1}, {"7": 1, "1": 1}),
+        (NUMBERED, [2], "2 is not the id of a passage", {"2": 1}, {"8": 1}),
+        (NAMED, ["b", 1], "1 is not the id of a passage", {"b": 1, "1": 1}, {"b": 1, "a": 1}),
+    ],
+)
+def test_ambiguous_judgements_are_refused(write, passages, relevant, found, first, second):
+    """Labels, repeated indexes, and ids mixed with indexes are errors that show how to write each meaning."""
+    row = {"query": "bees", "passages": passages}
+    with pytest.raises(InvalidInputError, match=f"line 1: 'relevant' is .*{found}") as refused:
+        rows(write, row | {"relevant": relevant})
+    assert json.dumps(first) in str(refused.value)
+    assert json.dumps(second) in str(refused.value)
+    for way in (first, second):
+        assert rows(write, row | {"relevant": way}).queries == {"1": "bees"}
+
+
+def test_the_suggested_spellings_mean_what_they_say(write):
+    """Grades in an object reach the passages that a list of labels, or of indexes, would have meant."""
+    row = {"query": "bees", "passages": NUMBERED}
+    assert rows(write, row | {"relevant": {"1": 1}}).qrels == {"1": {"7": 0, "1": 1, "8": 0}}
+    assert rows(write, row | {"relevant": ["0", 1]}).qrels == {"1": {"7": 0, "1": 1, "8": 0, "0": 1}}
+    assert rows(write, {"query": "bees", "passages": ["honey"], "relevant": [0]}).qrels == {"1": {"1:0": 1}}
 
 
 def test_relevant_passages_that_were_not_found_count_as_missed(write):

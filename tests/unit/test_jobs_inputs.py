@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import re
 import sys
 
@@ -26,7 +28,7 @@ def write_jsonl(path, rows, *, blank_after=()):
         json.dumps(row) + "\n" + ("\n \n" if index in blank_after else "") for index, row in enumerate(rows)
     )
     data = lines.encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    path.write_bytes({".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(path.suffix, bytes)(data))
     return path
 
 
@@ -49,10 +51,13 @@ def test_every_row_is_in_one_shard(tmp_path, shard_size):
         write_jsonl(tmp_path / "c.ndjson", []),
         write_parquet(tmp_path / "d.parquet", rows_of(range(11, 24)), group_size=4),
         write_jsonl(tmp_path / "e.jsonl", rows_of(range(24, 26))),
+        write_jsonl(tmp_path / "f.jsonl.bz2", rows_of(range(26, 30)), blank_after=(1,)),
+        write_jsonl(tmp_path / "g.ndjson.xz", rows_of(range(30, 33))),
     ]
+    assert find_files(tmp_path, outside=tmp_path / "out") == files
     shards = split(files, shard_size)
-    wanted = [f"q{number}" for number in range(26)]
-    assert read(shards) == [wanted[start : start + shard_size] for start in range(0, 26, shard_size)]
+    wanted = [f"q{number}" for number in range(33)]
+    assert read(shards) == [wanted[start : start + shard_size] for start in range(0, 33, shard_size)]
     assert [shard.number for shard in shards] == list(range(len(shards)))
     assert [shard.rows for shard in shards] == [len(wanted[n * shard_size :][:shard_size]) for n in range(len(shards))]
     assert [Shard.from_dict(json.loads(json.dumps(shard.to_dict()))) for shard in shards] == shards
@@ -161,13 +166,22 @@ def test_a_bad_row_of_parquet_is_named_by_file_and_row(tmp_path, row, message):
         read(split([path], 3))
 
 
+@pytest.mark.parametrize("indent", [None, 1])
+def test_a_json_array_is_named_as_what_it_is(tmp_path, indent):
+    """Shards begin at lines, so that a file has to have a row in each."""
+    path = tmp_path / "in.jsonl"
+    path.write_text(json.dumps(rows_of(range(3)), indent=indent))
+    with pytest.raises(InvalidInputError, match=r"line 1 is '\[.*, as in formatted JSON or an array; .* `jq -c"):
+        list(read_file(path, text_field=None))
+
+
 def test_damaged_files_are_named(tmp_path):
     """A file that is not Parquet, not gzip or missing is an error that names it."""
     (tmp_path / "a.parquet").write_bytes(b"PAR1 no more")
     (tmp_path / "b.jsonl.gz").write_bytes(b"no gzip")
     for name, message in {
         "a.parquet": r"a\.parquet' cannot be read as Parquet",
-        "b.jsonl.gz": r"b\.jsonl\.gz' is damaged or not a gzip file",
+        "b.jsonl.gz": r"b\.jsonl\.gz' cannot be decompressed",
         "c.jsonl": r"c\.jsonl' cannot be read: No such file",
     }.items():
         with pytest.raises(InvalidInputError, match=message):

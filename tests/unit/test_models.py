@@ -52,7 +52,7 @@ def test_other_names_are_not_in_the_catalogue(name):
     ("name", "near"),
     [
         ("cross-encoder/ms-marco-MiniLM-L6-v1", "cross-encoder/ms-marco-MiniLM-L6-v2"),
-        ("ms-marco-MiniLM-L-12", "cross-encoder/ms-marco-MiniLM-L-12-v2"),
+        ("ms-marco-MiniLM-L-12", "cross-encoder/ms-marco-MiniLM-L12-v2"),
         ("ms-marco-TinyBERT-L2", "cross-encoder/ms-marco-TinyBERT-L2-v2"),
         ("bundeld", "bundled"),
     ],

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marcorank import InvalidInputError, Logistic, RankedPassage, Ranking, ScoreError
-from marcorank.ranking import activate, check_finite, check_shape, checked_activation, order_logits, plain_activation
+from marcorank.ranking import (
+    RerankStatus,
+    activate,
+    check_finite,
+    check_shape,
+    checked_activation,
+    order_logits,
+    plain_activation,
+)
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), max_size=40)
 LOGISTIC = st.builds(Logistic, st.floats(0.01, 5), st.floats(-10, 10))
@@ -176,6 +184,17 @@ def test_a_ranking_prints_as_a_table():
     assert lines[2].split() == ["1", "4", "0.7500", "1.1000", "the", "best", "passage"]
     assert lines[3].endswith("xxxxxx")
     assert len(str(Ranking("q", "tiny", ())).splitlines()) == 2
+
+
+def test_a_ranking_with_half_a_surrogate_pair_can_be_printed():
+    """Texts that were cut in the middle of an emoji are printed with a question mark, everywhere."""
+    half = "half \ud83c of a pair"
+    passage = RankedPassage(index=0, rank=1, score=1.0, logit=1.0, text=half)
+    broken = Ranking(half, half, (passage,), status=RerankStatus("fallback", "ScoreError", half))
+    for shown in (str(broken), broken._repr_html_(), str(broken.status)):
+        assert "half ? of a pair" in shown
+        assert shown.encode()
+    assert broken[0].text == half
 
 
 def test_the_notebook_table_escapes_texts():

@@ -195,7 +195,7 @@ def test_a_model_must_be_a_name_a_folder_or_a_scorer(value):
 @pytest.mark.parametrize(
     ("name", "near"),
     [
-        ("ms-marco-MiniLM-L-6-v3", "cross-encoder/ms-marco-MiniLM-L-6-v2"),
+        ("ms-marco-MiniLM-L-6-v3", "cross-encoder/ms-marco-MiniLM-L6-v2"),
         ("bundle", "bundled"),
         ("", "it is blank"),
         ("./no-such-folder", "path of a model folder"),

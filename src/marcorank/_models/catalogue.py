@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from marcorank._inference.cpu import cpu_features
 from marcorank._text import quoted_path
 from marcorank.errors import ModelLoadError, UnknownModelError
 
@@ -81,6 +82,8 @@ INT8_IR_FILES: tuple[str, ...] = ("openvino/openvino_model_qint8_quantized.xml",
 QUANTIZED_IR_FILE = "openvino/marcorank_int8.xml"
 # Named by transformers; other pickles, such as training_args.bin, do not hold weights.
 PICKLED_WEIGHTS = "pytorch_model*.bin"
+# Written by peft.
+ADAPTER_FILE = "adapter_config.json"
 # By instruction set, best first; a file built for a different one may saturate or be slow.
 _INT8_ONNX_FILES: tuple[tuple[str, str], ...] = (
     ("avx512_vnni", "onnx/model_qint8_avx512_vnni.onnx"),
@@ -108,6 +111,8 @@ def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
 
 def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
     """Raise `ModelLoadError` if a folder with these files has no weights that torch may load."""
+    if ADAPTER_FILE in names and "config.json" not in names:
+        raise adapter_without_base(where)
     if has_weights(names, allow_pickle=allow_pickle):
         return
     pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))
@@ -116,9 +121,23 @@ def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> No
             f"{where} has only pickled weights ({', '.join(pickles)}), which can run code when they are loaded. "
             "Convert them to safetensors, or pass `allow_pickle=True` if you trust the source."
         )
+    quantized = next((name for name in int8_onnx_files(cpu_features()) if name in names), None)
+    if quantized is not None:
+        raise ModelLoadError(
+            f"{where} has only an int8 ONNX file ({quantized}), which is never chosen automatically. Load it with "
+            "`backend='onnx', precision='int8'`."
+        )
     raise ModelLoadError(
         f"{where} has no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
         f"{', '.join(sorted(names)) or 'nothing'}."
+    )
+
+
+def adapter_without_base(where: str) -> ModelLoadError:
+    """Return the error for a LoRA adapter in place of a model."""
+    return ModelLoadError(
+        f"{where} is a LoRA adapter ({ADAPTER_FILE}), not a model. Merge it into its base model first: "
+        "`merge_and_unload()` of peft, then `save_pretrained()` for the model and its tokenizer."
     )
 
 
@@ -134,10 +153,10 @@ def find(name: str) -> ModelInfo | None:
 
 def unknown_model(name: str, reason: str) -> UnknownModelError:
     """Return the error for an unknown model name, with suggestions of similar names."""
-    names = [spelling for info in CATALOGUE for spelling in info.spellings]
-    short = {spelling.split("/")[1]: spelling for spelling in names}
+    short = {spelling.split("/")[1]: info.name for info in CATALOGUE for spelling in info.spellings}
     matches = difflib.get_close_matches(name[-100:].rpartition("/")[2], [*short, BUNDLED], n=3, cutoff=0.6)
-    hint = f" Did you mean {' or '.join(repr(short.get(match, match)) for match in matches)}?" if matches else ""
+    suggested = dict.fromkeys(short.get(match, match) for match in matches)
+    hint = f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested else ""
     return UnknownModelError(
         f"Model {quoted_path(name)} is unknown: {reason}.{hint} Expected 'bundled', a Hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."

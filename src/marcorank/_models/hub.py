@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from marcorank._models import catalogue
 from marcorank._progress import without_hub_bars
 from marcorank._text import quoted, quoted_path, shorten
-from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError
+from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError, certificate_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -157,6 +157,8 @@ class HubModel:
             source = others[0]
             path = self._download(_CONFIG, source)
         if path is None:
+            if self._download(catalogue.ADAPTER_FILE, source) is not None:
+                raise catalogue.adapter_without_base(f"Model `{self.name}`")
             raise ModelLoadError(
                 f"Model `{self.name}` has no {_CONFIG} in {self.location}; marcorank cannot load it as a model."
             )
@@ -305,9 +307,9 @@ class HubModel:
             )
         else:
             message = (
-                f": {what} cannot be downloaded from {self.location}: {_reason(error)}. Try again. To "
-                "work offline, set HF_HUB_OFFLINE=1 if the model is cached, or pass 'bundled' or the path of a model "
-                "folder."
+                f": {what} cannot be downloaded from {self.location}: {_reason(error)}."
+                f"{certificate_hint(error) or ' Try again.'} To work offline, set HF_HUB_OFFLINE=1 if the model is "
+                "cached, or pass 'bundled' or the path of a model folder."
             )
         return ModelLoadError(f"Model `{self.name}`{message}")
 

@@ -68,7 +68,7 @@ class LocalFolder:
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
         """Return the folder, if it has weights that may be loaded."""
-        names = [path.name for path in self.path.iterdir()]
+        names = [path.relative_to(self.path).as_posix() for path in (*self.path.glob("*"), *self.path.glob("onnx/*"))]
         catalogue.check_weights(names, where=repr(str(self.path)), allow_pickle=allow_pickle)
         return self.path
 

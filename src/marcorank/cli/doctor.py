@@ -20,6 +20,7 @@ from marcorank._models.selection import choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_settings, new_parser
 from marcorank.errors import MarcoRankError, UnknownModelError
+from marcorank.remote import is_remote
 from marcorank.settings import DEFAULT_MODEL, RerankerSettings
 
 if TYPE_CHECKING:
@@ -84,7 +85,11 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
     """Return which backend a model would use and which of its files are here; run the model unless it is not here."""
     settings = RerankerSettings(name, cache_folder=cache_folder, local_files_only=True)
     entry: dict[str, Any] = {"name": name, "present": [], "trial": None, "problem": None}
+    if is_remote(name):
+        return entry | {"problem": f"{name} is the address of a server; expected a model that runs on this machine."}
     try:
+        # Of the two spellings of some models, the one that other messages show.
+        entry["name"] = name = locate(settings).name
         choice = choose(settings)
         entry |= {"backend": choice.backend, "device": choice.device, "precision": choice.precision}
         entry |= {"reason": choice.reason, "present": present_files(settings)}

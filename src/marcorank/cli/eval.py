@@ -8,13 +8,12 @@ import json
 import sys
 import time
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank._models.catalogue import BUNDLED
-from marcorank.cli.options import add_settings, new_parser, settings_of
-from marcorank.cli.progress import Progress
+from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
+from marcorank.cli.progress import Progress, duration
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.reranker import Reranker
 
@@ -42,7 +41,7 @@ examples:
   marcorank eval candidates.jsonl
   marcorank eval nfcorpus --run bm25.trec --top-k 20 100
   marcorank eval nfcorpus --measures nDCG@10 "RR(rel=2)@10" R@100
-  marcorank eval nfcorpus --model bundled ms-marco-MiniLM-L-6-v2
+  marcorank eval nfcorpus --model bundled ms-marco-MiniLM-L6-v2
   marcorank eval nfcorpus --model ./my-reranker --precision fp32 int8
 """
 
@@ -66,7 +65,7 @@ def add_command(commands: Any) -> None:
     measured.add_argument(
         "--top-k",
         nargs="+",
-        type=int,
+        type=at_least(1),
         metavar="N",
         help="numbers of candidates to rerank (default: 10 20 50 100, as far as there are candidates)",
     )
@@ -78,7 +77,11 @@ def add_command(commands: Any) -> None:
         help="in the spelling of ir_measures (default: nDCG@10 RR@10 R@10)",
     )
     measured.add_argument(
-        "--relevant-grade", type=int, default=1, metavar="N", help="minimum grade that counts as relevant (default: 1)"
+        "--relevant-grade",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="minimum grade that counts as relevant (default: 1)",
     )
 
     result = parser.add_argument_group("output")
@@ -182,7 +185,7 @@ class _ScoringStatus:
         if done == done_before:
             return line
         left_s = (now - started) / (done - done_before) * (total - done)
-        return f"{line}, {timedelta(seconds=round(left_s))} left"
+        return f"{line}, {duration(left_s)} left"
 
 
 def _print_notes(notes: Iterable[str]) -> None:

@@ -115,7 +115,9 @@ def _reader(setting: Description, option: str) -> Callable[[str], Any]:
         try:
             return setting.read(option, text)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            # argparse puts the name of the option in front.
+            message = str(error).replace(f"`{option}` is ", "found ", 1).removesuffix(".")
+            raise argparse.ArgumentTypeError(message) from error
 
     # argparse itself complains about a value that is not among the choices.
     return str if setting.choices else read

@@ -20,6 +20,14 @@ _SHOW_AFTER_S = 2.0
 _REDRAW_S = 0.5
 
 
+def duration(seconds: float) -> str:
+    """Format a time for people, such as `2 min 5 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 class Progress:
     """Shows a line on stderr while its block runs, if that takes more than two seconds and stderr is a terminal.
 

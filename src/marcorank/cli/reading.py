@@ -2,32 +2,45 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from marcorank._files import decoded_lines, errors_named, json_object, numbered_lines
-from marcorank._text import quoted_path
-from marcorank.collections.requests import Passage, passage_of, request_of
+from marcorank._files import decoded_lines, decompressed, errors_named, numbered_lines, without_compression
+from marcorank._text import brief, quoted, quoted_path
+from marcorank.collections.jsonl import objects_of
+from marcorank.collections.requests import TEXT_FIELDS, Passage, passage_of, request_of
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from marcorank.collections.requests import Request
 
 STANDARD_INPUT = "-"
+INPUT_FORMATS = ("auto", "lines", "jsonl", "csv", "tsv")
 _PASSAGE, _REQUEST = "an object with a text field", "an object with `query` and `passages`"
-_JSONL_SUFFIXES = (".jsonl", ".ndjson")
+_FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+# The limit of the csv module is below the length of some documents.
+_MAX_CELL_CHARS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class PassageList:
-    """All passages of a source, and the number of blank lines of text that were left out."""
+    """All passages of a source.
+
+    Attributes:
+        passages: The passages.
+        blank_lines: Number of blank lines of text that were left out.
+        columns: Number of columns, if lines that were read as text look like a table; else 0.
+    """
 
     passages: list[Passage]
-    blank_lines: int
+    blank_lines: int = 0
+    columns: int = 0
 
 
 def read_passages(source: str, *, input_format: str, text_field: str | None) -> PassageList:
@@ -35,39 +48,42 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
 
     Args:
         source: Path of a file, or `-` for standard input.
-        input_format: `"lines"`, `"jsonl"`, or `"auto"`: by the file extension, or without one by the first character.
-        text_field: Field of a JSONL row that contains the text; None for the first of `TEXT_FIELDS` that it has.
+        input_format: One of `INPUT_FORMATS`. `"jsonl"` reads a JSON array too, `"csv"` and `"tsv"` a table with a
+            header. `"auto"` judges by the file extension, or without one by the content.
+        text_field: Field of an object, or column of a table, that contains the text; None for the first of
+            `TEXT_FIELDS` that it has.
 
     Raises:
         InvalidInputError: The source cannot be read, or a line of it is not a passage.
     """
-    lines = list(_lines(source))
-    filled = [(number, line) for number, line in lines if line.strip()]
-    if _is_jsonl(source, input_format, filled):
-        passages = []
-        for number, line in filled:
-            location = _location(source, number)
-            passages.append(passage_of(json_object(line, location, expected=_PASSAGE), location, text_field))
-        return PassageList(passages, 0)
-    return PassageList([Passage(line, {"text": line}) for _, line in filled], len(lines) - len(filled))
+    lines, shown = list(_lines(source)), _shown(source)
+    filled = [line for _, line in lines if line.strip()]
+    found = _format_of(source, filled, text_field) if input_format == "auto" else input_format
+    if found == "jsonl":
+        rows = objects_of(iter(lines), shown, expected=_PASSAGE, text_field=text_field or "text")
+        return PassageList([passage_of(row, location, text_field) for _, location, row in rows])
+    if found != "lines":
+        table = _table_rows(lines, shown, found, text_field)
+        return PassageList([passage_of(row, location, text_field) for location, row in table])
+    if text_field is not None and filled:
+        raise InvalidInputError(
+            f"{shown} was read as lines of text, which have no field {quoted(text_field)}; leave --text-field out, or "
+            "choose another --input-format."
+        )
+    columns = _columns(filled) if input_format == "auto" else 0
+    return PassageList([Passage(line, {"text": line}) for line in filled], len(lines) - len(filled), columns)
 
 
 def read_requests(source: str, *, text_field: str | None) -> Iterator[Request]:
-    """Read rows of JSONL, each with a `query` and its `passages`, one after the other.
+    """Read objects of JSONL or of a JSON array, each with a `query` and its `passages`, one after the other.
 
     Takes `source` and `text_field` as `read_passages` does.
 
     Raises:
         InvalidInputError: The source cannot be read, or a line of it is not a request.
     """
-    for number, line in _lines(source):
-        if line.strip():
-            location = _location(source, number)
-            yield request_of(json_object(line, location, expected=_REQUEST), location, text_field)
-
-
-def _location(source: str, number: int) -> str:
-    return f"{_shown(source)}, line {number}"
+    for _, location, row in objects_of(_lines(source), _shown(source), expected=_REQUEST):
+        yield request_of(row, location, text_field)
 
 
 def _shown(source: str) -> str:
@@ -79,19 +95,91 @@ def _lines(source: str) -> Iterator[tuple[int, str]]:
     if source != STANDARD_INPUT:
         yield from numbered_lines(source)
         return
-    with errors_named(_shown(source)):
-        yield from decoded_lines(sys.stdin.buffer, _shown(source))
+    shown = _shown(source)
+    with errors_named(shown), decompressed(sys.stdin.buffer, shown) as file:
+        yield from decoded_lines(file, shown)
 
 
-def _is_jsonl(source: str, input_format: str, filled: list[tuple[int, str]]) -> bool:
-    if input_format != "auto":
-        return input_format == "jsonl"
-    suffix = PurePath(source.removesuffix(".gz")).suffix.lower()
-    if suffix == ".json":
-        raise InvalidInputError(
-            f"{_shown(source)} has the extension of JSON; expected JSONL (one object per line) or text (one passage "
-            "per line). Convert an array with `jq -c '.[]'`, or choose the format with --input-format."
-        )
-    if suffix:
-        return suffix in _JSONL_SUFFIXES
-    return bool(filled) and filled[0][1].lstrip().startswith("{")
+def _format_of(source: str, filled: Sequence[str], text_field: str | None) -> str:
+    suffix = PurePath(without_compression(source)).suffix.lower()
+    if suffix or not filled:
+        return _FORMATS.get(suffix, "lines")
+    first = filled[0].lstrip()
+    if first.startswith("{") or (first.startswith("[") and _is_array("\n".join(filled))):
+        return "jsonl"
+    names = {text_field or "text", *TEXT_FIELDS}
+    for name, delimiter in (("tsv", "\t"), ("csv", _delimiter(first))):
+        cells = [cell.strip('"') for cell in first.rstrip("\r").split(delimiter)]
+        if len(cells) > 1 and names & {*cells}:
+            return name
+    return "lines"
+
+
+def _is_array(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), list)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _columns(filled: Sequence[str]) -> int:
+    """Return the number of columns of lines that look like a table; 0 for others."""
+    counts = {line.count("\t") for line in filled}
+    if len(counts) == 1 and counts != {0}:
+        return counts.pop() + 1
+    if len(filled) < 2:
+        return 0
+    delimiter = _delimiter(filled[0])
+    names = filled[0].split(delimiter)
+    if len(names) < 2 or not all(name.strip('"').isidentifier() for name in names):
+        return 0
+    return len(names) if all(line.count(delimiter) >= len(names) - 1 for line in filled) else 0
+
+
+def _delimiter(header: str) -> str:
+    """Return what separates the columns of CSV; some spreadsheets write semicolons."""
+    return max(",;\t", key=header.count)
+
+
+def _table_rows(
+    lines: Sequence[tuple[int, str]], shown: str, table_format: str, text_field: str | None
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a table as objects, with their locations. TSV of two columns may have no header."""
+    csv.field_size_limit(_MAX_CELL_CHARS)
+    texts = (f"{line}\n" for _, line in lines)
+    if table_format == "tsv":
+        # A quotation mark is a part of the text there.
+        reader = csv.reader(texts, delimiter="\t", quoting=csv.QUOTE_NONE)
+    else:
+        first = next((line for _, line in lines if line.strip()), "")
+        reader = csv.reader(texts, delimiter=_delimiter(first), strict=True)
+    header: list[str] = []
+    begin = 1
+    try:
+        for cells in reader:
+            location, begin = f"{shown}, line {begin}", reader.line_num + 1
+            if not cells:
+                continue
+            if not header:
+                header = _header(cells, location, table_format, text_field)
+                if header == cells:
+                    continue
+            if len(cells) != len(header):
+                raise InvalidInputError(
+                    f"{location} has {len(cells)} columns ({brief(cells)}); expected {len(header)}: {brief(header)}."
+                )
+            yield location, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise InvalidInputError(f"{shown}, line {begin} is not CSV: {error}.") from error
+
+
+def _header(cells: list[str], location: str, table_format: str, text_field: str | None) -> list[str]:
+    wanted = TEXT_FIELDS if text_field is None else (text_field,)
+    if {*cells} & {*wanted}:
+        return cells
+    if table_format == "tsv" and text_field is None and len(cells) == 2:
+        return ["id", "text"]
+    raise InvalidInputError(
+        f"{location} has the columns {brief(cells)}; expected a header with {' or '.join(map(repr, wanted))}. Name the "
+        "column that holds the text with --text-field, or read lines as text with --input-format lines."
+    )

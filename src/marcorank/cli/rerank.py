@@ -14,7 +14,7 @@ from marcorank._text import one_line, quoted, table
 from marcorank.cli import rerank_files
 from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
 from marcorank.cli.progress import Progress
-from marcorank.cli.reading import STANDARD_INPUT, read_passages, read_requests
+from marcorank.cli.reading import INPUT_FORMATS, STANDARD_INPUT, read_passages, read_requests
 from marcorank.cli.writing import opened
 from marcorank.collections.requests import Request, answer_row, result_row
 from marcorank.ranking import shown_number
@@ -33,8 +33,9 @@ _USAGE = """marcorank rerank [options] QUERY [FILE]
        marcorank rerank [options] --requests FILE
        marcorank rerank [options] --input FILES --output FOLDER"""
 _EXAMPLES = """\
-Passages are lines of text, or JSONL: one object per line, with the text in the
-field `text`, `passage`, `page_content` or `content`. JSONL results keep the
+Passages are lines of text, JSONL (one object per line), a JSON array, or CSV or
+TSV with a header, with the text in the field `text`, `passage`, `page_content`
+or `content`, or in that of --text-field. JSONL results keep the
 fields of their passage and add `index` (position in the input, from 0), `rank`,
 `score` and `logit`; an input field with one of these names is renamed to
 `input_score` and so on. With --requests, each input line holds a query and its
@@ -58,7 +59,7 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("query", nargs="?", metavar="QUERY", help="the query")
     parser.add_argument(
-        "file", nargs="?", metavar="FILE", help="passages, may be gzipped; - or nothing for standard input"
+        "file", nargs="?", metavar="FILE", help="passages, may be compressed; - or nothing for standard input"
     )
 
     source = parser.add_argument_group("input")
@@ -67,11 +68,11 @@ def add_command(commands: Any) -> None:
     )
     source.add_argument(
         "--input-format",
-        choices=("auto", "lines", "jsonl"),
+        choices=INPUT_FORMATS,
         default="auto",
-        help="default: by the file extension",
+        help="default: by the file extension, or else by the content",
     )
-    source.add_argument("--text-field", metavar="NAME", help="field that holds the text of a JSONL passage")
+    source.add_argument("--text-field", metavar="NAME", help="field or column that holds the text of a passage")
 
     result = parser.add_argument_group("output")
     result.add_argument(
@@ -105,8 +106,8 @@ def run(args: argparse.Namespace) -> int:
             "give either QUERY, or --requests with a file of queries and their passages, or --input with any number "
             "of such files"
         )
-    if args.requests is not None and args.input_format == "lines":
-        args.usage_error("--requests reads JSONL; --input-format lines is for passages")
+    if args.requests is not None and args.input_format not in {"auto", "jsonl"}:
+        args.usage_error(f"--requests reads JSONL; --input-format {args.input_format} is for passages")
     on_terminal = args.output is None and sys.stdout.isatty()
     show = _table if (args.format or ("table" if on_terminal else "jsonl")) == "table" else _json
     reranker = Reranker(args.model, **settings_of(args))
@@ -142,6 +143,12 @@ def _requests(args: argparse.Namespace) -> Iterator[Request]:
     found = read_passages(source, input_format=args.input_format, text_field=args.text_field)
     if found.blank_lines:
         print(f"marcorank: note: blank lines skipped: {found.blank_lines}", file=sys.stderr)
+    if found.columns:
+        print(
+            f"marcorank: note: the input looks like a table of {found.columns} columns, and its lines are ranked as "
+            "they are; to rank a column, use --input-format csv or tsv, and --text-field",
+            file=sys.stderr,
+        )
     if not found.passages:
         print("marcorank: note: the input has no passages", file=sys.stderr)
     yield Request(args.query, found.passages, {})

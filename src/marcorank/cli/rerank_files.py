@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._text import quoted_path
 from marcorank.cli.options import at_least
-from marcorank.cli.progress import Progress
+from marcorank.cli.progress import Progress, duration
 from marcorank.jobs.joining import RunFiles
 from marcorank.jobs.planning import FORMATS, SHARD_SIZE, plan
 from marcorank.reranker import Reranker
@@ -111,13 +111,13 @@ def _progress_text(run: ShardRun) -> str:
     text = f"Ranking: {run.skipped + run.ranked} of {run.shards} shards"
     if run.seconds_left is None:
         return text
-    return f"{text}, {run.pairs_per_second:,.0f} pairs a second, {_duration(run.seconds_left)} left"
+    return f"{text}, {run.pairs_per_second:,.0f} pairs a second, {duration(run.seconds_left)} left"
 
 
 def _summary(run: ShardRun) -> str:
     parts = []
     if run.ranked or not run.skipped:
-        speed = f" in {_duration(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
+        speed = f" in {duration(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
         parts.append(f"ranked {_shards(run.ranked)} ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
     if run.skipped:
         parts.append(f"skipped {_shards(run.skipped)} of an earlier run")
@@ -126,10 +126,3 @@ def _summary(run: ShardRun) -> str:
 
 def _shards(count: int) -> str:
     return "1 shard" if count == 1 else f"{count} shards"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

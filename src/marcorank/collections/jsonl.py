@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import json_object, numbered_lines
-from marcorank._text import brief, first_few, quoted
+from marcorank._files import json_object, not_json, numbered_lines
+from marcorank._text import brief, first_few, quoted, quoted_path
 from marcorank.collections.trec import ID_RULE, is_id
 from marcorank.errors import InvalidInputError
 
@@ -18,12 +20,24 @@ if TYPE_CHECKING:
 
 # ASCII whitespace; a line of any other whitespace is invalid JSON, which is an error.
 _WHITESPACE = " \t\n\r\x0b\x0c"
+_FILLED = re.compile(rf"[^{_WHITESPACE}]")
+# First lines of a formatted array or object.
+_OPENINGS = ("[", "{", "[{")
 
 
-def read_objects(
+def read_objects(path: str | os.PathLike[str], *, expected: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield the objects of a file of JSONL, or of a JSON array, as `objects_of` does.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or a line is not an object.
+    """
+    yield from objects_of(numbered_lines(path), quoted_path(path), expected=expected)
+
+
+def read_lines(
     path: str | os.PathLike[str], *, expected: str, offset: int = 0, first: int = 1
 ) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """Yield the objects of a file, each with its line number and with its location for messages; skip blank lines.
+    """Yield the objects of a file with one in each line, as `objects_of` does.
 
     Args:
         path: File to read.
@@ -37,7 +51,68 @@ def read_objects(
     for number, line in numbered_lines(path, offset=offset, first=first):
         if line.strip(_WHITESPACE):
             location = f"{str(path)!r}, line {number}"
+            if line.strip(_WHITESPACE) in _OPENINGS or line.lstrip().startswith("[{"):
+                raise InvalidInputError(
+                    f"{location} is {quoted(line)}, as in formatted JSON or an array; expected {expected} in each "
+                    "line, as `jq -c '.[]'` writes an array."
+                )
             yield number, location, json_object(line, location, expected=expected)
+
+
+def objects_of(
+    lines: Iterator[tuple[int, str]], shown: str, *, expected: str, text_field: str | None = None
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """Yield objects, each with its number and with its location for messages; skip blank lines.
+
+    Each line is an object, and its number is that of the line. A source that begins with an array, or with an object
+    over several lines, is read as a whole, and its objects count from 1.
+
+    Args:
+        lines: The lines, with their numbers.
+        shown: Name of the source, for messages.
+        expected: What each line should hold, for messages.
+        text_field: Field for the texts of an array of texts, which becomes one of objects; None if it is an error.
+
+    Raises:
+        InvalidInputError: A line is not an object.
+    """
+    filled = ((number, line) for number, line in lines if line.strip(_WHITESPACE))
+    for index, (number, line) in enumerate(filled):
+        if not index and (line.strip(_WHITESPACE) in _OPENINGS or line.lstrip(_WHITESPACE).startswith("[")):
+            # Blank lines count too, for the positions of errors.
+            yield from _objects_of_text(number, [line, *(text for _, text in lines)], shown, expected, text_field)
+            return
+        location = f"{shown}, line {number}"
+        yield number, location, json_object(line, location, expected=expected)
+
+
+def _objects_of_text(
+    first: int, lines: Sequence[str], shown: str, expected: str, text_field: str | None
+) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    text = "\n".join(lines)
+    end = count = 0
+    line = first
+    while found := _FILLED.search(text, end):
+        start = found.start()
+        line += text.count("\n", end, start)
+        location = f"{shown}, line {line}"
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            raise not_json(f"{shown}, line {first + error.lineno - 1}", error) from error
+        except (ValueError, RecursionError) as error:
+            raise not_json(location, error) from error
+        line += text.count("\n", start, end)
+        rows = value if isinstance(value, list) else [value]
+        if text_field is not None:
+            rows = [{text_field: row} if isinstance(row, str) else row for row in rows]
+        if not rows or not isinstance(rows[0], dict):
+            raise InvalidInputError(f"{location} is {brief(value)}; expected {expected}.")
+        for row in rows:
+            count += 1
+            if not isinstance(row, dict):
+                raise InvalidInputError(f"{shown}, row {count} is {brief(row)}; expected {expected}.")
+            yield count, f"{shown}, row {count}", row
 
 
 def check_fields(row: dict[str, Any], names: Sequence[str], location: str, *, example: str) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from marcorank._files import errors_named
+from marcorank._files import COMPRESSED_ENDINGS, errors_named, without_compression
 from marcorank._text import first_few, is_blank, quoted, quoted_path, shorten
 from marcorank.collections.first_stage import BM25, bm25_run
 from marcorank.collections.records import Collection
@@ -46,16 +46,18 @@ def read_collection(
     or .trec. The first stage may be there as run.tsv, .txt or .trec; without one, BM25 retrieves 100 candidates for
     each query. With a run, only the texts of candidates and of judged passages are kept.
 
-    **A file** of JSONL, with a row for each query:
+    **A file** of JSONL, or a JSON array, with a row for each query:
 
         {"query": "...", "passages": ["...", "..."], "relevant": [0]}
 
     `passages` are texts, or objects with `text` and optionally `id` and `score`, in the order of the first stage.
     `relevant` names passages by index from 0, by id or by text, or is an object of grades by id. Whole numbers are
-    indexes, unless ids are whole numbers too. Other passages are judged as not relevant. A relevant passage that is not
-    in the list was not found by the first stage. A row may have a `query_id` or `id`; by default it is the line number.
+    indexes, unless ids are whole numbers too. A list that can be read in several ways is an error, such as `[0, 1, 0]`
+    for three passages, which looks like labels. Other passages are judged as not relevant. A relevant passage that is
+    not in the list was not found by the first stage. A row may have a `query_id` or `id`; by default it is the line
+    number.
 
-    Files may be compressed as .gz. Only judged queries are kept. `Collection.notes` lists irregularities.
+    Files may be compressed as .gz, .bz2 or .xz. Only judged queries are kept. `Collection.notes` lists irregularities.
 
     Args:
         source: Path of the folder or file.
@@ -87,9 +89,13 @@ def read_collection(
         candidates, run_notes = _candidates(run_file, texts)
         passages, corpus_notes = read_texts(corpus_file, wanted=_doc_ids(candidates) | _doc_ids(judged))
     check_texts(passages, _doc_ids(candidates), "passages of the run", corpus_file)
-    without_text = len(_doc_ids(judged).keys() - passages.keys())
+    judged_ids = _doc_ids(judged)
+    without_text = [doc_id for doc_id in judged_ids if doc_id not in passages]
     if without_text:
-        corpus_notes.append(f"Judged passages that are not in the corpus: {without_text}.")
+        corpus_notes.append(
+            f"Judged passages that are not in the corpus, counted as not found: {len(without_text)} of "
+            f"{len(judged_ids)}, such as {first_few(without_text[:1])}."
+        )
     notes = (*split_notes, *qrels_notes, *query_notes, *run_notes, *corpus_notes)
     return _noted(Collection(name or folder.resolve().name, texts, passages, judged, candidates, notes))
 
@@ -102,7 +108,7 @@ def _of_file(path: Path, given: Mapping[str, object], name: str | None) -> Colle
         raise InvalidInputError(
             f"`{too_many}` goes with a folder, but {str(path)!r} is a file that contains everything."
         )
-    return _noted(read_rows(path, name or path.name.removesuffix(".gz").removesuffix(".jsonl")))
+    return _noted(read_rows(path, name or without_compression(path.name).removesuffix(".jsonl").removesuffix(".json")))
 
 
 def _noted(collection: Collection) -> Collection:
@@ -126,7 +132,7 @@ def _file(folder: Path, stem: str, endings: Several[str], given: _Path | None = 
     """Return the given path, or else the only file of that name in the folder, if there is one."""
     if given is not None:
         return Path(given)
-    paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", ".gz"))
+    paths = (folder / f"{stem}{ending}{compressed}" for ending in endings for compressed in ("", *COMPRESSED_ENDINGS))
     with errors_named(quoted_path(folder / stem)):
         found = [path for path in paths if path.is_file()]
     if len(found) > 1:
@@ -147,7 +153,7 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
             f"{str(folder)!r} has no judgements; expected qrels/{shorten(split)}.tsv or qrels.tsv, or their path as "
             "`qrels`."
         )
-    files = sorted(path for path in in_folder.iterdir() if path.name.removesuffix(".gz").endswith(_TREC_ENDINGS))
+    files = sorted(path for path in in_folder.iterdir() if without_compression(path.name).endswith(_TREC_ENDINGS))
     if len(files) != 1:
         names = ", ".join(path.name for path in files) or "no file"
         raise InvalidInputError(

@@ -46,6 +46,18 @@ class _Candidates:
     of_id: dict[str, str] = field(default_factory=dict)
     of_text: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def has_numeric_ids(self) -> bool:
+        """Whether numbers name passages by id, not by index."""
+        return any(map(str.isdecimal, self.of_id))
+
+    def key(self, index: int) -> str:
+        """Return what names a passage in an object of grades: its id, in a row without ids its index, or its text."""
+        doc_id = self.doc_ids[index]
+        if not self.of_id:
+            return str(index)
+        return doc_id if doc_id in self.of_id else self.texts[doc_id]
+
 
 def read_rows(path: Path, name: str) -> Collection:
     """Read a collection from JSONL; see `read_collection` for the fields of a row.
@@ -122,6 +134,8 @@ def _grades(
             f"{location}: 'relevant' is {brief(relevant)}; expected a list of indexes, ids or texts, or an object of "
             "grades by id."
         )
+    if isinstance(relevant, list):
+        _check_unambiguous(relevant, candidates, location)
     named: dict[str, int] = {}
     missed: dict[str, str] = {}
     for entry, grade in relevant.items() if isinstance(relevant, dict) else [(entry, 1) for entry in relevant]:
@@ -137,6 +151,48 @@ def _grades(
     return dict.fromkeys(candidates.texts, 0) | named, {doc_id: text for text, doc_id in missed.items()}
 
 
+def _check_unambiguous(relevant: list[object], candidates: _Candidates, location: str) -> None:
+    """Check that the numbers of a list are either indexes or ids, and not a label for each passage."""
+    given = [(entry, _number(entry, candidates)) for entry in relevant]
+    numbers = [number for _, number in given if number is not None]
+    count = len(candidates.doc_ids)
+    indexes = [number for number in numbers if 0 <= number < count]
+    repeated = len(set(numbers)) < len(numbers) and not candidates.has_numeric_ids
+    as_indexes = brief({candidates.key(number) if number in indexes else str(entry): 1 for entry, number in given})
+    # A single passage with [0] is the documented way to say that it is relevant.
+    if len(numbers) == len(relevant) == count > 1 and (repeated or {*numbers} <= {0, 1}):
+        grades = {candidates.key(index): number for index, number in enumerate(numbers) if number}
+        raise InvalidInputError(
+            f"{location}: 'relevant' is {brief(relevant)}, as many numbers as there are passages: labels or indexes? "
+            f"For labels, write {brief(grades)}; for indexes, {as_indexes}."
+        )
+    if repeated:
+        once = [entry for index, entry in enumerate(relevant) if entry not in relevant[:index]]
+        raise InvalidInputError(
+            f"{location}: 'relevant' is {brief(relevant)}, which repeats an index. For indexes, write each once, as in "
+            f"{brief(once)}; for grades, write an object such as {as_indexes}."
+        )
+    if candidates.has_numeric_ids:
+        unclear = [number for number in indexes if str(number) not in candidates.of_id]
+    else:
+        texts = {entry for entry in relevant if isinstance(entry, str)}
+        unclear = indexes if candidates.of_id and texts - candidates.of_text.keys() else []
+    if unclear:
+        as_ids = brief(dict.fromkeys(map(str, relevant), 1))
+        raise InvalidInputError(
+            f"{location}: 'relevant' is {brief(relevant)}, where {unclear[0]} is not the id of a passage of its row, "
+            f"but may be an index. For ids, write {as_ids}; for indexes, {as_indexes}."
+        )
+
+
+def _number(entry: object, candidates: _Candidates) -> int | None:
+    """Return an entry of a list as a number; None for a text that names a passage, and for anything else."""
+    if isinstance(entry, str):
+        is_index = not candidates.of_id and entry not in candidates.of_text and entry.isdecimal() and len(entry) < 10
+        return int(entry) if is_index else None
+    return int(entry) if isinstance(entry, (int, float)) and entry == entry // 1 else None
+
+
 def _doc_id(entry: object, candidates: _Candidates, location: str) -> str | None:
     """Return the doc_id that an entry of `relevant` names; None if it is the text of a passage that was not found."""
     if isinstance(entry, bool) or not isinstance(entry, (int, str)):
@@ -144,7 +200,7 @@ def _doc_id(entry: object, candidates: _Candidates, location: str) -> str | None
             f"{location}: 'relevant' has {brief(entry)}; expected an index, an id or a text of a passage."
         )
     name = str(entry)
-    is_index = isinstance(entry, int) and not any(map(str.isdecimal, candidates.of_id))
+    is_index = isinstance(entry, int) and not candidates.has_numeric_ids
     if not is_index and (name in candidates.of_id or name in candidates.of_text):
         return candidates.of_id.get(name) or candidates.of_text[name]
     if is_index or (not candidates.of_id and name.isdecimal() and len(name) < 10):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from marcorank._files import numbered_lines
+from marcorank._files import numbered_lines, without_compression
 from marcorank._text import brief, first_few, quoted
 from marcorank.collections.jsonl import id_of, missing_field, read_objects, text_of
 from marcorank.collections.trec import is_id
@@ -25,7 +25,7 @@ def read_texts(
     a file named .tsv or .txt has an id, a tab and a text.
 
     Args:
-        path: The file; one named .gz is decompressed.
+        path: The file; it may be compressed.
         wanted: Ids of the texts to keep; None for all.
 
     Raises:
@@ -33,7 +33,7 @@ def read_texts(
     """
     texts: dict[str, str] = {}
     repeated = number = 0
-    in_columns = str(path).lower().removesuffix(".gz").endswith((".tsv", ".txt"))
+    in_columns = without_compression(str(path).lower()).endswith((".tsv", ".txt"))
     for number, identifier, text in _texts_of_columns(path) if in_columns else _texts_of_jsonl(path):
         if wanted is not None and identifier not in wanted:
             continue

@@ -36,9 +36,9 @@ _GREATEST = float(np.finfo(np.float32).max)
 def read_run(path: str | os.PathLike[str]) -> Run:
     """Read a run: TREC's six columns, or query_id, doc_id, rank and score, or query_id, doc_id and score.
 
-    Columns are separated by tabs or spaces. The file may have a header, and one named .gz is decompressed. Results are
-    sorted by score, ties by doc_id descending, as in trec_eval. Ranks are ignored, except in MS MARCO's files of
-    query_id, doc_id and rank, which have no scores.
+    Columns are separated by tabs or spaces. The file may have a header and be compressed. Results are sorted by score,
+    ties by doc_id descending, as in trec_eval. Ranks are ignored, except in MS MARCO's files of query_id, doc_id and
+    rank, which have no scores.
 
     Raises:
         InvalidInputError: The file cannot be read, or a line is not a result.
@@ -49,7 +49,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 def read_qrels(path: str | os.PathLike[str]) -> Qrels:
     """Read qrels: TREC's four columns, or BEIR's query_id, doc_id and grade.
 
-    Columns are separated by tabs or spaces. The file may have a header, and one named .gz is decompressed.
+    Columns are separated by tabs or spaces. The file may have a header and be compressed.
 
     Raises:
         InvalidInputError: The file cannot be read, or a line is not a judgement.
@@ -127,7 +127,7 @@ def write_run(run: Run, path: str | os.PathLike[str], *, tag: str) -> None:
 
     Scores that do not decrease are lowered slightly, so that every tool that sorts by score, in single precision like
     trec_eval too, finds the same order. Columns are separated by spaces, or by tabs if an id contains a space. A file
-    named .gz is compressed.
+    named .gz, .bz2 or .xz is compressed.
 
     Args:
         run: Scores by query_id and doc_id, best first.

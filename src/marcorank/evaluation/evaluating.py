@@ -78,6 +78,8 @@ def evaluate(
     depths = _depths(top_k, collection)
     grade = whole_number("relevant_grade", relevant_grade, 1)
     parsed = parse_measures(measures, relevant_grade=grade)
+    # What a measure does not take in these judgements shows before anything is scored.
+    per_query(parsed, collection.qrels, collection.run)
     if importlib.util.find_spec("scipy") is None:
         raise MissingExtraError('Calibration needs the package scipy: pip install "marcorank[evaluation]"')
     results = []
@@ -135,7 +137,7 @@ def evaluate_runs(
         seed: Seed of the randomisation tests and the bootstrap intervals.
 
     Raises:
-        InvalidInputError: An argument is not allowed.
+        InvalidInputError: An argument is not allowed, or no run has any judged passage.
         MissingExtraError: A package of the extra `evaluation` is missing.
     """
     if not isinstance(runs, Mapping) or not runs:
@@ -152,6 +154,8 @@ def evaluate_runs(
                 f"{quoted(next(iter(run)))}, the first "
                 f"in the qrels {quoted(next(iter(qrels)))}; expected the same query ids in both."
             )
+    retrieved = {doc_id for run in runs.values() for results in run.values() for doc_id in results}
+    _check_doc_ids(qrels, retrieved, f"the results of the runs {first_few(runs)}")
     parsed = parse_measures(measures, relevant_grade=whole_number("relevant_grade", relevant_grade, 1))
     values = {label: per_query(parsed, qrels, run) for label, run in runs.items()}
     results = [
@@ -185,6 +189,19 @@ def _check(collection: Collection) -> None:
                 f"Collection {quoted(name)} has no text for passage {quoted(doc_id)}, a candidate of query "
                 f"{quoted(query_id)}; expected a text for every candidate."
             )
+    _check_doc_ids(collection.qrels, collection.passages, f"the corpus of collection {quoted(name)}")
+
+
+def _check_doc_ids(qrels: Qrels, doc_ids: Iterable[str], where: str) -> None:
+    """Check that there is any judged passage: where ids are spelled in two ways, all values would be 0."""
+    judged = {doc_id: None for grades in qrels.values() for doc_id in grades}
+    known = set(doc_ids)
+    if judged and known and known.isdisjoint(judged):
+        raise InvalidInputError(
+            f"{len(judged)} of {len(judged)} judged passages, such as {first_few([next(iter(judged))])}, are not in "
+            f"{where}, only others such as {first_few([min(known)])}; expected the same doc ids in both. Are zeros or "
+            "prefixes missing?"
+        )
 
 
 def _depths(top_k: object, collection: Collection) -> tuple[int, ...]:

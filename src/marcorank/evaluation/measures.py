@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # the top ten, from which an LLM would answer.
 DEFAULT_MEASURES = ("nDCG@10", "RR@10", "R@10")
 
+# Measures of exponential gains, which gdeval computes, are defined up to this grade.
+_MAX_EXPONENTIAL_GRADE = 4
+_PROBE = {"query": {"passage": 1}}
 _EXAMPLES = "such as nDCG@10, RR@10, RR(rel=2)@10, R@100, P@5, AP, Success@5 or Judged@10"
 
 
@@ -50,20 +53,22 @@ def per_query(measures: Sequence[Measure], qrels: Qrels, run: Run) -> dict[str, 
     values: dict[str, dict[str, float]] = {
         str(measure): dict.fromkeys(qrels, float(measure.DEFAULT)) for measure in measures
     }
-    # pytrec_eval, which ir_measures calls, crashes or hangs on grades below 0.
-    plain_qrels = {
-        query_id: {doc_id: max(grade, 0) for doc_id, grade in grades.items()}
-        for query_id, grades in qrels.items()
-        if grades
-    }
-    # Whole numbers, because providers break ties in different ways, and one of them stores scores in 32 bits.
-    plain_run = {
-        query_id: dict(zip(results, range(len(results), 0, -1), strict=True))
-        for query_id, results in run.items()
-        if results and query_id in qrels
-    }
+    _check_grades(measures, qrels)
+    plain_qrels: dict[str, dict[str, int]] = {}
+    plain_run: dict[str, dict[str, int]] = {}
+    # Numbers in place of all ids: one of the providers takes no other query_id and no doc_id with a space.
+    query_ids = {str(number): query_id for number, query_id in enumerate(qrels, 1)}
+    for number, query_id in query_ids.items():
+        grades, results = qrels[query_id], run.get(query_id, {})
+        doc_ids = {doc_id: str(index) for index, doc_id in enumerate(dict.fromkeys((*grades, *results)), 1)}
+        if grades:
+            # pytrec_eval, which ir_measures calls, crashes or hangs on grades below 0.
+            plain_qrels[number] = {doc_ids[doc_id]: max(grade, 0) for doc_id, grade in grades.items()}
+        if results:
+            # Whole numbers, because providers break ties in different ways, and one stores scores in 32 bits.
+            plain_run[number] = {doc_ids[doc_id]: len(results) - rank for rank, doc_id in enumerate(results)}
     for metric in _ir_measures().iter_calc(measures, plain_qrels, plain_run):
-        values[str(metric.measure)][metric.query_id] = float(metric.value)
+        values[str(metric.measure)][query_ids[metric.query_id]] = float(metric.value)
     return values
 
 
@@ -124,7 +129,7 @@ def _measure(name: object, relevant_grade: int) -> Measure:
         _check_parameters(measure)
         if "rel" in measure.SUPPORTED_PARAMS and "rel" not in measure.params:
             measure = measure(rel=relevant_grade)
-        ir_measures.calc_aggregate([measure], {"query": {"passage": 1}}, {"query": {"passage": 1.0}})
+        per_query([measure], _PROBE, _PROBE)
     except Exception as error:
         reason = " ".join(message_of(error).split()) or type(error).__name__
         raise InvalidInputError(
@@ -146,6 +151,16 @@ def _check_parameters(measure: Measure) -> None:
     gains = measure.params.get("gains", {})
     if min(gains.values(), default=0) < 0:
         raise ValueError(f"`gains` are {quoted(gains)}; expected none below 0")
+
+
+def _check_grades(measures: Sequence[Measure], qrels: Qrels) -> None:
+    exponential = [measure for measure in measures if measure.NAME == "ERR" or measure.params.get("dcg") == "exp-log2"]
+    greatest = max((grade for grades in qrels.values() for grade in grades.values()), default=0)
+    if exponential and greatest > _MAX_EXPONENTIAL_GRADE:
+        raise InvalidInputError(
+            f"The greatest grade of the qrels is {greatest}, and {exponential[0]} is defined for grades of at most "
+            f"{_MAX_EXPONENTIAL_GRADE}. Map the grades to 0 to {_MAX_EXPONENTIAL_GRADE}, or leave the measure out."
+        )
 
 
 def _ir_measures() -> ModuleType:

@@ -10,10 +10,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from marcorank._files import errors_named, opened_bytes
+from marcorank._files import COMPRESSED_ENDINGS, errors_named, opened_bytes
 from marcorank._text import quoted_path
 from marcorank.collections import parquet
-from marcorank.collections.jsonl import read_objects
+from marcorank.collections.jsonl import read_lines
 from marcorank.collections.requests import request_of
 from marcorank.errors import InvalidInputError
 
@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 
-_ENDINGS = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz", ".parquet")
+_ENDINGS = tuple(f"{ending}{more}" for more in ("", *COMPRESSED_ENDINGS) for ending in (".jsonl", ".ndjson"))
+_ENDINGS = (*_ENDINGS, ".parquet")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -191,5 +192,5 @@ def _rows(path: str, start: int, number: int, text_field: str | None) -> Iterato
         for row_number, row in enumerate(parquet.read_rows(path, start), number):
             yield request_of(row, f"{quoted_path(path)}, row {row_number}", text_field)
     else:
-        for _, location, row in read_objects(path, expected="an object with a query", offset=start, first=number):
+        for _, location, row in read_lines(path, expected="an object with a query", offset=start, first=number):
             yield request_of(row, location, text_field)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """The output of a first stage as three files; each may be compressed with gzip and named .gz.
+    """The output of a first stage as three files; each may be compressed.
 
     Attributes:
         run: A TREC run, or query_id, doc_id and score.

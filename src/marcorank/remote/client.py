@@ -16,7 +16,13 @@ import httpx
 import numpy as np
 
 from marcorank._inference.scorer import PassageScores
-from marcorank.errors import RemoteError, RemoteProtocolError, RemoteStatusError, RemoteTimeoutError
+from marcorank.errors import (
+    RemoteError,
+    RemoteProtocolError,
+    RemoteStatusError,
+    RemoteTimeoutError,
+    certificate_hint,
+)
 from marcorank.remote.keys import key_variables
 from marcorank.remote.responses import excerpt, is_about_size, is_too_large, read_scores, server_message
 
@@ -109,7 +115,8 @@ async def _request_scores(
             )
         except httpx.TransportError as failure:
             reason = excerpt(str(failure)) or type(failure).__name__
-            error = RemoteError(f"The request to {endpoint} failed ({attempts}): {reason}")
+            hint = certificate_hint(failure)
+            error = RemoteError(f"The request to {endpoint} failed ({attempts}): {reason}{'.' if hint else ''}{hint}")
         else:
             if response.status_code == httpx.codes.OK:
                 return read_scores(text, count=len(passages), where=endpoint)
