@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 
@@ -197,6 +199,38 @@ def test_torch_models_are_loaded_one_after_the_other(small_bert, monkeypatch, in
         in_thread(Reranker(small_bert, backend="torch", precision=precision).warm_up)
     assert all(isinstance(result, Reranker) for result in in_thread.finished())
     assert inside == ["enter", "leave"] * 2
+
+
+def test_models_of_all_backends_load_at_once(small_bert):
+    """In a fresh process, where the packages of the engines are imported meanwhile too; none waits for ever."""
+    code = f"""
+import threading
+from marcorank import Reranker
+settings = [
+    *(dict(backend="openvino", precision=name, threads=number) for name in ("fp32", "int8") for number in (1, 2)),
+    dict(backend="onnx"), dict(backend="torch", precision="fp32"), dict(backend="torch", precision="bf16"),
+]
+rerankers = [Reranker({str(small_bert)!r}, **each) for each in settings] + [Reranker("bundled")]
+def load(reranker):
+    everyone.wait()
+    reranker.warm_up()
+everyone = threading.Barrier(len(rerankers))
+threads = [threading.Thread(target=load, args=(reranker,)) for reranker in rerankers]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+for reranker, each in zip(rerankers, settings):
+    found, = reranker.score({QUERY!r}, ["museum"])
+    reranker.close()
+    expected, = Reranker({str(small_bert)!r}, **each).score({QUERY!r}, ["museum"])
+    assert abs(found - expected) < 1e-3
+print("done")
+"""
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240
+    )
+    assert done.stdout.strip() == "done"
 
 
 class Waiting:
