@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,6 +209,24 @@ def test_errors_have_the_position_in_the_file(write, content, complaint):
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_compressed_nothing_has_no_passages(tmp_path, ending):
+    """Compressed without any content, a file is as empty as one of no bytes."""
+    (tmp_path / "in").write_bytes(COMPRESS[ending](b""))
+    (tmp_path / f"in{ending}").write_bytes(b"")
+    assert texts(str(tmp_path / "in")) == texts(str(tmp_path / f"in{ending}")) == []
+
+
+def test_python_may_lack_a_compression(tmp_path, monkeypatch):
+    """Some builds of Python have no lzma or bz2: marcorank runs, and files that need them are named."""
+    without = "import sys; sys.modules.update(dict.fromkeys(['lzma', '_lzma', 'bz2', '_bz2'])); import marcorank.cli"
+    subprocess.run([sys.executable, "-c", without], check=True)  # noqa: S603
+    (tmp_path / "in.txt").write_bytes(lzma.compress(b"one"))
+    monkeypatch.setitem(sys.modules, "lzma", None)
+    with pytest.raises(InvalidInputError, match=r"has no module 'lzma', which files named \.xz need"):
+        texts(str(tmp_path / "in.txt"))
+
+
 @pytest.mark.parametrize("name", ["in.jsonl{}", "in{}", "in.jsonl", "-"])
 @pytest.mark.parametrize("ending", COMPRESS)
 def test_compressed_sources_are_read_whatever_their_name(tmp_path, monkeypatch, name, ending):
@@ -229,6 +248,8 @@ def test_compressed_sources_are_read_whatever_their_name(tmp_path, monkeypatch, 
     ("data", "complaint"),
     [
         (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd; decompress it first"),
+        (b"\x04\x22\x4d\x18", "is compressed with LZ4; decompress it first"),
+        (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; extract it first"),
         (b"PK\x03\x04\x14\x00", "is a zip archive or an Office document; extract it, or save the table as CSV"),
         (b"PAR1\x15\x04", "is Parquet, which only `marcorank rerank --input` reads"),
         ("ü".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
