@@ -95,9 +95,10 @@ class HubModel:
                 folder = self._download_folder(source, (*TORCH_FILES, catalogue.PICKLED_WEIGHTS))
             names = [path.name for path in folder.iterdir()]
             if not catalogue.has_weights(names, allow_pickle=allow_pickle):
-                if self._offline:
+                if not self._offline:
+                    names = HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
+                elif not catalogue.has_weights(names, allow_pickle=True):
                     raise self._not_cached("the weights")
-                names = HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
                 catalogue.check_weights(names, where=f"Model `{self.name}`", allow_pickle=allow_pickle)
         return folder
 
