@@ -63,6 +63,9 @@ def test_near_names_are_suggested(name, near):
     assert isinstance(error, UnknownModelError)
     assert f"Model '{name}' is unknown: there is no such folder. Did you mean" in str(error)
     assert repr(near) in str(error)
+    suggested = re.findall("'([^']+)'", re.search(r"Did you mean (.*)\?", str(error))[1])
+    assert suggested[0] == near
+    assert len({find(name) for name in suggested}) == len(suggested)
 
 
 def test_a_name_that_comes_near_to_nothing_gets_no_suggestion():
