@@ -299,7 +299,7 @@ class HubModel:
                 f" has no revision {self._sources()[0].revision!r} on {_endpoint()}. Pass an existing branch, tag or "
                 "commit, such as `revision='main'`."
             )
-        elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
+        elif isinstance(error, OSError) and error.strerror and not _is_of_network(error):
             message = (
                 f" cannot be saved to {str(self._cache)!r}: {error.strerror}. Check free space and permissions, or "
                 "pass another `cache_folder`."
@@ -319,6 +319,10 @@ def _endpoint() -> str:
 
     parts = urlsplit(constants.ENDPOINT)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _is_of_network(error: OSError) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError)) or bool(certificate_hint(error))
 
 
 def _reason(error: BaseException) -> str:
