@@ -14,9 +14,14 @@ _GAP = "  "
 _MIN_CELLS = 16
 
 
+def encodable(text: str) -> str:
+    """Return a text that can be printed: half a surrogate pair, which UTF-8 lacks, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def shorten(text: str, max_chars: int = 60) -> str:
-    """Return a text of at most `max_chars` characters; an ellipsis stands for an end that is left out."""
-    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+    """Return a text to show, of at most `max_chars` characters; an ellipsis stands for an end that is left out."""
+    return encodable(text if len(text) <= max_chars else f"{text[: max_chars - 1]}…")
 
 
 def brief(value: object) -> str:

@@ -143,6 +143,13 @@ def test_a_broken_request_is_named(write, line, complaint):
         list(read_requests(write(line), text_field=None))
 
 
+def test_an_error_about_half_a_surrogate_pair_can_be_printed(write):
+    """JSON can hold what UTF-8 lacks; the message that shows it must not fail itself."""
+    with pytest.raises(InvalidInputError, match="line 1 is ") as caught:
+        passages(write('"\\ud83c"'))
+    assert str(caught.value).encode()
+
+
 @pytest.mark.parametrize("content", [b"fine\nnot \xff fine", "fine\n\xfc".encode("latin-1")])
 def test_another_encoding_is_named(write, content):
     """A file that is not UTF-8 is refused with the line, rather than read wrongly."""
