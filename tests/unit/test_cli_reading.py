@@ -314,6 +314,7 @@ def test_the_rows_of_a_table_are_passages(write, monkeypatch, name, content, tex
         ),
         ("id,text\n1,one\n", "body", "line 1 has the columns .*; expected a header with 'body'"),
         ('id,text\n1,"two\nlines"\n\n2,a,b\n', None, 'line 5 has 3 columns .*; expected 2: ..id", "text"'),
+        ("text,n,n\n1,2,3\n", None, "line 1 has two columns named 'n'"),
         ('id,text\n1,"never\nclosed\n', None, "line 2 is not CSV: unexpected end of data"),
     ],
 )
@@ -328,6 +329,11 @@ def test_a_broken_table_is_named(write, content, text_field, complaint):
     [
         ("id,body\n1,one\n2,two, or more\n", 2),
         ("a b\tc\nd e\tf\n", 2),
+        (",title,body\n0,x,one\n", 3),
+        ("7,The city of Berlin lies on the river Spree.\n8,Another.\n", 2),
+        ('"The city of Berlin, on the river","x"\n"Another","y"\n', 2),
+        ("\tindented()\n\tcode()\n", 0),
+        ("1,000 people\n2 million, too, live there\n", 0),
         ("Hello, world\nand, more\n", 0),
         ("one\ntwo\n", 0),
         ("a,b", 0),
@@ -340,6 +346,26 @@ def test_lines_that_look_like_a_table_are_counted(write, content, columns):
     assert passages(write(content, "in"), input_format="lines").columns == 0
     with pytest.raises(InvalidInputError, match="was read as lines of text, which have no field 'nothing'"):
         passages(write(content, "in"), text_field="nothing")
+
+
+@pytest.mark.parametrize("content", ['[\n {"text": "a"},\n', '[{"text": "a"}', '["a",\n"b"'])
+def test_a_broken_array_is_not_taken_for_lines(write, content):
+    """An array in a pipe that was cut off is an error, and its lines are not ranked."""
+    with pytest.raises(InvalidInputError, match="is not JSON"):
+        passages(write(content, "in"))
+
+
+@pytest.mark.parametrize("content", ["[]", " [\n]\n"])
+def test_an_empty_array_has_no_passages(write, content):
+    """A search without results is not an error."""
+    assert texts(write(content, "in.json")) == texts(write(content, "in")) == []
+
+
+def test_a_header_of_two_names_is_no_passage(write):
+    """TSV of an id and a text may have no header; but a header must not be ranked."""
+    assert texts(write("d7\tone\nd8\ttwo\n", "in.tsv")) == ["one", "two"]
+    with pytest.raises(InvalidInputError, match=r'line 1 has the columns \["id", "body"\]; expected a header with'):
+        texts(write("id\tbody\n7\tone\n", "in.tsv"))
 
 
 def test_a_missing_file_is_named(tmp_path):
