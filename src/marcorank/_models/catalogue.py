@@ -172,14 +172,10 @@ def find(name: str) -> ModelInfo | None:
 
 def unknown_model(name: str, reason: str) -> UnknownModelError:
     """Return the error for an unknown model name, with suggestions of similar names."""
-    names = [spelling for info in CATALOGUE for spelling in info.spellings]
-    short = {spelling.split("/")[1]: spelling for spelling in names}
+    short = {spelling.split("/")[1]: info.name for info in CATALOGUE for spelling in info.spellings}
     matches = difflib.get_close_matches(name.rsplit("/", maxsplit=1)[-1], [*short, BUNDLED], n=3, cutoff=0.6)
-    # Of the spellings of a model, only the one that comes nearest.
-    nearest: dict[ModelInfo | None, str] = {}
-    for match in matches:
-        nearest.setdefault(find(match), short.get(match, match))
-    hint = f" Did you mean {' or '.join(map(repr, nearest.values()))}?" if nearest else ""
+    suggested = dict.fromkeys(short.get(match, match) for match in matches)
+    hint = f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested else ""
     return UnknownModelError(
         f"Model {name!r} is unknown: {reason}.{hint} Expected 'bundled', a Hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."
