@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import hashlib
 import io
 import json
-import lzma
 import math
 import os
 import re
 import shutil
+import sys
 import uuid
 import zlib
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
@@ -25,16 +25,18 @@ from marcorank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-# By ending: how such a file is decompressed, and its first bytes.
-_COMPRESSED: dict[str, tuple[Callable[..., Any], re.Pattern[bytes]]] = {
-    ".gz": (gzip.open, re.compile(rb"\x1f\x8b")),
-    ".bz2": (bz2.open, re.compile(rb"BZh[1-9]1AY&")),
-    ".xz": (lzma.open, re.compile(rb"\xfd7zXZ\x00")),
+# By ending: the module, imported when needed because some builds of Python lack it, and the first bytes.
+_COMPRESSED: dict[str, tuple[str, re.Pattern[bytes]]] = {
+    ".gz": ("gzip", re.compile(rb"\x1f\x8b")),
+    ".bz2": ("bz2", re.compile(rb"BZh[1-9](?:1AY&|\x17rE8)")),
+    ".xz": ("lzma", re.compile(rb"\xfd7zXZ\x00")),
 }
 COMPRESSED_ENDINGS = tuple(_COMPRESSED)
 # Files that cannot be read, by their first bytes, and what to do about them.
 _UNREADABLE = {
     re.compile(rb"\x28\xb5\x2f\xfd"): "is compressed with zstd; decompress it first, as `zstd -d` does",
+    re.compile(rb"\x04\x22\x4d\x18"): "is compressed with LZ4; decompress it first, as `lz4 -d` does",
+    re.compile(rb"7z\xbc\xaf"): "is a 7-Zip archive; extract it first",
     re.compile(rb"PK\x03\x04"): "is a zip archive or an Office document; extract it, or save the table as CSV",
     re.compile(rb"PAR1\x15"): "is Parquet, which only `marcorank rerank --input` reads; convert it to JSONL",
     re.compile(rb"\xff\xfe|\xfe\xff"): "is UTF-16; save the file as UTF-8",
@@ -99,11 +101,21 @@ def decompressed(raw: BinaryIO, shown: str, ending: str = "") -> Iterator[Binary
         if pattern.match(head):
             raise InvalidInputError(f"{shown} {what}.")
     found = next((name for name, (_, pattern) in _COMPRESSED.items() if pattern.match(head)), ending)
-    if found in _COMPRESSED:
-        with _COMPRESSED[found][0](buffered) as file:
+    if head and found in _COMPRESSED:
+        with _packed(buffered, found, "rb") as file:
             yield file
     else:
         yield cast("BinaryIO", buffered)
+
+
+def _packed(raw: BinaryIO, ending: str, mode: str) -> Any:
+    module = _COMPRESSED[ending][0]
+    try:
+        return import_module(module).open(raw, mode)
+    except ImportError as error:
+        raise InvalidInputError(
+            f"This build of Python has no module {module!r}, which files named {ending} need; use another compression."
+        ) from error
 
 
 def without_compression(name: str) -> str:
@@ -125,7 +137,7 @@ def errors_named(shown: str) -> Iterator[None]:
     """Turn errors of reading into an `InvalidInputError` that names what was read."""
     try:
         yield
-    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error, getattr(sys.modules.get("lzma"), "LZMAError", EOFError)) as error:
         reason = str(error).rstrip(".")
         raise InvalidInputError(
             f"{shown} cannot be decompressed: {reason}. Is it damaged, or is its ending wrong?"
@@ -325,7 +337,7 @@ def _text(raw: BinaryIO, ending: str) -> Iterator[TextIO]:
         # Without name and time the same content gives the same bytes.
         binary = cast("BinaryIO", gzip.GzipFile(filename="", mode="wb", fileobj=raw, mtime=0))
     elif ending in _COMPRESSED:
-        binary = _COMPRESSED[ending][0](raw, "wb")
+        binary = _packed(raw, ending, "wb")
     # Half a surrogate pair, which UTF-8 lacks, becomes a question mark.
     with binary, io.TextIOWrapper(binary, encoding="utf-8", errors="replace", newline="\n") as file:
         yield file

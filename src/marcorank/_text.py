@@ -36,9 +36,14 @@ def is_blank(text: str) -> bool:
     return all(unicodedata.category(letter) in _INVISIBLE for letter in text)
 
 
+def encodable(text: str) -> str:
+    """Return a text that can be printed: half a surrogate pair, which UTF-8 lacks, becomes a question mark."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def shorten(text: str, max_chars: int = 60) -> str:
-    """Return a text of at most `max_chars` characters; an ellipsis stands for an end that is left out."""
-    return text if len(text) <= max_chars else f"{text[: max_chars - 1]}…"
+    """Return a text to show, of at most `max_chars` characters; an ellipsis stands for an end that is left out."""
+    return encodable(text if len(text) <= max_chars else f"{text[: max_chars - 1]}…")
 
 
 def quoted(value: object) -> str:

@@ -83,14 +83,21 @@ def _status_error(message: str, status: int) -> RemoteStatusError:
 
 
 def certificate_hint(error: BaseException | None) -> str:
-    """Return what to do, as a sentence, if a connection failed because its certificate was not accepted, else ""."""
-    seen = []
+    """Return what to do, as a sentence, if a connection failed because of certificates, else ""."""
+    seen: list[BaseException] = []
     while error is not None and error not in seen:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        seen.append(error)
+        # Opening a file names it; only `ssl`, which reads the trusted certificates itself, does not.
+        is_nameless = isinstance(error, FileNotFoundError) and error.errno is not None and error.filename is None
+        if is_nameless or getattr(error, "library", None) == "X509" or "TLS CA certificate bundle" in str(error):
+            return " The file of trusted certificates cannot be read; set SSL_CERT_FILE to a PEM file of certificates."
+        # The second one is of the downloads of huggingface_hub in Rust.
+        if "CERTIFICATE_VERIFY_FAILED" in str(error) or "invalid peer certificate" in str(error):
+            uses_requests = any(type(link).__module__.startswith("requests") for link in seen)
             return (
                 " The certificate was issued by an unknown authority or is not valid for this host. Set SSL_CERT_FILE "
                 "to a file with the certificate of the authority, such as that of your company's proxy."
+                + (" For huggingface_hub before 1.0, the variable is REQUESTS_CA_BUNDLE." if uses_requests else "")
             )
-        seen.append(error)
         error = error.__cause__ or error.__context__
     return ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 
 from marcorank._arguments import finite_number
-from marcorank._text import message_of, quoted, shorten, table
+from marcorank._text import encodable, message_of, quoted, shorten, table
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class RerankStatus:
         return {"outcome": self.outcome, "error": self.error, "reason": self.reason}
 
     def __str__(self) -> str:
-        return _encodable(f"{self.outcome}: {self.error}: {self.reason}")
+        return encodable(f"{self.outcome}: {self.error}: {self.reason}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ class Ranking(Sequence[RankedPassage]):
         if self.status is not None:
             head = f"{head}\n{self.status}"
         rows = [_row_cells(result) for result in self.results]
-        return _encodable("\n".join([head, *table(_HEADER, rows, left=["text"])]))
+        return encodable("\n".join([head, *table(_HEADER, rows, left=["text"])]))
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with all texts escaped."""
@@ -168,12 +168,7 @@ class Ranking(Sequence[RankedPassage]):
         status = "" if self.status is None else f" — {self.status}"
         caption = html.escape(f"{self.query} — {self.model}{status}")
         page = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return _encodable(page)
-
-
-def _encodable(text: str) -> str:
-    """Return a text that can be printed: half a surrogate pair, which UTF-8 lacks, becomes a question mark."""
-    return text.encode("utf-8", "replace").decode()
+        return encodable(page)
 
 
 def unranked(query: str, model: str, passages: Sequence[str], status: RerankStatus) -> Ranking:

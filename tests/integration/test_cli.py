@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from hub_server import HubServer
-from marcorank import Logistic, Reranker, __version__
+from marcorank import Logistic, ModelLoadError, Reranker, __version__
 from marcorank._models import loading
 from marcorank._models.catalogue import CATALOGUE
 from marcorank._models.selection import choose
@@ -657,6 +657,26 @@ def test_doctor_says_why_a_folder_cannot_be_used(run, tmp_path, folder, problem)
     assert "marcorank models download" not in out
     if folder == "quantized":
         assert len(Reranker(path, backend="onnx", precision="int8").rank("query", ["a", "b"])) == 2
+
+
+def test_doctor_names_pickled_weights_in_the_cache(run, tmp_path):
+    """A cached model that has only pickled weights is a problem, not a model that is yet to be downloaded."""
+    cached = tmp_path / "models--somebody--pickled"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text("1" * 40)
+    shutil.copytree(bundled_folder(), cached / "snapshots" / ("1" * 40), ignore=shutil.ignore_patterns("onnx"))
+    (cached / "snapshots" / ("1" * 40) / "pytorch_model.bin").write_bytes(b"pickle")
+    status, out, _ = run("doctor", "--model", "somebody/pickled", "--cache-folder", tmp_path, "--json")
+    found = json.loads(out)
+    assert (status, found["models"][1]["present"]) == (1, ["pickled torch"])
+    assert "has only pickled weights (pytorch_model.bin)" in found["problems"][0]
+
+
+def test_an_adapter_is_named_whatever_the_settings(tmp_path):
+    """The settings for an int8 file do not hide that the folder is no model."""
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="is a LoRA adapter"):
+        Reranker(tmp_path, backend="onnx", precision="int8").warm_up()
 
 
 def test_doctor_does_not_check_servers(run):

@@ -320,6 +320,19 @@ def test_a_certificate_that_nobody_signed(hub, cache, tmp_path, monkeypatch):
             model(OWN, cache).fetch("config.json")
 
 
+@pytest.mark.skipif(MAJOR < 1, reason="0.x takes REQUESTS_CA_BUNDLE")
+def test_certificates_that_cannot_be_read(hub, cache, tmp_path, monkeypatch):
+    """A wrong SSL_CERT_FILE is not taken for a full disk."""
+    (tmp_path / "empty.pem").touch()
+    for name in ("none.pem", "empty.pem"):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+        huggingface_hub.close_session()
+        with pytest.raises(
+            ModelLoadError, match=r"cannot be downloaded .* certificates cannot be read; set SSL_CERT_FILE"
+        ):
+            model(OWN, cache).fetch("config.json")
+
+
 @pytest.mark.parametrize("status", [500, 503, 429])
 def test_a_server_in_trouble(hub, cache, status):
     """The status of a failing server is in the message."""

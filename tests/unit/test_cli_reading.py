@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +143,13 @@ def test_a_broken_request_is_named(write, line, complaint):
         list(read_requests(write(line), text_field=None))
 
 
+def test_an_error_about_half_a_surrogate_pair_can_be_printed(write):
+    """JSON can hold what UTF-8 lacks; the message that shows it must not fail itself."""
+    with pytest.raises(InvalidInputError, match="line 1 is ") as caught:
+        passages(write('"\\ud83c"'))
+    assert str(caught.value).encode()
+
+
 @pytest.mark.parametrize("content", [b"fine\nnot \xff fine", "fine\n\xfc".encode("latin-1")])
 def test_another_encoding_is_named(write, content):
     """A file that is not UTF-8 is refused with the line, rather than read wrongly."""
@@ -208,6 +216,24 @@ def test_errors_have_the_position_in_the_file(write, content, complaint):
 COMPRESS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}
 
 
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_compressed_nothing_has_no_passages(tmp_path, ending):
+    """Compressed without any content, a file is as empty as one of no bytes."""
+    (tmp_path / "in").write_bytes(COMPRESS[ending](b""))
+    (tmp_path / f"in{ending}").write_bytes(b"")
+    assert texts(str(tmp_path / "in")) == texts(str(tmp_path / f"in{ending}")) == []
+
+
+def test_python_may_lack_a_compression(tmp_path, monkeypatch):
+    """Some builds of Python have no lzma or bz2: marcorank runs, and files that need them are named."""
+    without = "import sys; sys.modules.update(dict.fromkeys(['lzma', '_lzma', 'bz2', '_bz2'])); import marcorank.cli"
+    subprocess.run([sys.executable, "-c", without], check=True)  # noqa: S603
+    (tmp_path / "in.txt").write_bytes(lzma.compress(b"one"))
+    monkeypatch.setitem(sys.modules, "lzma", None)
+    with pytest.raises(InvalidInputError, match=r"has no module 'lzma', which files named \.xz need"):
+        texts(str(tmp_path / "in.txt"))
+
+
 @pytest.mark.parametrize("name", ["in.jsonl{}", "in{}", "in.jsonl", "-"])
 @pytest.mark.parametrize("ending", COMPRESS)
 def test_compressed_sources_are_read_whatever_their_name(tmp_path, monkeypatch, name, ending):
@@ -229,6 +255,8 @@ def test_compressed_sources_are_read_whatever_their_name(tmp_path, monkeypatch, 
     ("data", "complaint"),
     [
         (b"\x28\xb5\x2f\xfd\x04\x00", "is compressed with zstd; decompress it first"),
+        (b"\x04\x22\x4d\x18", "is compressed with LZ4; decompress it first"),
+        (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; extract it first"),
         (b"PK\x03\x04\x14\x00", "is a zip archive or an Office document; extract it, or save the table as CSV"),
         (b"PAR1\x15\x04", "is Parquet, which only `marcorank rerank --input` reads"),
         ("ü".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
@@ -286,6 +314,7 @@ def test_the_rows_of_a_table_are_passages(write, monkeypatch, name, content, tex
         ),
         ("id,text\n1,one\n", "body", "line 1 has the columns .*; expected a header with 'body'"),
         ('id,text\n1,"two\nlines"\n\n2,a,b\n', None, 'line 5 has 3 columns .*; expected 2: ..id", "text"'),
+        ("text,n,n\n1,2,3\n", None, "line 1 has two columns named 'n'"),
         ('id,text\n1,"never\nclosed\n', None, "line 2 is not CSV: unexpected end of data"),
     ],
 )
@@ -300,6 +329,11 @@ def test_a_broken_table_is_named(write, content, text_field, complaint):
     [
         ("id,body\n1,one\n2,two, or more\n", 2),
         ("a b\tc\nd e\tf\n", 2),
+        (",title,body\n0,x,one\n", 3),
+        ("7,The city of Berlin lies on the river Spree.\n8,Another.\n", 2),
+        ('"The city of Berlin, on the river","x"\n"Another","y"\n', 2),
+        ("\tindented()\n\tcode()\n", 0),
+        ("1,000 people\n2 million, too, live there\n", 0),
         ("Hello, world\nand, more\n", 0),
         ("one\ntwo\n", 0),
         ("a,b", 0),
@@ -312,6 +346,26 @@ def test_lines_that_look_like_a_table_are_counted(write, content, columns):
     assert passages(write(content, "in"), input_format="lines").columns == 0
     with pytest.raises(InvalidInputError, match="was read as lines of text, which have no field 'nothing'"):
         passages(write(content, "in"), text_field="nothing")
+
+
+@pytest.mark.parametrize("content", ['[\n {"text": "a"},\n', '[{"text": "a"}', '["a",\n"b"'])
+def test_a_broken_array_is_not_taken_for_lines(write, content):
+    """An array in a pipe that was cut off is an error, and its lines are not ranked."""
+    with pytest.raises(InvalidInputError, match="is not JSON"):
+        passages(write(content, "in"))
+
+
+@pytest.mark.parametrize("content", ["[]", " [\n]\n"])
+def test_an_empty_array_has_no_passages(write, content):
+    """A search without results is not an error."""
+    assert texts(write(content, "in.json")) == texts(write(content, "in")) == []
+
+
+def test_a_header_of_two_names_is_no_passage(write):
+    """TSV of an id and a text may have no header; but a header must not be ranked."""
+    assert texts(write("d7\tone\nd8\ttwo\n", "in.tsv")) == ["one", "two"]
+    with pytest.raises(InvalidInputError, match=r'line 1 has the columns \["id", "body"\]; expected a header with'):
+        texts(write("id\tbody\n7\tone\n", "in.tsv"))
 
 
 def test_a_missing_file_is_named(tmp_path):

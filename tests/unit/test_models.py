@@ -63,6 +63,8 @@ def test_near_names_are_suggested(name, near):
     assert isinstance(error, UnknownModelError)
     assert f"Model '{name}' is unknown: there is no such folder. Did you mean" in str(error)
     assert repr(near) in str(error)
+    suggested = re.findall("'([^']+)'", re.search(r"Did you mean (.*)\?", str(error))[1])
+    assert len({find(name) for name in suggested}) == len(suggested)
 
 
 def test_a_name_that_comes_near_to_nothing_gets_no_suggestion():
@@ -99,6 +101,7 @@ def test_the_int8_file_suits_the_processor(features, first):
         (["pytorch_model-00001-of-00002.bin"], False, True),
         (["training_args.bin", "config.json"], False, False),
         (["onnx/model.safetensors"], False, False),
+        (["adapter_model.safetensors", "adapter_model.bin"], False, False),
         ([], False, False),
     ],
 )
@@ -119,3 +122,30 @@ def test_missing_weights_are_explained():
         ModelLoadError, match=r"only pickled weights \(pytorch_model.bin\).*`allow_pickle=True` if you trust"
     ):
         check_weights(["pytorch_model.bin", "training_args.bin"], where="'x'", allow_pickle=False)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["openvino_model.xml", "openvino_model.bin"], r"only a file for openvino .*`backend='openvino'`\."),
+        (
+            ["onnx/model.onnx", "onnx/model_int8.onnx"],
+            r"only an ONNX file \(onnx/model.onnx\)\. Load it with `backend='onnx'`",
+        ),
+        (
+            ["openvino/marcorank_int8.xml", "openvino/marcorank_int8.bin"],
+            r"only a file for openvino .*`backend='openvino', precision='int8'`",
+        ),
+        (["openvino_model.xml"], "has no weights: expected .*, found .*openvino_model.xml"),
+        (["adapter_config.json", "adapter_model.safetensors"], "is a LoRA adapter .*Merge it into"),
+    ],
+)
+def test_what_is_no_whole_model_is_named_with_what_it_needs(names, message):
+    """Files for openvino are named with the settings that load them, an adapter as one even beside a config."""
+    with pytest.raises(ModelLoadError, match=f"^'x' .*{message}"):
+        check_weights(["config.json", *names], where="'x'", allow_pickle=True)
+
+
+def test_a_merged_model_beside_its_adapter_is_a_model():
+    """The adapter that was merged may stay in the folder."""
+    check_weights(["config.json", "model.safetensors", "adapter_config.json"], where="'x'", allow_pickle=False)

@@ -45,6 +45,12 @@ def test_wide_letters_count_twice_and_accents_not_at_all():
     assert cells("e\u0301") == 1
 
 
+@given(st.text(st.characters()))
+def test_a_shown_text_can_be_printed(text):
+    """Whatever messages show can be written to a UTF-8 terminal; what can be encoded is not touched."""
+    assert shorten(text, 1 + len(text)) == "".join("?" if "\ud800" <= letter <= "\udfff" else letter for letter in text)
+
+
 @given(TEXTS)
 def test_one_line_cannot_steer_a_terminal(text):
     """Passages come from anywhere: no line break and no escape sequence reaches the terminal."""

@@ -84,6 +84,7 @@ QUANTIZED_IR_FILE = "openvino/marcorank_int8.xml"
 PICKLED_WEIGHTS = "pytorch_model*.bin"
 # Written by peft.
 ADAPTER_FILE = "adapter_config.json"
+_ADAPTER_WEIGHTS = "adapter_model*"
 # By instruction set, best first; a file built for a different one may saturate or be slow.
 _INT8_ONNX_FILES: tuple[tuple[str, str], ...] = (
     ("avx512_vnni", "onnx/model_qint8_avx512_vnni.onnx"),
@@ -105,14 +106,13 @@ def has_weights(names: Iterable[str], *, allow_pickle: bool) -> bool:
     return any(
         fnmatchcase(name, "*.safetensors") or (allow_pickle and fnmatchcase(name, PICKLED_WEIGHTS))
         for name in names
-        if "/" not in name
+        if "/" not in name and not fnmatchcase(name, _ADAPTER_WEIGHTS)
     )
 
 
 def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> None:
     """Raise `ModelLoadError` if a folder with these files has no weights that torch may load."""
-    if ADAPTER_FILE in names and "config.json" not in names:
-        raise adapter_without_base(where)
+    check_not_adapter(names, where)
     if has_weights(names, allow_pickle=allow_pickle):
         return
     pickles = sorted(name for name in names if fnmatchcase(name, PICKLED_WEIGHTS))
@@ -121,16 +121,36 @@ def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> No
             f"{where} has only pickled weights ({', '.join(pickles)}), which can run code when they are loaded. "
             "Convert them to safetensors, or pass `allow_pickle=True` if you trust the source."
         )
+    exported = next((name for name in FP32_ONNX_FILES if name in names), None)
+    if exported is not None:
+        raise ModelLoadError(f"{where} has only an ONNX file ({exported}). Load it with `backend='onnx'`.")
     quantized = next((name for name in int8_onnx_files(cpu_features()) if name in names), None)
     if quantized is not None:
         raise ModelLoadError(
             f"{where} has only an int8 ONNX file ({quantized}), which is never chosen automatically. Load it with "
             "`backend='onnx', precision='int8'`."
         )
+    for files, settings in _IR_SETTINGS:
+        found = next((file for file in files if {file, f"{file.removesuffix('.xml')}.bin"} <= {*names}), None)
+        if found is not None:
+            raise ModelLoadError(f"{where} has only a file for openvino ({found}). Load it with {settings}.")
     raise ModelLoadError(
         f"{where} has no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
         f"{', '.join(sorted(names)) or 'nothing'}."
     )
+
+
+_IR_SETTINGS = (
+    (FP32_IR_FILES, "`backend='openvino'`"),
+    ((*INT8_IR_FILES, QUANTIZED_IR_FILE), "`backend='openvino', precision='int8'`"),
+)
+
+
+def check_not_adapter(names: Sequence[str], where: str) -> None:
+    """Raise `ModelLoadError` if a folder with these files has an adapter in place of a model."""
+    is_model = "config.json" in names and has_weights(names, allow_pickle=True)
+    if ADAPTER_FILE in names and not is_model:
+        raise adapter_without_base(where)
 
 
 def adapter_without_base(where: str) -> ModelLoadError:

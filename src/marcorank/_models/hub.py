@@ -96,9 +96,10 @@ class HubModel:
                 folder = self._download_folder(source, (*TORCH_FILES, catalogue.PICKLED_WEIGHTS))
             names = [path.name for path in folder.iterdir()]
             if not catalogue.has_weights(names, allow_pickle=allow_pickle):
-                if self._offline:
+                if not self._offline:
+                    names = HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
+                elif not catalogue.has_weights(names, allow_pickle=True):
                     raise self._not_cached("the weights")
-                names = HfApi(token=self.token).list_repo_files(source.spelling, revision=source.revision)
                 catalogue.check_weights(names, where=f"Model `{self.name}`", allow_pickle=allow_pickle)
         return folder
 
@@ -300,7 +301,7 @@ class HubModel:
                 f" has no revision {quoted(self._sources()[0].revision)} on {_endpoint()}. Pass an existing branch, "
                 "tag or commit, such as `revision='main'`."
             )
-        elif isinstance(error, OSError) and error.strerror and not isinstance(error, (ConnectionError, TimeoutError)):
+        elif isinstance(error, OSError) and error.strerror and not _is_of_network(error):
             message = (
                 f" cannot be saved to {quoted_path(self._cache)}: {error.strerror}. Check free space and permissions, "
                 "or pass another `cache_folder`."
@@ -320,6 +321,10 @@ def _endpoint() -> str:
 
     parts = urlsplit(constants.ENDPOINT)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def _is_of_network(error: OSError) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError)) or bool(certificate_hint(error))
 
 
 def _reason(error: BaseException) -> str:

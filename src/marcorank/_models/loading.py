@@ -71,9 +71,13 @@ class LocalFolder:
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
         """Return the folder, if it has weights that may be loaded."""
-        names = [path.relative_to(self.path).as_posix() for path in (*self.path.glob("*"), *self.path.glob("onnx/*"))]
-        catalogue.check_weights(names, where=repr(str(self.path)), allow_pickle=allow_pickle)
+        catalogue.check_weights(self.names(), where=self.location, allow_pickle=allow_pickle)
         return self.path
+
+    def names(self) -> list[str]:
+        """Return the names of what is in the folder, and in those of the backends in it."""
+        paths = (path for pattern in ("*", "onnx/*", "openvino/*") for path in self.path.glob(pattern))
+        return [path.relative_to(self.path).as_posix() for path in paths]
 
     def export_folder(self) -> Path:
         """Return the folder itself: an exported file has the same relative path as on the Hub."""
@@ -223,6 +227,8 @@ def _find_exported(files: ModelFiles, *names: str) -> Path | None:
 
 
 def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
+    if isinstance(files, LocalFolder):
+        catalogue.check_not_adapter(files.names(), files.location)
     if choice.backend == "onnx" and choice.precision == "int8":
         return ModelLoadError(
             f"Model `{files.name}` has no int8 ONNX file for this processor: tried "

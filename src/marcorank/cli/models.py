@@ -86,7 +86,7 @@ def present_files(settings: RerankerSettings) -> list[str]:
         settings: `local_files_only` has to be True.
 
     Returns:
-        Some of `fp32 onnx`, `int8 onnx`, `openvino`, `torch`, `exported onnx` and `static int8`.
+        Some of `fp32 onnx`, `int8 onnx`, `openvino`, `torch`, `pickled torch`, `exported onnx` and `static int8`.
     """
     files = locate(settings)
     if not (_has(files, "config.json") and _has(files, "tokenizer.json")):
@@ -97,6 +97,7 @@ def present_files(settings: RerankerSettings) -> list[str]:
         ("int8 onnx", files, int8_onnx_files(cpu_features())),
         ("openvino", files, FP32_IR_FILES),
         ("torch", files, ("model.safetensors", "model.safetensors.index.json")),
+        ("pickled torch", files, ("pytorch_model.bin", "pytorch_model.bin.index.json")),
         # A file exported to a local folder is one of its own files.
         ("exported onnx", exported, () if isinstance(files, LocalFolder) else FP32_ONNX_FILES),
         ("static int8", exported, (QUANTIZED_IR_FILE,)),

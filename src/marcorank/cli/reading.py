@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -24,6 +24,9 @@ STANDARD_INPUT = "-"
 INPUT_FORMATS = ("auto", "lines", "jsonl", "csv", "tsv")
 _PASSAGE, _REQUEST = "an object with a text field", "an object with `query` and `passages`"
 _FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".csv": "csv", ".tsv": "tsv"}
+# A text may begin with a bracket too, as in "[1] A footnote".
+_ARRAY = re.compile(r'\[\s*[\]{"]')
+_ROW_ID = re.compile(r"[\w.:/-]*\d[\w.:/-]*$")
 # The limit of the csv module is below the length of some documents.
 _MAX_CELL_CHARS = 2**31 - 1
 
@@ -60,6 +63,8 @@ def read_passages(source: str, *, input_format: str, text_field: str | None) -> 
     filled = [line for _, line in lines if line.strip()]
     found = _format_of(source, filled, text_field) if input_format == "auto" else input_format
     if found == "jsonl":
+        if re.fullmatch(r"\[\s*\]", "".join(filled).strip()):  # a search without results
+            return PassageList([])
         rows = objects_of(iter(lines), shown, expected=_PASSAGE, text_field=text_field or "text")
         return PassageList([passage_of(row, location, text_field) for _, location, row in rows])
     if found != "lines":
@@ -105,7 +110,8 @@ def _format_of(source: str, filled: Sequence[str], text_field: str | None) -> st
     if suffix or not filled:
         return _FORMATS.get(suffix, "lines")
     first = filled[0].lstrip()
-    if first.startswith("{") or (first.startswith("[") and _is_array("\n".join(filled))):
+    # Not by whether it is valid: the error of an array that is not must be seen.
+    if first.startswith("{") or _ARRAY.match(" ".join(filled[:2]).lstrip()):
         return "jsonl"
     names = {text_field or "text", *TEXT_FIELDS}
     for name, delimiter in (("tsv", "\t"), ("csv", _delimiter(first))):
@@ -115,25 +121,25 @@ def _format_of(source: str, filled: Sequence[str], text_field: str | None) -> st
     return "lines"
 
 
-def _is_array(text: str) -> bool:
-    try:
-        return isinstance(json.loads(text), list)
-    except (ValueError, RecursionError):
-        return False
-
-
 def _columns(filled: Sequence[str]) -> int:
-    """Return the number of columns of lines that look like a table; 0 for others."""
+    """Return the number of columns of lines that look like a table, with or without a header; 0 for others."""
     counts = {line.count("\t") for line in filled}
-    if len(counts) == 1 and counts != {0}:
+    # Code is indented with tabs.
+    if len(counts) == 1 and counts != {0} and not all(line.startswith("\t") for line in filled):
         return counts.pop() + 1
     if len(filled) < 2:
         return 0
     delimiter = _delimiter(filled[0])
     names = filled[0].split(delimiter)
-    if len(names) < 2 or not all(name.strip('"').isidentifier() for name in names):
+    is_header = all(name.strip('"').isidentifier() for name in names[not names[0] :])  # pandas leaves the first empty
+    if is_header and len(names) > 1 and all(line.count(delimiter) >= len(names) - 1 for line in filled):
+        return len(names)
+    if len(names) < 2:
         return 0
-    return len(names) if all(line.count(delimiter) >= len(names) - 1 for line in filled) else 0
+    are_quoted = all(line.startswith('"') and f'"{delimiter}' in line for line in filled)
+    are_numbered = all(_ROW_ID.match(line.partition(delimiter)[0]) for line in filled)
+    even = len({line.count(delimiter) for line in filled}) == 1
+    return filled[0].count(delimiter + '"' * are_quoted) + 1 if are_quoted or (are_numbered and even) else 0
 
 
 def _delimiter(header: str) -> str:
@@ -175,9 +181,14 @@ def _table_rows(
 
 def _header(cells: list[str], location: str, table_format: str, text_field: str | None) -> list[str]:
     wanted = TEXT_FIELDS if text_field is None else (text_field,)
+    twice = next((name for name in cells if cells.count(name) > 1), None)
+    if {*cells} & {*wanted} and twice is not None:
+        raise InvalidInputError(f"{location} has two columns named {twice!r}; expected a name of its own for each.")
     if {*cells} & {*wanted}:
         return cells
-    if table_format == "tsv" and text_field is None and len(cells) == 2:
+    # Two single words without a number are the names of columns rather than an id and a text.
+    are_names = all(map(str.isidentifier, cells)) and not re.search(r"\d", cells[0])
+    if table_format == "tsv" and text_field is None and len(cells) == 2 and not are_names:
         return ["id", "text"]
     raise InvalidInputError(
         f"{location} has the columns {brief(cells)}; expected a header with {' or '.join(map(repr, wanted))}. Name the "
