@@ -147,7 +147,7 @@ def test_rerank_says_what_the_core_says(run, write):
     status, out, error = run("rerank", QUERY, write(PASSAGES))
     expected = [
         {"text": result.text, "index": result.index, "rank": result.rank, "score": result.score, "logit": result.logit}
-        | {"truncated": False}
+        | {"truncated": False, "unknown_tokens": int("柏" in result.text)}
         for result in Reranker("bundled").rank(QUERY, PASSAGES)
     ]
     assert (status, error) == (0, "")
@@ -546,6 +546,7 @@ def test_doctor_says_what_would_run_and_why(run):
     assert default["reason"]
     assert bundled["trial"]["logits"][0] > bundled["trial"]["logits"][1]
     assert bundled["trial"]["rank_ms"] > 0
+    assert bundled["trial"]["unknown_tokens"] == 0
     assert default["trial"] is None
 
 
@@ -595,6 +596,24 @@ def test_doctor_fails_where_files_of_a_folder_are_missing(run, tmp_path, monkeyp
     bundled, empty = json.loads(out)["problems"]
     assert bundled.startswith("bundled does not run: ")
     assert empty.startswith(f"{tmp_path / 'empty'} does not run: ")
+
+
+def test_doctor_notices_a_vocabulary_without_english(run, tmp_path, monkeypatch):
+    """A tokenizer that does not know the words of the trial is a problem, whatever the order of the passages."""
+    folder = tmp_path / "bundled"
+    shutil.copytree(bundled_folder(), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    vocabulary = tokenizer["model"]["vocab"]
+    kept = special | {"how", "many", "people", "live", "in", "berlin", "?", ".", "query", "passage"}
+    tokenizer["model"]["vocab"] = {word: token_id for word, token_id in vocabulary.items() if word in kept}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", folder)
+    status, out, _ = run("doctor")
+    told = " ".join(out.split())
+    assert status == 1
+    assert re.search(r"trial bundled: .*, \d+ unknown tokens", told)
+    assert re.search(r"PROBLEM The tokenizer of bundled has \d+ unknown tokens in two English passages", told)
 
 
 def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):

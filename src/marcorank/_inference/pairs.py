@@ -74,6 +74,9 @@ class EncodedRequest:
         windows: At least one per passage, in passage order.
         lengths: Number of tokens in the sequence of each window, including special tokens. Shape: (windows,), int64.
         truncated: Whether each passage was truncated. Shape: (passages,), bool.
+        unknown_tokens: Number of unknown tokens among those of each passage that are scored. Shape: (passages,), int64.
+        mostly_unknown: Whether half or more of these tokens are unknown. Shape: (passages,), bool.
+        query_mostly_unknown: Whether half or more of the tokens of the query are unknown.
     """
 
     query_ids: NDArray[np.int32]
@@ -81,6 +84,9 @@ class EncodedRequest:
     windows: list[Window]
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+    unknown_tokens: NDArray[np.int64]
+    mostly_unknown: NDArray[np.bool_]
+    query_mostly_unknown: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +162,7 @@ class PairEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._unknown_id = _unknown_id(tokenizer)
         layout = PairLayout.of(tokenizer)
         self._prefix, self._middle, self._suffix = (
             np.array(part, dtype=np.int32) for part in (layout.prefix, layout.middle, layout.suffix)
@@ -180,25 +187,41 @@ class PairEncoder:
 
     def encode(self, query: str, passages: Sequence[str]) -> EncodedRequest:
         """Tokenise a query and its passages, and truncate or split those that are too long."""
-        query_ids = self._tokenizer.encode(_encodable(query), add_special_tokens=False).ids
-        query_truncated = len(query_ids) > self.max_query_tokens
-        query_ids = query_ids[: self.max_query_tokens]
+        ids = self._tokenizer.encode(_encodable(query), add_special_tokens=False).ids
+        query_truncated = len(ids) > self.max_query_tokens
+        query_ids = np.array(ids[: self.max_query_tokens], dtype=np.int32)
         other_tokens = self._special_tokens + len(query_ids)
         capacity = self.max_length - other_tokens
         windows: list[Window] = []
         truncated = np.zeros(len(passages), dtype=np.bool_)
+        tokens, unknown_tokens = np.zeros((2, len(passages)), dtype=np.int64)
         # Only spans need offsets; tokenising is faster without them.
         encode = self._tokenizer.encode_batch if self._windows else self._tokenizer.encode_batch_fast
         for index, encoding in enumerate(encode([_encodable(text) for text in passages], add_special_tokens=False)):
             # Each access to `ids` creates a new list.
             ids = encoding.ids
+            # Whole passages are not kept where only their beginning is scored.
+            token_ids = np.array(ids if self._windows else ids[:capacity], dtype=np.int32)
             if self._windows:
-                windows.extend(_windows(encoding, ids, capacity, passage=index, chars=len(passages[index])))
+                windows.extend(_windows(encoding, token_ids, capacity, passage=index, chars=len(passages[index])))
             else:
                 truncated[index] = len(ids) > capacity
-                windows.append(Window(index, np.array(ids[:capacity], dtype=np.int32), None))
+                windows.append(Window(index, token_ids, None))
+            tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
         lengths = np.array([len(window.token_ids) for window in windows], dtype=np.int64) + other_tokens
-        return EncodedRequest(np.array(query_ids, dtype=np.int32), query_truncated, windows, lengths, truncated)
+        return EncodedRequest(
+            query_ids,
+            query_truncated,
+            windows,
+            lengths,
+            truncated,
+            unknown_tokens,
+            mostly_unknown=(unknown_tokens > 0) & (2 * unknown_tokens >= tokens),
+            query_mostly_unknown=0 < len(query_ids) <= 2 * self._count_unknown(query_ids),
+        )
+
+    def _count_unknown(self, token_ids: NDArray[np.int32]) -> int:
+        return 0 if self._unknown_id is None else int(np.count_nonzero(token_ids == self._unknown_id))
 
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
         """Join queries and windows into sequences, padded to the longest."""
@@ -221,9 +244,10 @@ class PairEncoder:
         return TokenBatch(input_ids, attention_mask.astype(np.int64), token_type_ids)
 
 
-def _windows(encoding: Encoding, ids: list[int], capacity: int, *, passage: int, chars: int) -> list[Window]:
+def _windows(
+    encoding: Encoding, token_ids: NDArray[np.int32], capacity: int, *, passage: int, chars: int
+) -> list[Window]:
     """Split a passage into overlapping windows of at most `capacity` tokens."""
-    token_ids = np.array(ids, dtype=np.int32)
     if len(token_ids) <= capacity:
         return [Window(passage, token_ids, (0, chars))]
     step = max(capacity - int(capacity * _WINDOW_OVERLAP), 1)
@@ -235,6 +259,15 @@ def _windows(encoding: Encoding, ids: list[int], capacity: int, *, passage: int,
         Window(passage, token_ids[start : start + capacity], (offsets[start][0], offsets[start + capacity - 1][1]))
         for start in starts
     ]
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token for text that the vocabulary does not cover; None if it covers everything."""
+    # Not every kind of tokenizer names it. A vocabulary of bytes has different tokens for these letters of two ancient
+    # scripts, any other one gives both the same.
+    letters = ("\U00013000", "\U00012001")
+    last_ids = {token_id for text in letters for token_id in tokenizer.encode(text, add_special_tokens=False).ids[-1:]}
+    return last_ids.pop() if len(last_ids) == 1 else None
 
 
 def _encodable(text: str) -> str:

@@ -15,6 +15,7 @@ these keys are replaced.
                        `score`; absent if none of them is a number
     best_span          [start, end] of the best window in `page_content`; only with `long_passages="windows"`
     truncated          True if the model read only the beginning of the text, else absent
+    unknown_tokens     number of unknown tokens in the text; absent if it has none
     query_truncated    True if the query was longer than its limit and was truncated, else absent
     rerank_status      {"outcome", "error", "reason"} if the model failed, else absent: `outcome` is "fallback", or
                        "passthrough" for documents in first-stage order without a `relevance_score`

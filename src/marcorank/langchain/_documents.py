@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from marcorank.ranking import RankedPassage, Ranking
 
-_OF_THIS_STAGE = ("best_span", "truncated", "query_truncated", "rerank_status")
+_OF_THIS_STAGE = ("best_span", "truncated", "unknown_tokens", "query_truncated", "rerank_status")
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 
 
@@ -78,6 +78,8 @@ def ranked_document(document: Document, result: RankedPassage, ranking: Ranking)
         metadata["best_span"] = [max(0, end - offset) for end in result.span]
     if result.truncated:
         metadata["truncated"] = True
+    if result.unknown_tokens:
+        metadata["unknown_tokens"] = result.unknown_tokens
     if ranking.query_truncated:
         metadata["query_truncated"] = True
     return document.model_copy(update={"metadata": metadata})

@@ -85,6 +85,7 @@ class RerankRequest:
                     "index": one.index,
                     "relevance_score" if self.cohere else "score": score,
                     "truncated": bool(one.truncated),
+                    **({} if one.unknown_tokens is None else {"unknown_tokens": one.unknown_tokens}),
                     **(text if self.return_texts else {}),
                 }
             )
