@@ -45,13 +45,15 @@ class CountingEncoder(PairEncoder):
 class Watched:
     """A reranker on a fake engine, and what is seen of its work from outside."""
 
-    def __init__(self, load, backend):
+    def __init__(self, load, backend, long_passages="truncate"):
         self.backend = backend
+        self.long_passages = long_passages
         load(self._make)  # again after a fork
         self.reranker = Reranker("bundled")
 
     def _make(self):
-        self.encoder = CountingEncoder(Tokenizer.from_str(TOKENIZER.to_str()), max_length=512)
+        tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+        self.encoder = CountingEncoder(tokenizer, max_length=512, long_passages=self.long_passages)
         self.scheduler = WatchedScheduler(self.backend)
         return CrossEncoderScorer(self.scheduler, self.encoder, name="fake")
 
@@ -70,10 +72,10 @@ def make(load):
 
 
 @pytest.fixture
-def watched(load):
+def watched(load, request):
     """A reranker whose engine waits at its gate with a batch of somebody else."""
     backend = FakeBackend(gated=True, column=COLUMN)
-    watched = Watched(load, backend)
+    watched = Watched(load, backend, **getattr(request, "param", {}))
     thread = threading.Thread(target=watched.reranker.rank, args=(QUERY, ["wall"]))
     thread.start()
     backend.wait_for_batch()
@@ -160,6 +162,22 @@ async def test_a_long_request_holds_few_tokens_and_no_thread(watched):
     assert not long.done()
     assert encoder.passages < 2000
     assert len(await long) == 10_000
+
+
+@pytest.mark.parametrize("watched", [{"long_passages": "windows"}], indirect=True)
+async def test_a_short_request_passes_a_passage_of_many_windows(watched):
+    """The windows of one passage are handed over in slices: all at once they would fill the queue for everybody."""
+    chosen, backend = watched.reranker, watched.backend
+    backend.max_padded_tokens = 1
+    long = asyncio.create_task(chosen.arank(QUERY, ["river wall museum capital " * 50_000]))
+    await watched.until(refused=1)
+    added = watched.scheduler.added
+    short = asyncio.create_task(chosen.arank(QUERY, ["museum"]))
+    await watched.until(added=added + 1)
+    backend.open_gate()
+    assert (await short)[0].logit == id_of("museum")
+    assert not long.done()
+    assert (await long)[0].logit == max(map(id_of, ("river", "wall", "museum", "capital")))
 
 
 async def test_a_cancelled_long_request_stops_being_tokenised(watched):

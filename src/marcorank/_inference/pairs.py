@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from marcorank._inference.boundaries import Boundaries
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 # Fraction of a window that the next one repeats, so that most sentences are whole in some window.
 _WINDOW_OVERLAP = 0.25
+# What is tokenised of a text of which so many tokens are needed; four times as much if that holds too few.
+_CHARS_PER_TOKEN = 8
+# A text of which all tokens are needed is tokenised in parts, so that no other thread waits long for the interpreter.
+_CHARS_AT_ONCE = 65536
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -162,6 +167,7 @@ class PairEncoder:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
+        self._boundaries = Boundaries(tokenizer)
         self._unknown_id = _unknown_id(tokenizer)
         layout = PairLayout.of(tokenizer)
         self._prefix, self._middle, self._suffix = (
@@ -187,27 +193,22 @@ class PairEncoder:
 
     def encode(self, query: str, passages: Sequence[str]) -> EncodedRequest:
         """Tokenise a query and its passages, and truncate or split those that are too long."""
-        ids = self._tokenizer.encode(_encodable(query), add_special_tokens=False).ids
-        query_truncated = len(ids) > self.max_query_tokens
-        query_ids = np.array(ids[: self.max_query_tokens], dtype=np.int32)
+        [(query_ids, query_truncated)] = self._first_tokens([query], self.max_query_tokens)
         other_tokens = self._special_tokens + len(query_ids)
         capacity = self.max_length - other_tokens
         windows: list[Window] = []
         truncated = np.zeros(len(passages), dtype=np.bool_)
         tokens, unknown_tokens = np.zeros((2, len(passages)), dtype=np.int64)
-        # Only spans need offsets; tokenising is faster without them.
-        encode = self._tokenizer.encode_batch if self._windows else self._tokenizer.encode_batch_fast
-        for index, encoding in enumerate(encode([_encodable(text) for text in passages], add_special_tokens=False)):
-            # Each access to `ids` creates a new list.
-            ids = encoding.ids
-            # Whole passages are not kept where only their beginning is scored.
-            token_ids = np.array(ids if self._windows else ids[:capacity], dtype=np.int32)
-            if self._windows:
-                windows.extend(_windows(encoding, token_ids, capacity, passage=index, chars=len(passages[index])))
-            else:
-                truncated[index] = len(ids) > capacity
+        if self._windows:
+            for index, parts in enumerate(self._all_tokens(passages)):
+                token_ids = np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding, _ in parts])
+                tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
+                windows.extend(_windows(token_ids, parts, capacity, passage=index, chars=len(passages[index])))
+        else:
+            for index, (token_ids, longer) in enumerate(self._first_tokens(passages, capacity)):
+                truncated[index] = longer
+                tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
                 windows.append(Window(index, token_ids, None))
-            tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
         lengths = np.array([len(window.token_ids) for window in windows], dtype=np.int64) + other_tokens
         return EncodedRequest(
             query_ids,
@@ -222,6 +223,47 @@ class PairEncoder:
 
     def _count_unknown(self, token_ids: NDArray[np.int32]) -> int:
         return 0 if self._unknown_id is None else int(np.count_nonzero(token_ids == self._unknown_id))
+
+    def _first_tokens(self, texts: Sequence[str], count: int) -> list[tuple[NDArray[np.int32], bool]]:
+        """Return the first `count` tokens of each text, and whether it has more.
+
+        Of a long text only as much is tokenised as surely holds them.
+        """
+        found: dict[int, tuple[NDArray[np.int32], bool]] = {}
+        remaining: Sequence[int] = range(len(texts))
+        chars = _CHARS_PER_TOKEN * count
+        while remaining:
+            ends = [self._boundaries.after(texts[index], chars) for index in remaining]
+            # Tokenising is faster without offsets.
+            encodings = self._tokenizer.encode_batch_fast(
+                [_encodable(texts[index][:end]) for index, end in zip(remaining, ends, strict=True)],
+                add_special_tokens=False,
+            )
+            too_short = []
+            for index, end, encoding in zip(remaining, ends, encodings, strict=True):
+                # Each access to `ids` creates a new list.
+                ids = encoding.ids
+                if len(ids) <= count and end < len(texts[index]):
+                    too_short.append(index)
+                else:
+                    found[index] = (np.array(ids[:count], dtype=np.int32), len(ids) > count)
+            remaining = too_short
+            chars *= 4
+        return [found[index] for index in range(len(texts))]
+
+    def _all_tokens(self, texts: Sequence[str]) -> Iterator[list[tuple[Encoding, int]]]:
+        """Yield the encodings of the parts of each text, one unless it is long, with the position of each part."""
+        ends = [self._boundaries.after(text, _CHARS_AT_ONCE) for text in texts]
+        firsts = self._tokenizer.encode_batch(
+            [_encodable(text[:end]) for text, end in zip(texts, ends, strict=True)], add_special_tokens=False
+        )
+        for text, first_end, first in zip(texts, ends, firsts, strict=True):
+            parts, end = [(first, 0)], first_end
+            while end < len(text):
+                start, end = end, self._boundaries.after(text, end + _CHARS_AT_ONCE)
+                part = self._tokenizer.encode(_encodable(text[start:end]), add_special_tokens=False)
+                parts.append((part, start))
+            yield parts
 
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
         """Join queries and windows into sequences, padded to the longest."""
@@ -245,7 +287,7 @@ class PairEncoder:
 
 
 def _windows(
-    encoding: Encoding, token_ids: NDArray[np.int32], capacity: int, *, passage: int, chars: int
+    token_ids: NDArray[np.int32], parts: list[tuple[Encoding, int]], capacity: int, *, passage: int, chars: int
 ) -> list[Window]:
     """Split a passage into overlapping windows of at most `capacity` tokens."""
     if len(token_ids) <= capacity:
@@ -253,21 +295,14 @@ def _windows(
     step = max(capacity - int(capacity * _WINDOW_OVERLAP), 1)
     last = len(token_ids) - capacity
     # The last window starts earlier so that it is full: a short rest would be scored without context.
-    starts = [*range(0, last, step), last]
-    offsets = encoding.offsets
+    starts = np.array([*range(0, last, step), last])
+    # Each part counts the characters from its own start; a part may have no tokens.
+    offsets = np.concatenate([np.array(encoding.offsets).reshape(-1, 2) + start for encoding, start in parts])
+    spans = zip(offsets[starts, 0].tolist(), offsets[starts + capacity - 1, 1].tolist(), strict=True)
     return [
-        Window(passage, token_ids[start : start + capacity], (offsets[start][0], offsets[start + capacity - 1][1]))
-        for start in starts
+        Window(passage, token_ids[start : start + capacity], span)
+        for start, span in zip(starts.tolist(), spans, strict=True)
     ]
-
-
-def _unknown_id(tokenizer: Tokenizer) -> int | None:
-    """Return the id of the token for text that the vocabulary does not cover; None if it covers everything."""
-    # Not every kind of tokenizer names it. A vocabulary of bytes has different tokens for these letters of two ancient
-    # scripts, any other one gives both the same.
-    letters = ("\U00013000", "\U00012001")
-    last_ids = {token_id for text in letters for token_id in tokenizer.encode(text, add_special_tokens=False).ids[-1:]}
-    return last_ids.pop() if len(last_ids) == 1 else None
 
 
 def _encodable(text: str) -> str:
@@ -277,3 +312,12 @@ def _encodable(text: str) -> str:
     except UnicodeEncodeError:
         return _LONE_SURROGATE.sub("\ufffd", text)
     return text
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token for text that the vocabulary does not cover; None if it covers everything."""
+    # Not every kind of tokenizer names it. A vocabulary of bytes has different tokens for these letters of two ancient
+    # scripts, any other one gives both the same.
+    letters = ("\U00013000", "\U00012001")
+    last_ids = {token_id for text in letters for token_id in tokenizer.encode(text, add_special_tokens=False).ids[-1:]}
+    return last_ids.pop() if len(last_ids) == 1 else None

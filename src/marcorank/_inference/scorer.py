@@ -241,9 +241,11 @@ class CrossEncoderScorer:
                     self._warn_of_unknown_tokens("query")
                 if piece.mostly_unknown.any():
                     self._warn_of_unknown_tokens("passage")
-                if sum(lengths) >= self.scheduler.slice_tokens:
-                    yield pairs, lengths, False
-                    pairs, lengths = [], []
+                # The windows of one long passage may be many slices.
+                while sum(lengths) >= self.scheduler.slice_tokens:
+                    count = int(np.searchsorted(np.cumsum(lengths), self.scheduler.slice_tokens)) + 1
+                    yield pairs[:count], lengths[:count], False
+                    pairs, lengths = pairs[count:], lengths[count:]
         yield pairs, lengths, True
 
     def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:
