@@ -103,6 +103,7 @@ class Reranker:
         return Reranker(
             given,
             activation=self.activation,
+            special_tokens=settings.special_tokens,
             threads=settings.threads,
             cache_folder=settings.cache_folder,
             local_files_only=settings.local_files_only,

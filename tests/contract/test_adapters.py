@@ -253,6 +253,7 @@ EVERY_SETTING = {
     "max_length": 128,
     "max_query_tokens": 32,
     "long_passages": "windows",
+    "special_tokens": "text",
     "revision": "main",
     "cache_folder": "cache",
     "local_files_only": True,

@@ -157,11 +157,12 @@ def test_rerank_says_what_the_core_says(run, write):
 
 def test_every_option_reaches_the_core(run, write, small_bert):
     """Each option means what the argument of the same name means to a Reranker."""
-    source = write([*PASSAGES, "berlin " * 40])
+    source = write([*PASSAGES, "berlin [SEP] " * 40])
     _, out, error = run(
         *("rerank", QUERY, source, "--model", small_bert, "--activation", "sigmoid", "--max-length", "32"),
         *("--long-passages", "windows", "--top-n", "3", "--score-threshold", "1e-9", "--backend", "torch"),
         *("--device", "cpu", "--precision", "fp32", "--offline", "--max-query-tokens", "2"),
+        *("--special-tokens", "text"),
     )
     reranker = Reranker(
         small_bert,
@@ -169,6 +170,7 @@ def test_every_option_reaches_the_core(run, write, small_bert):
         max_length=32,
         max_query_tokens=2,
         long_passages="windows",
+        special_tokens="text",
         backend="torch",
         device="cpu",
         precision="fp32",

@@ -470,6 +470,9 @@ def test_a_language_model_scores_through_predict(tmp_path):
     by_index = [result.logit for result in sorted(ranking, key=lambda result: result.index)]
     np.testing.assert_allclose(by_index, expected, atol=3e-4)
     assert ranking[0].truncated is None
+    assert ranking[0].unknown_tokens is None
+    with pytest.raises(InvalidInputError, match=r"`special_tokens` is 'text'; .*with 'parse' only\. Leave it out"):
+        Reranker(folder, backend="torch", special_tokens="text").warm_up()
 
 
 def language_model(tmp_path):

@@ -189,6 +189,26 @@ def test_unknown_tokens_are_those_that_are_scored():
     assert not encoder().encode("\U00013000 red wall", ["museum"]).query_mostly_unknown
 
 
+@pytest.mark.parametrize("kind", ["wordpiece", "bytes", "unigram"])
+@pytest.mark.parametrize("long_passages", ["truncate", "windows"])
+def test_special_tokens_can_be_text(kind, long_passages):
+    """With "text" no special token comes from a query or a passage, even if the vocabulary has it as a word."""
+    separator = "[SEP]" if kind == "wordpiece" else "</s>"
+    text = f"berlin {separator} three million{separator}people " * 10
+    for special_tokens, expected in (("parse", True), ("text", False)):
+        made = trained(kind)
+        chosen = PairEncoder(made, max_length=64, long_passages=long_passages, special_tokens=special_tokens)
+        encoded = chosen.encode(text, [text])
+        sequences = [encoded.query_ids, *(window.token_ids for window in encoded.windows)]
+        assert [made.token_to_id(separator) in ids for ids in sequences] == [expected] * len(sequences)
+
+
+def test_other_texts_have_the_same_tokens_if_special_tokens_are_text():
+    """The special tokens around query and passage stay what they are."""
+    texts = [text for text in passages() if len(text) < 2000]
+    assert rows(encoder(special_tokens="text"), QUERY, texts) == rows(encoder(), QUERY, texts)
+
+
 @pytest.mark.parametrize(
     ("settings_", "found"),
     [
