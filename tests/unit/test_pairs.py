@@ -201,6 +201,8 @@ def test_special_tokens_can_be_text(kind, long_passages):
         encoded = chosen.encode(text, [text])
         sequences = [encoded.query_ids, *(window.token_ids for window in encoded.windows)]
         assert [made.token_to_id(separator) in ids for ids in sequences] == [expected] * len(sequences)
+        # Only a vocabulary that has them as words, which such a text must not use, does not know them as text.
+        assert encoded.unknown_tokens.any() == (kind == "unigram" and special_tokens == "text")
 
 
 def test_other_texts_have_the_same_tokens_if_special_tokens_are_text():
