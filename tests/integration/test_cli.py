@@ -274,8 +274,9 @@ def test_the_table_fits_the_terminal(write):
     """On a terminal the default is a table, clipped to its width, with nothing in it that steers the terminal."""
     source = write([*PASSAGES, "柏林" * 60, "red \x1b[31m text"])
     status, shown = on_terminal("rerank", QUERY, source, columns=60)
-    head, header, *lines = shown.splitlines()
+    note, head, header, *lines = shown.splitlines()
     assert status == 0
+    assert note.startswith("marcorank: note: bundled: Half or more of the tokens of a passage are unknown")
     assert head == f"5 of 5 passages for '{QUERY}', ranked by bundled"
     assert header.split() == ["rank", "index", "score", "text"]
     assert lines[0].split()[:2] == ["1", "1"]
