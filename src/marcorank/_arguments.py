@@ -159,7 +159,7 @@ def check_names(given: object, known: Iterable[str], *, required: str | None = N
         hints = "".join(did_you_mean(name, names) for name in unknown)
         raise InvalidInputError(f"Unknown settings {first_few(unknown)}; expected some of {', '.join(names)}.{hints}")
     if required is not None and required not in given:
-        raise InvalidInputError(f"`{required}` is missing; expected some of {', '.join(names)}.")
+        raise InvalidInputError(f"{quoted(required)} is missing; expected some of {', '.join(names)}.")
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

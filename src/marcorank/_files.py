@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
-from marcorank._text import brief, quoted_path
+from marcorank._text import brief, quoted, quoted_path
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _packed(raw: BinaryIO, ending: str, mode: str) -> Any:
         return import_module(module).open(raw, mode)
     except ImportError as error:
         raise InvalidInputError(
-            f"This build of Python has no module {module!r}, which files named {ending} need; use another compression."
+            f"This build of Python has no module {quoted(module)}, which files named {ending} need; use another compression."
         ) from error
 
 

@@ -71,6 +71,8 @@ class RankedPassage:
         text: Text of the passage.
         truncated: Whether the model read only the beginning of the passage; None if unknown.
         span: Character range `(start, end)` of the best window, with `long_passages="windows"`, else None.
+        unknown_tokens: Number of tokens read by the model that stand for text which is not in its vocabulary; None if
+            that number is unknown.
     """
 
     index: int
@@ -80,6 +82,7 @@ class RankedPassage:
     text: str
     truncated: bool | None = None
     span: tuple[int, int] | None = None
+    unknown_tokens: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain JSON-ready values."""

@@ -359,6 +359,7 @@ def _fallback_reranker(settings: RerankerSettings) -> Reranker | None:
     return Reranker(
         given,
         activation=activation,
+        special_tokens=settings.special_tokens,
         threads=settings.threads,
         cache_folder=settings.cache_folder,
         local_files_only=settings.local_files_only,

@@ -25,6 +25,7 @@ P = ParamSpec("P")
 BackendName = Literal["auto", "openvino", "onnx", "torch"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "int8"]
 LongPassages = Literal["truncate", "windows"]
+SpecialTokens = Literal["parse", "text"]
 OnError = Literal["raise", "passthrough"]
 
 BACKENDS: tuple[str, ...] = get_args(BackendName)
@@ -204,6 +205,14 @@ class ModelSettings:
         partial(one_of, allowed=get_args(LongPassages)),
         choices=get_args(LongPassages),
     )
+    special_tokens: SpecialTokens = setting(
+        "parse",
+        "What special tokens are that stand in a query or a passage, such as `[SEP]`: `parse` takes them for special "
+        "tokens, as sentence-transformers does; `text` tokenises them as any other text, so that a passage cannot "
+        "imitate the end of the query.",
+        partial(one_of, allowed=get_args(SpecialTokens)),
+        choices=get_args(SpecialTokens),
+    )
     revision: str | None = setting(
         None,
         "Branch, tag or commit on the Hub; by default the commit pinned in the catalogue, else `main`.",
@@ -273,8 +282,9 @@ class SharedSettings(ModelSettings):
     fallback: str | os.PathLike[str] | Scorer | Mapping[str, Any] | None = setting(
         None,
         "Another model, a `Scorer`, a `Reranker`, or the dict of one, that ranks if the first one fails. With "
-        "`timeout_s` the first one gets half of the time. A fallback given by name uses `activation`, `threads`, "
-        "`cache_folder` and `local_files_only` of this reranker, a server `activation` and `max_passages_per_request`.",
+        "`timeout_s` the first one gets half of the time. A fallback given by name uses `activation`, "
+        "`special_tokens`, `threads`, `cache_folder` and `local_files_only` of this reranker, a server "
+        "`activation` and `max_passages_per_request`.",
         partial(_optional, _fallback),
     )
 

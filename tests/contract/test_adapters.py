@@ -236,8 +236,8 @@ def test_values_become_plain(adapter):
         ({"token": SecretStr("")}, "`token` is empty; expected a text"),
         ({"reranker": "bundled"}, "`reranker` is 'bundled'; expected a marcorank.Reranker.*goes in `MODEL`"),
         ({"reranker": WordOverlapScorer}, "`reranker` is <class .*; expected a marcorank.Reranker"),
-        ({"topn": 3}, r"no field `topn`\. Did you mean 'top_n'\?"),
-        ({"presicion": "fp32"}, r"no field `presicion`\. Did you mean 'precision'\?"),
+        ({"topn": 3}, r"no field 'topn'\. Did you mean 'top_n'\?"),
+        ({"presicion": "fp32"}, r"no field 'presicion'\. Did you mean 'precision'\?"),
         ({"batch": 3}, "batch\n.*Extra inputs are not permitted"),
     ],
 )
@@ -346,6 +346,7 @@ EVERY_SETTING = {
     "max_length": 128,
     "max_query_tokens": 32,
     "long_passages": "windows",
+    "special_tokens": "text",
     "revision": "main",
     "cache_folder": "cache",
     "local_files_only": True,

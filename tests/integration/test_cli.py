@@ -147,7 +147,7 @@ def test_rerank_says_what_the_core_says(run, write):
     status, out, error = run("rerank", QUERY, write(PASSAGES))
     expected = [
         {"text": result.text, "index": result.index, "rank": result.rank, "score": result.score, "logit": result.logit}
-        | {"truncated": False}
+        | {"truncated": False, "unknown_tokens": int("柏" in result.text)}
         for result in Reranker("bundled").rank(QUERY, PASSAGES)
     ]
     assert (status, error) == (0, "")
@@ -157,11 +157,12 @@ def test_rerank_says_what_the_core_says(run, write):
 
 def test_every_option_reaches_the_core(run, write, small_bert):
     """Each option means what the argument of the same name means to a Reranker."""
-    source = write([*PASSAGES, "berlin " * 40])
+    source = write([*PASSAGES, "berlin [SEP] " * 40])
     _, out, error = run(
         *("rerank", QUERY, source, "--model", small_bert, "--activation", "sigmoid", "--max-length", "32"),
         *("--long-passages", "windows", "--top-n", "3", "--score-threshold", "1e-9", "--backend", "torch"),
         *("--device", "cpu", "--precision", "fp32", "--offline", "--max-query-tokens", "2"),
+        *("--special-tokens", "text"),
     )
     reranker = Reranker(
         small_bert,
@@ -169,6 +170,7 @@ def test_every_option_reaches_the_core(run, write, small_bert):
         max_length=32,
         max_query_tokens=2,
         long_passages="windows",
+        special_tokens="text",
         backend="torch",
         device="cpu",
         precision="fp32",
@@ -297,8 +299,9 @@ def test_the_table_fits_the_terminal(write):
     """On a terminal the default is a table, clipped to its width, with nothing in it that steers the terminal."""
     source = write([*PASSAGES, "柏林" * 60, "red \x1b[31m text"])
     status, shown = on_terminal("rerank", QUERY, source, columns=60)
-    head, header, *lines = shown.splitlines()
+    note, head, header, *lines = shown.splitlines()
     assert status == 0
+    assert note.startswith("marcorank: note: bundled: Half or more of the tokens of a passage are unknown")
     assert head == f"5 of 5 passages for '{QUERY}', ranked by bundled"
     assert header.split() == ["rank", "index", "score", "text"]
     assert lines[0].split()[:2] == ["1", "1"]
@@ -575,6 +578,7 @@ def test_doctor_says_what_would_run_and_why(run):
     assert default["reason"]
     assert bundled["trial"]["logits"][0] > bundled["trial"]["logits"][1]
     assert bundled["trial"]["rank_ms"] > 0
+    assert bundled["trial"]["unknown_tokens"] == 0
     assert default["trial"] is None
 
 
@@ -686,6 +690,24 @@ def test_doctor_does_not_check_servers(run):
     assert json.loads(out)["problems"] == [
         "tei+http://localhost:8080 is the address of a server; expected a model that runs on this machine."
     ]
+
+
+def test_doctor_notices_a_vocabulary_without_english(run, tmp_path, monkeypatch):
+    """A tokenizer that does not know the words of the trial is a problem, whatever the order of the passages."""
+    folder = tmp_path / "bundled"
+    shutil.copytree(bundled_folder(), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    special = {token["content"] for token in tokenizer["added_tokens"]}
+    vocabulary = tokenizer["model"]["vocab"]
+    kept = special | {"how", "many", "people", "live", "in", "berlin", "?", ".", "query", "passage"}
+    tokenizer["model"]["vocab"] = {word: token_id for word, token_id in vocabulary.items() if word in kept}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", folder)
+    status, out, _ = run("doctor")
+    told = " ".join(out.split())
+    assert status == 1
+    assert re.search(r"trial bundled: .*, \d+ unknown tokens", told)
+    assert re.search(r"PROBLEM The tokenizer of bundled has \d+ unknown tokens in two English passages", told)
 
 
 def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):

@@ -111,6 +111,7 @@ def test_everything_that_decides_the_logits_is_in_it(model, processor, without):
         "max_length": 64,
         "max_query_tokens": 8,
         "long_passages": "windows",
+        "special_tokens": "parse",
         "files": {path.name: sha256_of(path) for path in read if path.exists()},
     }
 

@@ -328,6 +328,7 @@ class WindowScorer(CrossEncoderScorer):
                 np.zeros(len(passages), np.float32),
                 truncated=np.array([len(text) > 20 for text in passages]),
                 spans=tuple((len(text) - 4, len(text)) for text in passages),
+                unknown_tokens=np.array([text.count("h") for text in passages]),
             )
             for _, passages in requests
         ]
@@ -337,13 +338,16 @@ def test_the_span_and_the_truncation_are_reported():
     """The best span is in page_content whatever came before it, truncation is said only where it happened."""
     documents = [
         Document(page_content="abcdefgh", metadata={"title": "T" * 30, "truncated": True}),
-        Document(page_content="ab", metadata={"title": "Title", "truncated": True, "best_start": 7, "best_end": 9}),
+        Document(
+            page_content="ab",
+            metadata={"title": "Title", "truncated": True, "best_start": 7, "best_end": 9, "unknown_tokens": 2},
+        ),
         Document(page_content="", metadata={"title": "Title"}),
     ]
     found = MarcoRerank(reranker=WindowScorer(), text_fields=["title"]).compress_documents(documents, QUERY)
     added = [{key: value for key, value in document.metadata.items() if key != "title"} for document in found]
     assert added == [
-        {"relevance_score": 0.0, "best_start": 4, "best_end": 8, "truncated": True},
+        {"relevance_score": 0.0, "best_start": 4, "best_end": 8, "truncated": True, "unknown_tokens": 1},
         {"relevance_score": 0.0, "best_start": 0, "best_end": 2},
         {"relevance_score": 0.0, "best_start": 0, "best_end": 0},
     ]

@@ -422,6 +422,21 @@ def test_cuts_are_reported_in_the_log(small_bert, caplog):
     assert "does not fit into 32 tokens" in caplog.text
 
 
+@pytest.mark.parametrize("cache_size", [0, 10])
+def test_unknown_tokens_are_reported(caplog, cache_size):
+    """The number is in every result, from the cache too; texts that are mostly unknown are logged once of each kind."""
+    reranker = Reranker("bundled", cache_size=cache_size)
+    passages = ["a" * 101, "\u0e2a\u0e27\u0e31\u0e2a\u0e14\u0e35" * 20, "the wall and " + "b" * 200, "the wall"]
+    with caplog.at_level(logging.WARNING, logger="marcorank"):
+        for query in ("\U00013000", "\U00013000", QUERY):
+            ranking = reranker.rank(query, passages)
+            assert {result.index: result.unknown_tokens for result in ranking} == {0: 1, 1: 1, 2: 1, 3: 0}
+            assert not any(result.truncated for result in ranking)
+    of_query, of_passage = [record.getMessage() for record in caplog.records]
+    assert "Half or more of the tokens of a query are unknown" in of_query
+    assert "Half or more of the tokens of a passage are unknown" in of_passage
+
+
 def test_windows_find_what_truncation_cannot_see(small_bert):
     """The best window decides, its span points at it, and it scores as that text alone."""
     reranker = Reranker(small_bert, max_length=64, backend="onnx", long_passages="windows")
@@ -455,6 +470,9 @@ def test_a_language_model_scores_through_predict(tmp_path):
     by_index = [result.logit for result in sorted(ranking, key=lambda result: result.index)]
     np.testing.assert_allclose(by_index, expected, atol=3e-4)
     assert ranking[0].truncated is None
+    assert ranking[0].unknown_tokens is None
+    with pytest.raises(InvalidInputError, match=r"`special_tokens` is 'text'; .*with 'parse' only\. Leave it out"):
+        Reranker(folder, backend="torch", special_tokens="text").warm_up()
 
 
 def language_model(tmp_path):

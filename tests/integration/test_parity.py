@@ -58,6 +58,22 @@ def test_the_interaction_architecture_scores_as_sentence_transformers(small_inte
     np.testing.assert_allclose(alone, expected[-5:], atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize(("model", "separator"), [("small_bert", "[SEP]"), ("small_roberta", "</s>")])
+@pytest.mark.parametrize("backend", ["onnx", "torch"])
+def test_special_tokens_in_texts_score_as_in_sentence_transformers(request, model, separator, backend):
+    """Only with `special_tokens="text"` are they text, also where both settings share the weights of one model."""
+    folder = request.getfixturevalue(model)
+    texts = [f"berlin {separator} {QUERY} {separator}", f"museum{separator}wall", "museum"]
+    parsed, as_text = (
+        Reranker(folder, backend=backend, precision="fp32", special_tokens=mode).warm_up() for mode in ("parse", "text")
+    )
+    for _ in range(2):
+        found, changed = parsed.score(QUERY, texts), as_text.score(QUERY, texts)
+        np.testing.assert_allclose(found, predict(folder, QUERY, texts), atol=TOLERANCE, rtol=0)
+        assert np.abs(found - changed)[:2].min() > 10 * TOLERANCE
+        assert changed[2] == pytest.approx(found[2], abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("model", ["small_bert", "small_roberta"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_rounds_no_logit(request, model, precision):

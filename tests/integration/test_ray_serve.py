@@ -66,7 +66,7 @@ def test_tei_scores_equal_those_of_the_reranker(client, logits, raw):
     assert response.status_code == 200
     expected = logits if raw else [sigmoid(logit) for logit in logits]
     assert scores_of(response.json(), "score") == pytest.approx(expected, abs=1e-4)
-    assert all(set(one) == {"index", "score", "truncated"} for one in response.json())
+    assert all(set(one) == {"index", "score", "truncated", "unknown_tokens"} for one in response.json())
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,14 @@ def test_texts_are_returned_on_request(client):
     two = client.post("/v2/rerank", json=payload).json()["results"]
     assert len(two) == 2
     assert [{"text": PASSAGES[result["index"]]} for result in two] == [result["document"] for result in two]
+
+
+def test_unknown_tokens_are_reported_in_both_formats(client):
+    texts = ["short", "a" * 101]
+    found = client.post("/rerank", json={"query": QUERY, "texts": texts}).json()
+    assert {one["index"]: one["unknown_tokens"] for one in found} == {0: 0, 1: 1}
+    found = client.post("/v2/rerank", json={"query": QUERY, "documents": texts}).json()["results"]
+    assert {one["index"]: one["unknown_tokens"] for one in found} == {0: 0, 1: 1}
 
 
 def test_tei_texts_are_truncated_only_on_request(client):

@@ -210,13 +210,25 @@ def test_no_passages_need_no_server():
     assert not threads_of_scorers()
 
 
+def test_unknown_tokens_are_known_if_the_server_reports_them(tei, scorer):
+    """Over all parts of a request; None if one of them does not report them."""
+    counted = responds_changed(lambda found: [{**one, "unknown_tokens": one["index"]} for one in found])
+    tei.faults += [counted, counted]
+    scores = scorer.score_requests([(QUERY, ["file"] * 40)])[0]
+    assert scores.unknown_tokens.tolist() == [*range(32), *range(8)]
+    tei.faults.append(counted)
+    assert scorer.score_requests([(QUERY, ["file"] * 40)])[0].unknown_tokens is None
+
+
 def test_truncation_is_known_if_the_server_reports_it(tei, scorer):
     """`truncated` has a value per passage, over all parts; None if the server does not report it."""
     long = "file " * (MAX_WORDS + 1)
     passages = ["file", long] * 20
     assert scorer.score_requests([(QUERY, passages)])[0].truncated is None
     tei.reports_truncation = True
-    assert scorer.score_requests([(QUERY, passages)])[0].truncated.tolist() == [False, True] * 20
+    scores = scorer.score_requests([(QUERY, passages)])[0]
+    assert scores.truncated.tolist() == [False, True] * 20
+    assert scores.unknown_tokens is None
     tei.faults.append(responds_changed(lambda found: [{"index": one["index"], "score": one["score"]} for one in found]))
     assert scorer.score_requests([(QUERY, passages)])[0].truncated is None
 

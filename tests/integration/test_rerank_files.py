@@ -154,6 +154,7 @@ def test_names_that_are_taken_move_aside_in_parquet_too(tmp_path, run):
     (result,) = row["results"]
     assert (result["input_span"], result["input_truncated"], result["input_score"]) == ("x", "y", 7)
     assert (result["span"], result["truncated"], result["index"]) == (None, False, 0)
+    assert result["unknown_tokens"] == 0
 
 
 def test_what_json_lacks_becomes_text(tmp_path, run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
@@ -162,15 +163,35 @@ class _Unknown:
         lambda: _changed(normalizer=normalizers.Prepend("▁")),
         lambda: _changed(normalizer=normalizers.Strip()),
         lambda: _changed(normalizer=normalizers.Replace("a b", "c")),
+        lambda: _changed(normalizer=normalizers.Replace("x", " ")),
+        lambda: _changed(normalizer=normalizers.Replace("x", "")),
+        lambda: _changed(normalizer=normalizers.Replace(Regex(" {2,}"), "")),
         lambda: _changed(normalizer=normalizers.Replace(Regex("a.b"), "c")),
         lambda: _changed(normalizer=normalizers.Normalizer.custom(_Unknown())),
         lambda: _with_token(AddedToken("New York")),
         lambda: _with_token(AddedToken("<sep>", rstrip=True)),
+        lambda: _with_token(AddedToken("sep", single_word=True)),
     ],
 )
 def test_a_tokenizer_that_may_look_further_gets_no_boundaries(make):
     text = "Berlin is the capital of Germany " * 10
     assert Boundaries(make()).after(text, 20) == len(text)
+
+
+@each_tokenizer
+@settings(deadline=None, max_examples=100)
+@given(text=LONG_TEXTS, repeat=st.integers(1, 10))
+def test_the_windows_of_a_passage_do_not_depend_on_its_parts(name, text, repeat):
+    """Tokens and spans are those of the whole text, however it is tokenised."""
+    encoder = PairEncoder(_tokenizer(name), max_length=24, long_passages="windows")
+    whole = encoder.encode("query", ["short", text * repeat])
+    with mock.patch("marcorank._inference.pairs._CHARS_AT_ONCE", 40):
+        parts = encoder.encode("query", ["short", text * repeat])
+    found, expected = (
+        [(window.passage, window.token_ids.tolist(), window.span) for window in encoded.windows]
+        for encoded in (parts, whole)
+    )
+    assert found == expected
 
 
 @each_tokenizer

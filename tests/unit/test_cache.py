@@ -34,6 +34,7 @@ class CountingScorer:
                 truncated=np.array([len(text) > 5 for text in passages]),
                 spans=tuple((0, len(text)) for text in passages),
                 query_truncated=len(query) > 9,
+                unknown_tokens=np.array([text.count("b") for text in passages]),
             )
             for query, passages in requests
         ]
@@ -84,7 +85,7 @@ def test_the_query_belongs_to_the_key(scorer):
 def test_the_least_recently_used_is_forgotten():
     """The cache never holds more than its size; a look keeps what it finds."""
     cache = ScoreCache(2)
-    known = [KnownPassage(float(number), None, None, None) for number in range(3)]
+    known = [KnownPassage(float(number), None, None, None, None) for number in range(3)]
     cache.keep(QUERY, ["a", "b"], known[:2])
     assert cache.find(QUERY, ["a"]) == {"a": known[0]}
     cache.keep(QUERY, ["c"], known[2:])
@@ -96,7 +97,7 @@ def test_the_least_recently_used_is_forgotten():
 def test_no_text_is_kept():
     """Only digests are: a long passage takes no more room than a short one."""
     cache = ScoreCache(1)
-    known = [KnownPassage(0.0, None, None, None)]
+    known = [KnownPassage(0.0, None, None, None, None)]
     tracemalloc.start()
     try:
         cache.keep("q" * 1_000_000, ["p" * 1_000_000], known)
@@ -113,6 +114,7 @@ def test_no_text_is_kept():
         PassageScores(np.array([1 / 3, -0.0], dtype=np.float32)),
         PassageScores(np.array([1e-45, 7], dtype=np.float32), np.array([True, False]), None, False),
         PassageScores(np.array([1, 2], dtype=np.float32), np.array([False, False]), ((0, 3), (4, 9)), True),
+        PassageScores(np.array([1, 2], dtype=np.float32), unknown_tokens=np.array([0, 3])),
     ],
 )
 def test_splitting_and_joining_lose_nothing(scores):
@@ -122,6 +124,8 @@ def test_splitting_and_joining_lose_nothing(scores):
     assert again.logits.dtype == np.float32
     assert (again.truncated is None) == (scores.truncated is None)
     assert scores.truncated is None or again.truncated.tolist() == scores.truncated.tolist()
+    assert (again.unknown_tokens is None) == (scores.unknown_tokens is None)
+    assert scores.unknown_tokens is None or again.unknown_tokens.tolist() == scores.unknown_tokens.tolist()
     assert (again.spans, again.query_truncated) == (scores.spans, scores.query_truncated)
 
 

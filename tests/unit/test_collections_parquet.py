@@ -21,6 +21,7 @@ ADDED = {
     "logit": pa.float64(),
     "truncated": pa.bool_(),
     "span": pa.list_(pa.int64()),
+    "unknown_tokens": pa.int64(),
 }
 
 

@@ -399,6 +399,8 @@ def test_what_a_fallback_takes_from_the_settings():
     assert Reranker(down, activation="sigmoid", fallback=own).fallback.activation == "identity"
     behind = Reranker("tei+http://127.0.0.1:9", threads=1, local_files_only=True, fallback="bundled")
     assert (behind.fallback.to_dict()["threads"], behind.fallback.to_dict()["local_files_only"]) == (1, True)
+    careful = Reranker("bundled", special_tokens="text", fallback="bundled")
+    assert careful.fallback.to_dict()["special_tokens"] == "text"
 
 
 def test_a_server_as_fallback_goes_through_dicts():

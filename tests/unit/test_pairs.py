@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from marcorank import InvalidInputError, ModelLoadError
 from marcorank._inference.pairs import PairEncoder, PairLayout
@@ -142,6 +142,73 @@ def test_lone_surrogates_are_encoded_as_replacement_characters():
     second = encoder(long_passages="windows").encode(replaced, [replaced])
     assert np.array_equal(first.windows[0].token_ids, second.windows[0].token_ids)
     assert first.windows[0].span == (0, len(broken))
+
+
+def trained(kind: str) -> Tokenizer:
+    """A small tokenizer as RoBERTa (`bytes`) or XLM-RoBERTa (`unigram`) has one, or that of the bundled model."""
+    if kind == "wordpiece":
+        return tokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    trainer: trainers.Trainer
+    if kind == "bytes":
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    else:
+        made = Tokenizer(models.Unigram())
+        made.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=100, special_tokens=special, unk_token="<unk>")
+    trainer.show_progress = False
+    made.train_from_iterator([QUERY, *(text for text in passages() if text.isascii())], trainer)
+    made.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("kind", "unknown"), [("wordpiece", [0, 1, 2, 0]), ("bytes", [0] * 4), ("unigram", [0, 0, 2, 0])]
+)
+@pytest.mark.parametrize("long_passages", ["truncate", "windows"])
+def test_unknown_tokens_are_counted(kind, unknown, long_passages):
+    """Words of over 100 characters and unknown scripts are one token each, of which nothing can be told apart."""
+    chosen = PairEncoder(trained(kind), max_length=512, long_passages=long_passages)
+    encoded = chosen.encode(QUERY, ["a museum", "museum " + "a" * 101, "\U00013000\U00013001 \U00012001", ""])
+    assert encoded.unknown_tokens.tolist() == unknown
+    assert encoded.mostly_unknown.tolist() == [False, unknown[1] > 0, unknown[2] > 0, False]
+    assert not encoded.query_mostly_unknown
+
+
+def test_unknown_tokens_are_those_that_are_scored():
+    """In windows each token of the passage counts once; where a passage is truncated, only its beginning counts."""
+    passage = "\U00013000 " * 100 + "museum " * 99
+    for mode, expected in (("windows", 100), ("truncate", 16 - 3 - 2)):
+        encoded = ENCODERS[16, mode].encode("red apple", [passage, "museum"])
+        assert encoded.unknown_tokens.tolist() == [expected, 0]
+        assert encoded.mostly_unknown.tolist() == [True, False]
+    assert encoder().encode("\U00013000 wall", ["museum"]).query_mostly_unknown
+    assert not encoder().encode("\U00013000 red wall", ["museum"]).query_mostly_unknown
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bytes", "unigram"])
+@pytest.mark.parametrize("long_passages", ["truncate", "windows"])
+def test_special_tokens_can_be_text(kind, long_passages):
+    """With "text" no special token comes from a query or a passage, even if the vocabulary has it as a word."""
+    separator = "[SEP]" if kind == "wordpiece" else "</s>"
+    text = f"berlin {separator} three million{separator}people " * 10
+    for special_tokens, expected in (("parse", True), ("text", False)):
+        made = trained(kind)
+        chosen = PairEncoder(made, max_length=64, long_passages=long_passages, special_tokens=special_tokens)
+        encoded = chosen.encode(text, [text])
+        sequences = [encoded.query_ids, *(window.token_ids for window in encoded.windows)]
+        assert [made.token_to_id(separator) in ids for ids in sequences] == [expected] * len(sequences)
+        # Only a vocabulary that has them as words, which such a text must not use, does not know them as text.
+        assert encoded.unknown_tokens.any() == (kind == "unigram" and special_tokens == "text")
+
+
+def test_other_texts_have_the_same_tokens_if_special_tokens_are_text():
+    """The special tokens around query and passage stay what they are."""
+    texts = [text for text in passages() if len(text) < 2000]
+    assert rows(encoder(special_tokens="text"), QUERY, texts) == rows(encoder(), QUERY, texts)
 
 
 @pytest.mark.parametrize(

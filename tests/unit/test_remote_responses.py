@@ -40,6 +40,13 @@ def test_truncation_is_known_if_every_result_reports_it():
     assert read([reported[0], {**GOOD[1], "truncated": "no"}]).truncated is None
 
 
+@pytest.mark.parametrize("wrong", [{}, *({"unknown_tokens": value} for value in (-1, True, "no", 0.5, None, 10**30))])
+def test_unknown_tokens_are_known_if_every_result_reports_them(wrong):
+    reported = [{**result, "unknown_tokens": 3 * result["index"]} for result in GOOD]
+    assert read(reported).unknown_tokens.tolist() == [0, 3]
+    assert read([reported[0], {**GOOD[1], **wrong}]).unknown_tokens is None
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [

@@ -167,6 +167,7 @@ def test_a_request_must_be_a_pair(value):
         ("activation", ["identity"]),
         ("activation", {"a": 1.0}),
         ("long_passages", "split"),
+        ("special_tokens", "drop"),
         ("max_length", 8),
         ("max_length", True),
         ("max_query_tokens", 0),

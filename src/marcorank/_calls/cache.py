@@ -22,6 +22,7 @@ class KnownPassage(NamedTuple):
     truncated: bool | None
     span: tuple[int, int] | None
     query_truncated: bool | None
+    unknown_tokens: int | None
 
 
 class ScoreCache:
@@ -70,11 +71,12 @@ def split(scores: PassageScores) -> list[KnownPassage]:
     """Return the scores of a request passage by passage; the reverse of `join`."""
     nothing = [None] * len(scores.logits)
     return [
-        KnownPassage(logit, truncated, span, scores.query_truncated)
-        for logit, truncated, span in zip(
+        KnownPassage(logit, truncated, span, scores.query_truncated, unknown_tokens)
+        for logit, truncated, span, unknown_tokens in zip(
             scores.logits.tolist(),
             nothing if scores.truncated is None else scores.truncated.tolist(),
             nothing if scores.spans is None else scores.spans,
+            nothing if scores.unknown_tokens is None else scores.unknown_tokens.tolist(),
             strict=True,
         )
     ]
@@ -82,12 +84,13 @@ def split(scores: PassageScores) -> list[KnownPassage]:
 
 def join(known: Sequence[KnownPassage]) -> PassageScores:
     """Return the scores of the passages of one request, of which there is at least one."""
-    logits, truncated, spans, query_truncated = zip(*known, strict=True)
+    logits, truncated, spans, query_truncated, unknown_tokens = zip(*known, strict=True)
     return PassageScores(
         np.array(logits, dtype=np.float32),
         truncated=None if None in truncated else np.array(truncated, dtype=np.bool_),
         spans=None if None in spans else spans,
         query_truncated=query_truncated[0],
+        unknown_tokens=None if None in unknown_tokens else np.array(unknown_tokens, dtype=np.int64),
     )
 
 

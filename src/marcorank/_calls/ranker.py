@@ -136,6 +136,7 @@ class Ranker(NamedTuple):
                     text=passages[index],
                     truncated=None if scores.truncated is None else bool(scores.truncated[index]),
                     span=None if scores.spans is None else scores.spans[index],
+                    unknown_tokens=None if scores.unknown_tokens is None else int(scores.unknown_tokens[index]),
                 )
                 for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
             )

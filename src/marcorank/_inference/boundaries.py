@@ -60,15 +60,17 @@ def _boundary_signs(tokenizer: Tokenizer) -> str | None:
         return None
     boundary = re.compile(f"[{signs}]")
     added = tokenizer.get_added_tokens_decoder().values()
-    return None if any(token.rstrip or boundary.search(token.content) for token in added) else signs
+    looks_further = any(token.rstrip or token.single_word or boundary.search(token.content) for token in added)
+    return None if looks_further else signs
 
 
 def _keeps_spaces_apart(normalizer: dict[str, Any]) -> bool:
     if normalizer["type"] == "Replace":
         ((kind, pattern),) = normalizer["pattern"].items()
-        return bool(
-            _SEVERAL_SPACES.fullmatch(pattern) if kind == "Regex" else pattern and not re.search(r"\s", pattern)
-        )
+        if kind == "Regex":
+            return bool(_SEVERAL_SPACES.fullmatch(pattern)) and normalizer["content"] == " "
+        # With an empty pattern or replacement, or one with a space, what is before a boundary could become a space.
+        return all(text and not re.search(r"\s", text) for text in (pattern, normalizer["content"]))
     if normalizer["type"] == "Strip":
         return not normalizer["strip_left"]
     return normalizer["type"] in _NORMALIZERS

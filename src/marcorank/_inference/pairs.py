@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
-    from marcorank.settings import LongPassages
+    from marcorank.settings import LongPassages, SpecialTokens
 
 # Fraction of a window that the next one repeats, so that most sentences are whole in some window.
 _WINDOW_OVERLAP = 0.25
@@ -79,6 +79,9 @@ class EncodedRequest:
         windows: At least one per passage, in passage order.
         lengths: Number of tokens in the sequence of each window, including special tokens. Shape: (windows,), int64.
         truncated: Whether each passage was truncated. Shape: (passages,), bool.
+        unknown_tokens: Number of unknown tokens among those of each passage that are scored. Shape: (passages,), int64.
+        mostly_unknown: Whether half or more of these tokens are unknown. Shape: (passages,), bool.
+        query_mostly_unknown: Whether half or more of the tokens of the query are unknown.
     """
 
     query_ids: NDArray[np.int32]
@@ -86,6 +89,9 @@ class EncodedRequest:
     windows: list[Window]
     lengths: NDArray[np.int64]
     truncated: NDArray[np.bool_]
+    unknown_tokens: NDArray[np.int64]
+    mostly_unknown: NDArray[np.bool_]
+    query_mostly_unknown: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +150,7 @@ class PairEncoder:
         max_length: int,
         max_query_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
+        special_tokens: SpecialTokens = "parse",
         pad_id: int = 0,
     ) -> None:
         """Initialise the encoder; truncation and padding of the tokenizer are switched off.
@@ -153,6 +160,7 @@ class PairEncoder:
             max_length: Maximum number of tokens in a sequence, including special tokens.
             max_query_tokens: Maximum number of tokens of a query; None for half of the sequence.
             long_passages: How to handle a passage that does not fit.
+            special_tokens: What special tokens that stand in a text are.
             pad_id: Id of the padding token.
 
         Raises:
@@ -160,8 +168,11 @@ class PairEncoder:
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        tokenizer.encode_special_tokens = special_tokens == "text"
         self._tokenizer = tokenizer
         self._boundaries = Boundaries(tokenizer)
+        self._unknown_id = _unknown_id(tokenizer)
+        self._plain_ids = self._ids_without_special_tokens(pad_id) if special_tokens == "text" else None
         layout = PairLayout.of(tokenizer)
         self._prefix, self._middle, self._suffix = (
             np.array(part, dtype=np.int32) for part in (layout.prefix, layout.middle, layout.suffix)
@@ -191,15 +202,49 @@ class PairEncoder:
         capacity = self.max_length - other_tokens
         windows: list[Window] = []
         truncated = np.zeros(len(passages), dtype=np.bool_)
+        tokens, unknown_tokens = np.zeros((2, len(passages)), dtype=np.int64)
         if self._windows:
             for index, parts in enumerate(self._all_tokens(passages)):
-                windows.extend(_windows(parts, capacity, passage=index, chars=len(passages[index])))
+                token_ids = np.concatenate([self._token_ids(encoding.ids) for encoding, _ in parts])
+                tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
+                windows.extend(_windows(token_ids, parts, capacity, passage=index, chars=len(passages[index])))
         else:
             for index, (token_ids, longer) in enumerate(self._first_tokens(passages, capacity)):
                 truncated[index] = longer
+                tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
                 windows.append(Window(index, token_ids, None))
         lengths = np.array([len(window.token_ids) for window in windows], dtype=np.int64) + other_tokens
-        return EncodedRequest(query_ids, query_truncated, windows, lengths, truncated)
+        return EncodedRequest(
+            query_ids,
+            query_truncated,
+            windows,
+            lengths,
+            truncated,
+            unknown_tokens,
+            mostly_unknown=(unknown_tokens > 0) & (2 * unknown_tokens >= tokens),
+            query_mostly_unknown=0 < len(query_ids) <= 2 * self._count_unknown(query_ids),
+        )
+
+    def _token_ids(self, ids: list[int]) -> NDArray[np.int32]:
+        token_ids = np.array(ids, dtype=np.int32)
+        return token_ids if self._plain_ids is None else self._plain_ids[token_ids]
+
+    def _ids_without_special_tokens(self, pad_id: int) -> NDArray[np.int32]:
+        """Return what stands for each id in a text: itself, or the unknown token for a special token.
+
+        A tokenizer that splits no text before it looks up the vocabulary finds special tokens there too, as words.
+
+        Returns:
+            Shape: (vocabulary,), int32.
+        """
+        added = self._tokenizer.get_added_tokens_decoder()
+        plain_ids = np.arange(1 + max([*added, *self._tokenizer.get_vocab().values()]), dtype=np.int32)
+        special_ids = [token_id for token_id, token in added.items() if token.special]
+        plain_ids[special_ids] = pad_id if self._unknown_id is None else self._unknown_id
+        return plain_ids
+
+    def _count_unknown(self, token_ids: NDArray[np.int32]) -> int:
+        return 0 if self._unknown_id is None else int(np.count_nonzero(token_ids == self._unknown_id))
 
     def _first_tokens(self, texts: Sequence[str], count: int) -> list[tuple[NDArray[np.int32], bool]]:
         """Return the first `count` tokens of each text, and whether it has more.
@@ -223,7 +268,7 @@ class PairEncoder:
                 if len(ids) <= count and end < len(texts[index]):
                     too_short.append(index)
                 else:
-                    found[index] = (np.array(ids[:count], dtype=np.int32), len(ids) > count)
+                    found[index] = (self._token_ids(ids[:count]), len(ids) > count)
             remaining = too_short
             chars *= 4
         return [found[index] for index in range(len(texts))]
@@ -263,9 +308,10 @@ class PairEncoder:
         return TokenBatch(input_ids, attention_mask.astype(np.int64), token_type_ids)
 
 
-def _windows(parts: list[tuple[Encoding, int]], capacity: int, *, passage: int, chars: int) -> list[Window]:
+def _windows(
+    token_ids: NDArray[np.int32], parts: list[tuple[Encoding, int]], capacity: int, *, passage: int, chars: int
+) -> list[Window]:
     """Split a passage into overlapping windows of at most `capacity` tokens."""
-    token_ids = np.concatenate([np.array(encoding.ids, dtype=np.int32) for encoding, _ in parts])
     if len(token_ids) <= capacity:
         return [Window(passage, token_ids, (0, chars))]
     step = max(capacity - int(capacity * _WINDOW_OVERLAP), 1)
@@ -288,3 +334,12 @@ def _encodable(text: str) -> str:
     except UnicodeEncodeError:
         return _LONE_SURROGATE.sub("\ufffd", text)
     return text
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Return the id of the token for text that the vocabulary does not cover; None if it covers everything."""
+    # Not every kind of tokenizer names it. A vocabulary of bytes has different tokens for these letters of two ancient
+    # scripts, any other one gives both the same.
+    letters = ("\U00013000", "\U00012001")
+    last_ids = {token_id for text in letters for token_id in tokenizer.encode(text, add_special_tokens=False).ids[-1:]}
+    return last_ids.pop() if len(last_ids) == 1 else None

@@ -47,12 +47,15 @@ class PassageScores:
         truncated: Whether each passage was truncated. Shape: (passages,), bool; None if unknown.
         spans: Character range of the best window of each passage; None unless long passages are split.
         query_truncated: Whether the query was truncated; None if unknown.
+        unknown_tokens: Number of tokens of each passage that the model does not know. Shape: (passages,), int64; None
+            if that number is unknown.
     """
 
     logits: NDArray[np.float32]
     truncated: NDArray[np.bool_] | None = None
     spans: tuple[tuple[int, int], ...] | None = None
     query_truncated: bool | None = None
+    unknown_tokens: NDArray[np.int64] | None = None
 
     @classmethod
     def empty(cls) -> PassageScores:
@@ -66,6 +69,7 @@ class PassageScores:
             truncated=None if self.truncated is None else self.truncated[indices],
             spans=None if self.spans is None else tuple(self.spans[index] for index in indices),
             query_truncated=self.query_truncated,
+            unknown_tokens=None if self.unknown_tokens is None else self.unknown_tokens[indices],
         )
 
 
@@ -164,6 +168,7 @@ class CrossEncoderScorer:
         self.encoder = encoder
         self.name = name
         self._warned_of_truncation = False
+        self._warned_of_unknown: set[str] = set()
 
     def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
         """Return one logit per passage, in input order. Shape: (passages,), float32."""
@@ -225,6 +230,7 @@ class CrossEncoderScorer:
                 windows.spans += (window.span for window in piece.windows)
                 windows.truncated += piece.truncated.tolist()
                 windows.query_truncated = piece.query_truncated
+                windows.unknown_tokens += piece.unknown_tokens.tolist()
                 pairs += ((piece.query_ids, window) for window in piece.windows)
                 lengths += piece.lengths.tolist()
                 start, chars = end, 0
@@ -232,6 +238,10 @@ class CrossEncoderScorer:
                 if piece.query_truncated or truncated:
                     self._warn_of_truncation(query=piece.query_truncated and not warned_of_query, passage=truncated)
                     warned_of_query |= piece.query_truncated
+                if piece.query_mostly_unknown:
+                    self._warn_of_unknown_tokens("query")
+                if piece.mostly_unknown.any():
+                    self._warn_of_unknown_tokens("passage")
                 # The windows of one long passage may be many slices.
                 while sum(lengths) >= self.scheduler.slice_tokens:
                     count = int(np.searchsorted(np.cumsum(lengths), self.scheduler.slice_tokens)) + 1
@@ -257,6 +267,19 @@ class CrossEncoderScorer:
                 self.encoder.max_length,
             )
 
+    def _warn_of_unknown_tokens(self, kind: str) -> None:
+        """Warn once of queries and once of passages, which can be many."""
+        if kind in self._warned_of_unknown:
+            return
+        self._warned_of_unknown.add(kind)
+        _log.warning(
+            "%s: Half or more of the tokens of a %s are unknown to the model, which cannot tell such texts apart. It "
+            "happens with scripts that the model was not trained on and with words of over 100 characters; use a model "
+            "for the language of your texts. Results report the unknown tokens of passages as `unknown_tokens`.",
+            self.name,
+            kind,
+        )
+
 
 @dataclass(slots=True)
 class _Windows:
@@ -267,12 +290,14 @@ class _Windows:
         spans: Character range of each window; None unless long passages are split.
         truncated: Whether each passage was truncated.
         query_truncated: Whether the query was truncated.
+        unknown_tokens: Number of unknown tokens of each passage.
     """
 
     passages: list[int] = field(default_factory=list)
     spans: list[tuple[int, int] | None] = field(default_factory=list)
     truncated: list[bool] = field(default_factory=list)
     query_truncated: bool = False
+    unknown_tokens: list[int] = field(default_factory=list)
 
 
 def _best_windows(windows: _Windows, logits: NDArray[np.float32]) -> PassageScores:
@@ -289,4 +314,5 @@ def _best_windows(windows: _Windows, logits: NDArray[np.float32]) -> PassageScor
         truncated=np.array(windows.truncated, dtype=np.bool_),
         spans=None if None in spans else tuple(span for span in spans if span is not None),
         query_truncated=windows.query_truncated,
+        unknown_tokens=np.array(windows.unknown_tokens, dtype=np.int64),
     )

@@ -62,6 +62,7 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         "max_length": model.max_length,
         "max_query_tokens": model.max_query_tokens,
         "long_passages": model.long_passages,
+        "special_tokens": model.special_tokens,
         "marcorank": _version(),
         "files": {name: _digest(path) for name, path in sorted(read.items())},
     }

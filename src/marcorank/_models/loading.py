@@ -328,6 +328,11 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
     )
     cross_encoder = backend.backend.cross_encoder
     if uses_prompt(cross_encoder):
+        if settings.special_tokens != "parse":
+            raise InvalidInputError(
+                f"`special_tokens` is {settings.special_tokens!r}; `{files.name}` is a language model with a prompt, "
+                "whose tokens sentence-transformers makes, with 'parse' only. Leave it out."
+            )
         return PlainScorer(PredictScorer(backend, name=files.name))
     tokenizer = Tokenizer.from_str(cross_encoder.tokenizer.backend_tokenizer.to_str())
     encoder = _encoder(tokenizer, files, cross_encoder.config.to_dict(), settings)
@@ -353,6 +358,7 @@ def _encoder(
         max_length=min(limits),
         max_query_tokens=settings.max_query_tokens,
         long_passages=settings.long_passages,
+        special_tokens=settings.special_tokens,
         pad_id=pad_id,
     )
 

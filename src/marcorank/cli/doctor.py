@@ -98,13 +98,15 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
         started = time.perf_counter()
         scorer = load_scorer(settings)
         loaded = time.perf_counter()
-        relevant, other = scorer.score_requests([(_QUERY, _PASSAGES)])[0].logits.tolist()
+        scores = scorer.score_requests([(_QUERY, _PASSAGES)])[0]
         done = time.perf_counter()
     except UnknownModelError as error:
         return entry | {"problem": str(error)}
     except (MarcoRankError, ImportError, OSError) as error:
         advice = " Reinstall marcorank: pip install --force-reinstall marcorank" if name == BUNDLED else ""
         return entry | {"problem": f"{name} does not run: {error}{advice}"}
+    relevant, other = scores.logits.tolist()
+    unknown = None if scores.unknown_tokens is None else int(scores.unknown_tokens.sum())
     # A model without an ONNX file runs on another backend than the one chosen without looking at its files.
     backend = scorer.scheduler.backend if isinstance(scorer, CrossEncoderScorer) else None
     entry["trial"] = {
@@ -112,8 +114,15 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
         "load_ms": round((loaded - started) * 1e3, 1),
         "rank_ms": round((done - loaded) * 1e3, 1),
         "logits": [round(relevant, 4), round(other, 4)],
+        "unknown_tokens": unknown,
     }
-    if relevant <= other:
+    words = sum(len(passage.split()) for passage in _PASSAGES)
+    if unknown is not None and 2 * unknown > words:
+        entry["problem"] = (
+            f"The tokenizer of {name} has {unknown} unknown tokens in two English passages of {words} words; its "
+            "files may be mixed up, or it is not a model for English."
+        )
+    elif relevant <= other:
         entry["problem"] = (
             f"{name} scores {_PASSAGES[1]!r} above the passage that answers {_QUERY!r}; its files may be mixed up, "
             "or it is not a model for English questions."
@@ -189,7 +198,8 @@ def _model_line(entry: dict[str, Any]) -> str:
 
 def _trial_line(name: str, trial: dict[str, Any]) -> str:
     relevant, other = trial["logits"]
+    unknown = f", {trial['unknown_tokens']} unknown tokens" if trial["unknown_tokens"] else ""
     return (
         f"{name}: {trial['backend']}, loaded in {trial['load_ms']:.0f} ms, 2 passages ranked in "
-        f"{trial['rank_ms']:.1f} ms, logits {relevant:.2f} (relevant) and {other:.2f} (irrelevant)"
+        f"{trial['rank_ms']:.1f} ms, logits {relevant:.2f} (relevant) and {other:.2f} (irrelevant){unknown}"
     )

@@ -183,7 +183,9 @@ def _header(cells: list[str], location: str, table_format: str, text_field: str 
     wanted = TEXT_FIELDS if text_field is None else (text_field,)
     twice = next((name for name in cells if cells.count(name) > 1), None)
     if {*cells} & {*wanted} and twice is not None:
-        raise InvalidInputError(f"{location} has two columns named {twice!r}; expected a name of its own for each.")
+        raise InvalidInputError(
+            f"{location} has two columns named {quoted(twice)}; expected a name of its own for each."
+        )
     if {*cells} & {*wanted}:
         return cells
     # Two single words without a number are the names of columns rather than an id and a text.

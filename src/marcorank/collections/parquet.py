@@ -113,6 +113,7 @@ def _answer_schema(pa: Any, of_input: pa.Schema) -> pa.Schema:
             "logit": pa.float64(),
             "truncated": pa.bool_(),
             "span": pa.list_(pa.int64()),
+            "unknown_tokens": pa.int64(),
         },
     )
     added = {

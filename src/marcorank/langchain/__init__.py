@@ -16,6 +16,7 @@ of an earlier stage under these keys are replaced. All are plain numbers and tex
     best_start         where the best window starts in `page_content`, and
     best_end           where it ends; only with `long_passages="windows"`
     truncated          True if the model read only the beginning of the text, else absent
+    unknown_tokens     number of unknown tokens in the text; absent if it has none
     query_truncated    True if the query was longer than its limit and was truncated, else absent
     rerank_outcome     if the model failed, else absent: "fallback", or "passthrough" for documents in first-stage order
                        without a `relevance_score`

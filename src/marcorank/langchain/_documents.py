@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from marcorank.ranking import RankedPassage, Ranking
 
-_OF_THIS_STAGE = ("best_start", "best_end", "truncated", "query_truncated", *STATUS_KEYS)
+_OF_THIS_STAGE = ("best_start", "best_end", "truncated", "unknown_tokens", "query_truncated", *STATUS_KEYS)
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 # How numbers and dates that are missing are shown.
 _MISSING = {"nan", "NaN", "NaT"}
@@ -122,6 +122,8 @@ def ranked_document(document: Document, result: RankedPassage, ranking: Ranking,
         metadata["best_start"], metadata["best_end"] = (max(0, end - offset) for end in result.span)
     if result.truncated:
         metadata["truncated"] = True
+    if result.unknown_tokens:
+        metadata["unknown_tokens"] = result.unknown_tokens
     if ranking.query_truncated:
         metadata["query_truncated"] = True
     return document.model_copy(update={"metadata": metadata})

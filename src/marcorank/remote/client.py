@@ -85,9 +85,11 @@ async def score_all(connection: Connection, *, server: Server, requests: Sequenc
 
 def _join(parts: Sequence[PassageScores]) -> PassageScores:
     truncated = [part.truncated for part in parts if part.truncated is not None]
+    unknown_tokens = [part.unknown_tokens for part in parts if part.unknown_tokens is not None]
     return PassageScores(
         np.concatenate([PassageScores.empty().logits, *(part.logits for part in parts)]),
         np.concatenate(truncated) if truncated and len(truncated) == len(parts) else None,
+        unknown_tokens=np.concatenate(unknown_tokens) if unknown_tokens and len(unknown_tokens) == len(parts) else None,
     )
 
 

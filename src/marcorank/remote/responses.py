@@ -46,7 +46,8 @@ def read_scores(text: str, *, count: int, where: str) -> PassageScores:
     """
     results = _results(text, where)
     scores = np.full(count, math.nan, dtype=np.float64)
-    truncated: list[bool | None] = [None] * count
+    truncated: list[Any] = [None] * count
+    unknown_tokens: list[Any] = [None] * count
     seen: set[int] = set()
     for result in results:
         index = result.get("index") if isinstance(result, dict) else None
@@ -59,14 +60,20 @@ def read_scores(text: str, *, count: int, where: str) -> PassageScores:
         seen.add(index)
         scores[index] = _score(result, where)
         truncated[index] = result.get("truncated")
+        unknown_tokens[index] = result.get("unknown_tokens")
     if len(seen) != count:
         raise RemoteProtocolError(
             f"{where} sent {len(seen)} scores for {count} passages; expected one score per passage."
         )
-    known = all(isinstance(one, bool) for one in truncated)
     # A score that overflows float32 becomes infinite, and the scorer rejects it.
     with np.errstate(over="ignore"):
-        return PassageScores(scores.astype(np.float32), np.array(truncated, dtype=np.bool_) if known else None)
+        logits = scores.astype(np.float32)
+    known = all(isinstance(one, bool) for one in truncated)
+    return PassageScores(
+        logits,
+        np.array(truncated, dtype=np.bool_) if known else None,
+        unknown_tokens=np.array(unknown_tokens, dtype=np.int64) if all(map(_is_count, unknown_tokens)) else None,
+    )
 
 
 def server_message(text: str) -> str:
@@ -120,6 +127,10 @@ def _score(result: dict[str, Any], where: str) -> float:
         return float(value)
     except OverflowError:
         return math.inf
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def _message_of(error: Any) -> str:

@@ -240,11 +240,14 @@ def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind
     lowest = scores.logits.min(initial=0.0, where=np.isfinite(scores.logits))
     logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
     logits[is_text] = scores.logits
-    if scores.truncated is None:
-        return PassageScores(logits)
-    truncated = np.zeros(len(passages), dtype=np.bool_)
-    truncated[is_text] = scores.truncated
-    return PassageScores(logits, truncated)
+    truncated = unknown_tokens = None
+    if scores.truncated is not None:
+        truncated = np.zeros(len(passages), dtype=np.bool_)
+        truncated[is_text] = scores.truncated
+    if scores.unknown_tokens is not None:
+        unknown_tokens = np.zeros(len(passages), dtype=np.int64)
+        unknown_tokens[is_text] = scores.unknown_tokens
+    return PassageScores(logits, truncated, unknown_tokens=unknown_tokens)
 
 
 _DEFAULTS = {

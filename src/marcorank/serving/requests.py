@@ -95,6 +95,7 @@ class RerankRequest:
                     "index": one.index,
                     "relevance_score" if self.cohere else "score": score,
                     "truncated": one.truncated,
+                    **({} if one.unknown_tokens is None else {"unknown_tokens": one.unknown_tokens}),
                     **(text if self.return_texts else {}),
                 }
             )
