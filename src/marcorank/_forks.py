@@ -1,7 +1,8 @@
-"""The one hook after a fork: locks, threads and sessions of a parent process do not work in its child."""
+"""The hooks around a fork: locks, threads and sessions of a parent process do not work in its child."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
@@ -17,6 +18,21 @@ _resets: WeakKeyDictionary[object, Callable[[object], None]] = WeakKeyDictionary
 def reset_in_child(obj: T, reset: Callable[[T], None]) -> None:
     """Call `reset(obj)` in every forked child, before anything else runs there and in the order of these calls."""
     _resets[obj] = reset  # type: ignore[assignment]
+
+
+def before_fork(release: Callable[[], object]) -> None:
+    """Call `release()` in the parent before every fork, in the thread that forks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=release)
+
+
+def keep_in_child(obj: object) -> None:
+    """Never free `obj` in a forked child: an engine destroyed there waits for threads that only its parent has."""
+    reset_in_child(obj, _keep)
+
+
+def _keep(obj: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
 
 
 def _reset_all() -> None:

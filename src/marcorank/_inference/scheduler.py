@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from marcorank._forks import keep_in_child
 from marcorank._inference.batching import plan_batches
 from marcorank.errors import ClosedError, MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
@@ -61,6 +62,7 @@ class Scheduler:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        keep_in_child(backend)
         self._shared = _SharedState(backend)
         self.slice_tokens = max(2 * backend.max_padded_tokens, _MIN_SLICE_TOKENS)
         # The threads refer only to the state, else they would keep the scheduler alive.
@@ -158,9 +160,12 @@ class Job(Future["NDArray[np.float32]"]):
 
     def settle(self, error: BaseException | None = None) -> None:
         """Set the logits, or an error, as the outcome; a job that was cancelled meanwhile has one already."""
+        logits = np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)])
+        # They refer to the job: such a cycle would keep the model alive until the garbage collector runs.
+        self.parts.clear()
         with suppress(InvalidStateError):
             if error is None:
-                self.set_result(np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)]))
+                self.set_result(logits)
             else:
                 self.set_exception(error)
 
