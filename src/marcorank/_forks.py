@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
+
+from marcorank._exits import skip_destructors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+# Their libraries abort or hang at the exit of a child, even when their models were freed before the fork.
+_NEED_THEIR_THREADS = {"onnxruntime", "openvino"}
 
 _resets: WeakKeyDictionary[object, Callable[[object], None]] = WeakKeyDictionary()
 
@@ -36,6 +42,8 @@ def _keep(obj: object) -> None:
 
 
 def _reset_all() -> None:
+    if not _NEED_THEIR_THREADS.isdisjoint(sys.modules):
+        skip_destructors()
     for obj, reset in list(_resets.items()):
         reset(obj)
 
