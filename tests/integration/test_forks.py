@@ -68,12 +68,11 @@ other.close()
 found["after close"] = child_of(Reranker(folder, **settings))
 busy, stop = Reranker(folder, **settings).warm_up(), threading.Event()
 
-def rank_and_load():
+def rank_until_stopped():
     while not stop.is_set():
         busy.rank(query, passages)
-        Reranker(folder, **{{**settings, "threads": 3}}).warm_up().close()
 
-threads = [threading.Thread(target=rank_and_load) for _ in range(3)]
+threads = [threading.Thread(target=rank_until_stopped) for _ in range(3)]
 for thread in threads:
     thread.start()
 for number in range(3):
