@@ -114,7 +114,8 @@ def _packed(raw: BinaryIO, ending: str, mode: str) -> Any:
         return import_module(module).open(raw, mode)
     except ImportError as error:
         raise InvalidInputError(
-            f"This build of Python has no module {quoted(module)}, which files named {ending} need; use another compression."
+            f"This build of Python has no module {quoted(module)}, which files named {ending} need; use another "
+            "compression."
         ) from error
 
 

@@ -1,16 +1,23 @@
-"""The one hook after a fork: locks, threads and sessions of a parent process do not work in its child."""
+"""The hooks around a fork: locks, threads and sessions of a parent process do not work in its child."""
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import threading
 from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakKeyDictionary
+
+from marcorank._exits import skip_destructors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+# Their libraries abort or hang at the exit of a child, even when their models were freed before the fork.
+_NEED_THEIR_THREADS = {"onnxruntime", "openvino"}
 
 _resets: WeakKeyDictionary[object, Callable[[object], None]] = WeakKeyDictionary()
 
@@ -20,7 +27,24 @@ def reset_in_child(obj: T, reset: Callable[[T], None]) -> None:
     _resets[obj] = reset  # type: ignore[assignment]
 
 
+def before_fork(release: Callable[[], object]) -> None:
+    """Call `release()` in the parent before every fork, in the thread that forks."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=release)
+
+
+def keep_in_child(obj: object) -> None:
+    """Never free `obj` in a forked child: an engine destroyed there waits for threads that only its parent has."""
+    reset_in_child(obj, _keep)
+
+
+def _keep(obj: object) -> None:
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(obj))
+
+
 def _reset_all() -> None:
+    if not _NEED_THEIR_THREADS.isdisjoint(sys.modules):
+        skip_destructors()
     for obj, reset in list(_resets.items()):
         reset(obj)
 

@@ -331,6 +331,24 @@ print(ranking[0].index, {"torch", "transformers"} & set(sys.modules))
     assert done.stderr == ""
 
 
+@pytest.mark.parametrize("backend", ["openvino", "onnx"])
+def test_close_frees_the_weights_at_once(small_bert, tmp_path, backend):
+    """They do not wait for the garbage collector, which may not come for a long time."""
+    folder = copy(small_bert, tmp_path)
+    gc.collect()
+    gc.disable()
+    try:
+        before = set(schedulers())
+        reranker = Reranker(folder, backend=backend)
+        reranker.rank(QUERY, PASSAGES)
+        (engine,) = (weakref.ref(scheduler.backend) for scheduler in set(schedulers()) - before)
+        before.clear()
+        reranker.close()
+        assert engine() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_a_forked_child_loads_for_itself():
     """A program that loads the model before it forks: the child ranks and closes without hanging."""

@@ -8,6 +8,8 @@ import weakref
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from marcorank._exits import DaemonThread
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -30,7 +32,7 @@ class DaemonThreadPool:
         # The threads refer only to the queue, else they would keep the pool alive.
         self._steps: SimpleQueue[Step | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
+        self._threads: list[_Worker] = []
         weakref.finalize(self, _end, self._steps, self._threads)
 
     def submit(self, step: Step) -> None:
@@ -45,7 +47,7 @@ class DaemonThreadPool:
             self._steps.put(step)
             if not self._idle.acquire(blocking=False) and len(self._threads) < self._max_workers:
                 name = f"{self._name}_{len(self._threads)}"
-                thread = threading.Thread(target=_work, args=(self._steps, self._idle), name=name, daemon=True)
+                thread = _Worker(self._steps, self._idle, name)
                 thread.start()
                 self._threads.append(thread)
 
@@ -64,14 +66,25 @@ class DaemonThreadPool:
             thread.join(None if deadline is None else max(0.0, deadline - time.monotonic()))
 
 
-def _work(steps: SimpleQueue[Step | None], idle: threading.Semaphore) -> None:
-    while (step := steps.get()) is not None:
-        step()
-        # Free what the step refers to before the next one comes.
-        del step
-        idle.release()
+class _Worker(DaemonThread):
+    def __init__(self, steps: SimpleQueue[Step | None], idle: threading.Semaphore, name: str) -> None:
+        super().__init__(self._work, name=name, end=self._end)
+        self._steps = steps
+        self._idle = idle
+        self._ends = False
+
+    def _work(self) -> None:
+        while (step := self._steps.get()) is not None and not self._ends:
+            step()
+            # Free what the step refers to before the next one comes.
+            del step
+            self._idle.release()
+
+    def _end(self) -> None:
+        self._ends = True
+        self._steps.put(None)
 
 
-def _end(steps: SimpleQueue[Step | None], threads: list[threading.Thread]) -> None:
+def _end(steps: SimpleQueue[Step | None], threads: list[_Worker]) -> None:
     for _ in threads:
         steps.put(None)

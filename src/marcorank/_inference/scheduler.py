@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from marcorank._exits import DaemonThread
+from marcorank._forks import keep_in_child
 from marcorank._inference.batching import plan_batches
 from marcorank.errors import ClosedError, MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
@@ -61,10 +63,11 @@ class Scheduler:
 
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
+        keep_in_child(backend)
         self._shared = _SharedState(backend)
         self.slice_tokens = max(2 * backend.max_padded_tokens, _MIN_SLICE_TOKENS)
         # The threads refer only to the state, else they would keep the scheduler alive.
-        weakref.finalize(self, self._shared.stop)
+        weakref.finalize(self, self._shared.stop).atexit = False  # see `DaemonThread`
 
     def open(self, make_batch: MakeBatch) -> Job:
         """Start a job.
@@ -158,9 +161,12 @@ class Job(Future["NDArray[np.float32]"]):
 
     def settle(self, error: BaseException | None = None) -> None:
         """Set the logits, or an error, as the outcome; a job that was cancelled meanwhile has one already."""
+        logits = np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)])
+        # They refer to the job: such a cycle would keep the model alive until the garbage collector runs.
+        self.parts.clear()
         with suppress(InvalidStateError):
             if error is None:
-                self.set_result(np.concatenate([np.empty(0, dtype=np.float32), *(part.logits for part in self.parts)]))
+                self.set_result(logits)
             else:
                 self.set_exception(error)
 
@@ -228,7 +234,7 @@ class _SharedState:
     def start_threads(self) -> None:
         """Start the worker threads; the caller holds the lock."""
         while len(self.threads) < self.backend.parallel_batches:
-            thread = threading.Thread(target=self._work, name=f"marcorank-{self.backend.name}", daemon=True)
+            thread = DaemonThread(self._work, name=f"marcorank-{self.backend.name}", end=self._end)
             thread.start()
             self.threads.append(thread)
 
@@ -280,13 +286,16 @@ class _SharedState:
         """
         if os.getpid() != self._pid:
             return  # the threads belong to the parent process
-        self.stopping = True
-        for _ in self.threads:
-            self.wakeups.put(None)
+        self._end()
         # If a worker runs the finalizer, it cannot join itself, and the others may wait for a lock that it holds.
         if threading.current_thread() not in self.threads:
             for thread in self.threads:
                 thread.join()
+
+    def _end(self) -> None:
+        self.stopping = True
+        for _ in self.threads:
+            self.wakeups.put(None)
 
     def _work(self) -> None:
         while not self.stopping:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 from dataclasses import dataclass, replace
@@ -400,13 +399,6 @@ class _Loaded:
         """Start empty."""
         self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
 
-    def reset_in_child(self) -> None:
-        """Make a forked child load its own models: sessions of onnxruntime and torch do not survive a fork."""
-        for model in list(self._models.values()):
-            # Destroying an onnxruntime session waits for its threads, which do not exist in the child.
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(model))
-        self.reset()
-
     def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
         """Return the model that is loaded under a key, or load it."""
 
@@ -418,4 +410,5 @@ class _Loaded:
 
 
 _loaded = _Loaded()
-reset_in_child(_loaded, _Loaded.reset_in_child)
+# Sessions of onnxruntime and torch do not survive a fork, so a child loads its own models.
+reset_in_child(_loaded, _Loaded.reset)

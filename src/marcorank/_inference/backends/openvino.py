@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._forks import ProcessLock
+from marcorank._forks import ProcessLock, before_fork
 from marcorank._inference.backends.base import check_graph
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._text import quoted
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _PRECISIONS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16"), "int8": ("f32", "INT8")}
 # Two threads that load their first models would each make a core.
 _making_core = ProcessLock()
+
+_CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 
 
 class OpenvinoBackend:
@@ -126,7 +128,21 @@ def _core() -> Any:
             import openvino
     except ImportError as error:
         raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'") from error
+    before_fork(_end_idle_threads)
     return openvino.Core()
+
+
+def _end_idle_threads() -> None:
+    """End the threads of the compiled models that were freed.
+
+    OpenVINO keeps them for the next model with the same number of streams. A forked child inherits this pool but not
+    its threads, and would wait for them for ever. A CPU plugin empties the pool when it is destroyed, which takes a
+    millisecond; models in use keep their threads. The plugin of this core lives and dies in one thread, so it leaves
+    the signal stack as it was.
+    """
+    import openvino
+
+    openvino.Core().get_property("CPU", _CAPABILITIES)  # loads the plugin
 
 
 def computes(precision: str) -> bool:
@@ -135,7 +151,7 @@ def computes(precision: str) -> bool:
 
 
 def _usable_precisions() -> list[str]:
-    capabilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    capabilities = shared_core().get_property("CPU", _CAPABILITIES)
     return [name for name, (_, capability) in _PRECISIONS.items() if capability in capabilities]
 
 
