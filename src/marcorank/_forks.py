@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# How long a fork waits for what must not be in progress at its moment; a thread that hangs there must not stop it.
+_MAX_WAIT_S = 10.0
 # Their libraries abort or hang at the exit of a child, even when their models were freed before the fork.
 _NEED_THEIR_THREADS = {"onnxruntime", "openvino"}
 
@@ -25,12 +27,6 @@ _resets: WeakKeyDictionary[object, Callable[[object], None]] = WeakKeyDictionary
 def reset_in_child(obj: T, reset: Callable[[T], None]) -> None:
     """Call `reset(obj)` in every forked child, before anything else runs there and in the order of these calls."""
     _resets[obj] = reset  # type: ignore[assignment]
-
-
-def before_fork(release: Callable[[], object]) -> None:
-    """Call `release()` in the parent before every fork, in the thread that forks."""
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(before=release)
 
 
 def keep_in_child(obj: object) -> None:
@@ -67,4 +63,47 @@ class ProcessLock:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+class ForkLock:
+    """A lock for what must not be in progress at the moment of a fork: the thread that forks holds it meanwhile.
+
+    It is reentrant, and free in the child.
+
+    Args:
+        prepare: Called in the parent before every fork, while the lock is held.
+    """
+
+    def __init__(self, prepare: Callable[[], object]) -> None:
+        self._prepare = prepare
+        self._renew()
+        reset_in_child(self, ForkLock._renew)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._before, after_in_parent=self._after)
+
+    def _renew(self) -> None:
+        self._lock = threading.RLock()
+        self._held = False
+
+    def _before(self) -> None:
+        self._held = self._lock.acquire(timeout=_MAX_WAIT_S)
+        self._prepare()
+
+    def _after(self) -> None:
+        if self._held:
+            self._lock.release()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def acquire(self, timeout_s: float) -> bool:
+        """Wait for the lock; return whether it is held now."""
+        return self._lock.acquire(timeout=timeout_s)
+
+    def release(self) -> None:
+        """Release the lock."""
         self._lock.release()

@@ -43,9 +43,8 @@ def work(number):
     while True:
         try:
             check(kept)
-            if backend == "onnx":  # OpenVINO must not free a model at the moment of a fork
-                with Reranker(folder, **settings, threads=1 + number % 2) as reranker:
-                    check(reranker)
+            with Reranker(folder, **settings, threads=1 + number % 2) as reranker:
+                check(reranker)
         except MarcoRankError:  # the program ends
             return
 

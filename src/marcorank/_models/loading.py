@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakValueDictionary
 
-from marcorank._forks import ProcessLock, reset_in_child
+from marcorank._forks import reset_in_child
 from marcorank._inference.backends.onnx import OnnxBackend, mentions
 from marcorank._inference.cpu import Workers, cpu_features
 from marcorank._inference.pairs import PairEncoder
@@ -47,9 +47,6 @@ _LOCAL_SETTINGS = {
 }
 _SERVER_SETTINGS = {"max_passages_per_request": None}
 _FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only", "max_passages_per_request")
-# OpenVINO's graphs are edited in Python, and two threads that do so deadlock: one holds the interpreter and waits for a
-# lock of OpenVINO, the other one holds that lock and waits for the interpreter.
-_opening_openvino = ProcessLock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +282,13 @@ def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, 
     from marcorank._inference.backends.openvino import OpenvinoBackend
 
     positions = config.get("max_position_embeddings")
-    with _opening_openvino:
-        return OpenvinoBackend(
-            file,
-            device=choice.device,
-            precision=choice.precision,
-            workers=workers,
-            longest=positions if isinstance(positions, int) and positions > 0 else None,
-        )
+    return OpenvinoBackend(
+        file,
+        device=choice.device,
+        precision=choice.precision,
+        workers=workers,
+        longest=positions if isinstance(positions, int) and positions > 0 else None,
+    )
 
 
 def _with_supported_precision(choice: Choice, settings: RerankerSettings) -> Choice:

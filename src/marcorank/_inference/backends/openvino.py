@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._forks import ProcessLock, before_fork
+from marcorank._forks import ForkLock
 from marcorank._inference.backends.base import check_graph
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._text import quoted
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
 
 # Names in OpenVINO: the inference precision, and the CPU capability that it needs.
 _PRECISIONS = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16"), "int8": ("f32", "INT8")}
-# Two threads that load their first models would each make a core.
-_making_core = ProcessLock()
-
+# How long the freeing of a model waits for another thread; after that it may only meet a fork at a bad moment.
+_MAX_WAIT_S = 1.0
 _CAPABILITIES = "OPTIMIZATION_CAPABILITIES"
 
 
@@ -44,6 +43,10 @@ class OpenvinoBackend:
         self, file: Path, *, device: str, precision: str, workers: Workers, longest: int | None = None
     ) -> None:
         """Load and compile a model that has at most `longest` tokens; None if that is unknown."""
+        with _engines:
+            self._open(file, device, precision, workers, longest)
+
+    def _open(self, file: Path, device: str, precision: str, workers: Workers, longest: int | None) -> None:
         core = shared_core()
         from openvino import properties
 
@@ -94,6 +97,15 @@ class OpenvinoBackend:
         # An infer request holds the buffers of one pass, so it is removed while in use.
         self._idle: deque[Any] = deque(self._compiled.create_infer_request() for _ in range(workers.count))
 
+    def __del__(self) -> None:
+        """Free the engine, but not while another thread forks."""
+        held = _engines.acquire(_MAX_WAIT_S)
+        try:
+            self.__dict__.clear()
+        finally:
+            if held:
+                _engines.release()
+
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit per row. Shape: (batch,), float32."""
         if not self._reads_mask and not batch.attention_mask.all():
@@ -117,7 +129,7 @@ def shared_core() -> Any:
     Each core loads a CPU plugin, which installs an alternate signal stack and removes it when it is destroyed. If two
     cores are destroyed out of order, the next signal, such as Ctrl-C, kills the process. This one is never destroyed.
     """
-    with _making_core:
+    with _engines:
         return _core()
 
 
@@ -128,7 +140,6 @@ def _core() -> Any:
             import openvino
     except ImportError as error:
         raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'") from error
-    before_fork(_end_idle_threads)
     return openvino.Core()
 
 
@@ -140,9 +151,15 @@ def _end_idle_threads() -> None:
     millisecond; models in use keep their threads. The plugin of this core lives and dies in one thread, so it leaves
     the signal stack as it was.
     """
-    import openvino
+    if _core.cache_info().currsize:
+        import openvino
 
-    openvino.Core().get_property("CPU", _CAPABILITIES)  # loads the plugin
+        openvino.Core().get_property("CPU", _CAPABILITIES)  # loads the plugin
+
+
+# Held to make and to free engines. During a fork the freed threads would come back, and two threads that edit graphs in
+# Python deadlock: one holds the interpreter and waits for a lock of OpenVINO, the other one the other way round.
+_engines = ForkLock(_end_idle_threads)
 
 
 def computes(precision: str) -> bool:
