@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Tests run offline; the hub tests name a server on loopback instead.
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 # No test goes by the clock: a loaded machine may take as long as it likes for an example.
 settings.register_profile("marcorank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("marcorank")
+
+
+def pytest_itemcollected(item):
+    """With `-n 2 --dist loadgroup`, one process runs all tests of a file, and one process all tests with Ray."""
+    item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.path.stem.split("_") else item.path.stem))
+
+
+def pytest_collection_finish():
+    """What was imported stays, so `gc.collect()` in a test need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
