@@ -25,9 +25,17 @@ settings.register_profile("marcorank", deadline=None, suppress_health_check=[Hea
 settings.load_profile("marcorank")
 
 
-def pytest_itemcollected(item):
-    """With `-n 2 --dist loadgroup`, one process runs all tests of a file, and one process all tests with Ray."""
-    item.add_marker(pytest.mark.xdist_group("ray" if "ray" in item.path.stem.split("_") else item.path.stem))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n 2`, one process runs all tests of a file, and one process all files with Ray."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FileScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "ray" if "/test_ray_" in file else file
+
+    return FileScheduling(config, log)
 
 
 def pytest_collection_finish():
