@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Tests run offline; the hub tests name a server on loopback instead.
@@ -22,6 +23,25 @@ if TYPE_CHECKING:
 # No test goes by the clock: a loaded machine may take as long as it likes for an example.
 settings.register_profile("marcorank", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("marcorank")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `-n 2`, one process runs all tests of a file, and one process all files with Ray."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class FileScheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            file = super()._split_scope(nodeid)
+            return "ray" if "/test_ray_" in file else file
+
+    return FileScheduling(config, log)
+
+
+def pytest_collection_finish():
+    """What was imported stays, so `gc.collect()` in a test need not look through it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
     from marcorank import Scorer
 
-_urls: list[str] = []
+# A client reads the system's certificates when it is made, which takes longer than hundreds of these requests.
+_remote: list[RemoteScorer] = []
 
 
 def word_overlap() -> Scorer:
     """Return the scorer, or one that asks a server for its scores while there is one."""
-    return RemoteScorer(f"{_urls[-1]}#word-overlap") if _urls else WordOverlapScorer()
+    return _remote[-1] if _remote else WordOverlapScorer()
 
 
 @contextmanager
 def behind_http() -> Iterator[None]:
     """Let `word_overlap` ask a server in the meantime."""
-    with remote_server("tei", WordOverlapScorer()) as server:
-        _urls.append(server.url)
+    with remote_server("tei", WordOverlapScorer()) as server, RemoteScorer(f"{server.url}#word-overlap") as scorer:
+        _remote.append(scorer)
         try:
             yield
             assert server.requests
         finally:
-            _urls.pop()
+            _remote.pop()

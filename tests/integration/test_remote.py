@@ -62,6 +62,12 @@ NOBODY = "tei+http://127.0.0.1:9"
 SOON_S = 20.0
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_scorer_of_another_file():
+    """The tests below count threads, and what other files left behind may still have one."""
+    gc.collect()
+
+
 @pytest.fixture
 def tei():
     with remote_server("tei") as server:
