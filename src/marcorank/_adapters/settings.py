@@ -81,11 +81,10 @@ class AdapterSettings(BaseModel, SharedSettings):
     @model_validator(mode="before")
     @classmethod
     def _check_names(cls, data: Any) -> Any:
-        check_field_names(cls, data)
         other = "model" if cls._model_field == "model_name" else "model_name"
-        for name in data if isinstance(data, dict) else ():
-            if name == other:
-                raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
+        if isinstance(data, dict) and other in data:
+            raise InvalidInputError(f"{cls.__name__} has no field `{other}`; name it `{cls._model_field}`.")
+        check_field_names(cls, data)
         return data
 
     @field_validator("reranker", mode="before")
