@@ -121,8 +121,10 @@ def test_a_fallback_loads_while_the_model_still_does(small_bert, expected, held,
 
 def test_the_same_model_is_loaded_once(small_bert, expected, held, in_thread):
     """Rerankers with other lengths that come while it loads wait for it and share its weights."""
-    for length in (128, 256, 512):
-        in_thread(lambda length=length: Reranker(small_bert, backend="onnx", max_length=length).score(QUERY, PASSAGES))
+    # Held to the end: otherwise the first could be gone, with its weights, before the last begins.
+    rerankers = [Reranker(small_bert, backend="onnx", max_length=length) for length in (128, 256, 512)]
+    for reranker in rerankers:
+        in_thread(lambda reranker=reranker: reranker.score(QUERY, PASSAGES))
     assert held.begun.wait(60)
     held.go_on.set()
     for scores in in_thread.finished():
