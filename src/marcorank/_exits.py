@@ -17,7 +17,7 @@ _EXIT_TIMEOUT_S = 2.0
 
 
 class DaemonThread(threading.Thread):
-    """A daemon thread that is told when the interpreter exits, and that has a moment to end.
+    """A daemon thread that is asked to stop when the interpreter exits, and is given a moment to do so.
 
     Args:
         target: What it runs.
@@ -42,7 +42,7 @@ def skip_destructors() -> None:
 
     They wait for threads that a forked child does not have, and free what threads that still run are using.
     """
-    with suppress(AttributeError):  # not every C library has these
+    with suppress(AttributeError, OSError, TypeError):  # not every C library has these, and Windows names none
         libc = ctypes.CDLL(None)
         libc["on_exit"](libc["_exit"], None)
         libc["__cxa_atexit"](libc["fflush"], None, None)  # the last that is registered runs first
@@ -70,7 +70,7 @@ def _make_harmless() -> None:
     With glibc that ends in `std::terminate` where a C++ function must not throw. Here the thread sleeps instead.
     """
     skip_destructors()
-    with suppress(OSError, AttributeError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL("libstdc++.so.6")["_ZSt13set_terminatePFvvE"](ctypes.CDLL(None)["pause"])
 
 

@@ -1,4 +1,4 @@
-"""Makes a thing once, although several threads ask for it at the same time."""
+"""Builds a value once, however many threads request it at the same time."""
 
 from __future__ import annotations
 

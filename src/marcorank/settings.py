@@ -207,7 +207,7 @@ class ModelSettings:
     )
     special_tokens: SpecialTokens = setting(
         "parse",
-        "What special tokens are that stand in a query or a passage, such as `[SEP]`: `parse` takes them for special "
+        "How special tokens in a query or passage, such as `[SEP]`, are read: `parse` treats them as special "
         "tokens, as sentence-transformers does; `text` tokenises them as any other text, so that a passage cannot "
         "imitate the end of the query.",
         partial(one_of, allowed=get_args(SpecialTokens)),

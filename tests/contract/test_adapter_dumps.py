@@ -26,7 +26,7 @@ def test_a_scorer_with_the_name_of_a_model_is_not_that_model(adapter, name, wrap
     rerank = adapter.make(reranker=shared)
     assert getattr(rerank, adapter.model_field) == name
     plain = adapter.plain(rerank)
-    with pytest.raises(ValidationError, match=f"is '{name} .object.', .*Pass the object too"):
+    with pytest.raises(ValidationError, match=f"is '{name} .object.', .*Pass the object again"):
         adapter.from_plain(plain)
     again = adapter.from_plain(plain, reranker=shared)
     assert again == rerank

@@ -478,7 +478,7 @@ def test_a_dump_of_an_adapter_with_a_scorer_is_no_other_model(adapter, shared):
 def test_a_shared_reranker_has_its_own_settings(adapter, shared, name, value):
     """Model settings beside a reranker would be ignored, so they are an error, also when they come later."""
     field = adapter.model_field if name == "model" else name
-    message = f"`{field}` is '{value}' beside a `reranker` whose own is .*Pass one"
+    message = f"`{field}` is '{value}', but that of the given `reranker` is .*Pass only one"
     with pytest.raises(ValidationError, match=message):
         adapter.make(reranker=shared, **{field: value})
     rerank = adapter.make(reranker=shared)
@@ -526,7 +526,7 @@ def test_a_shared_reranker_with_a_fitted_map_keeps_it(adapter):
     assert adapter.plain(adapter.from_plain(adapter.plain(rerank), reranker=shared)) == adapter.plain(rerank)
     assert adapter.from_plain(adapter.plain(rerank)).core.to_dict() == shared.to_dict()
     with pytest.raises(
-        ValidationError, match=r"`activation` is Logistic\(a=0.9.* whose own is Logistic\(a=0.8.*Pass one"
+        ValidationError, match=r"`activation` is Logistic\(a=0.9.* `reranker` is Logistic\(a=0.8.*Pass only one"
     ):
         adapter.make(reranker=shared, activation={"a": 0.9, "b": -1.2})
 

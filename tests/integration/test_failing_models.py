@@ -313,7 +313,7 @@ def test_a_given_reranker_shows_its_own_settings():
     own = Reranker("bundled", on_error="passthrough", timeout_s=2, fallback=WordOverlapScorer())
     made = marcorank.langchain.MarcoRerank(reranker=own)
     assert (made.on_error, made.timeout_s, made.core.fallback) == ("passthrough", 2.0, own.fallback)
-    with pytest.raises(ValidationError, match=r"`timeout_s` is 1\.0 beside a `reranker` whose own is 2\.0"):
+    with pytest.raises(ValidationError, match=r"`timeout_s` is 1\.0, but that of the given `reranker` is 2\.0"):
         marcorank.langchain.MarcoRerank(reranker=own, timeout_s=1)
 
 

@@ -273,7 +273,7 @@ def test_where_the_retrievers_top_n_comes_from(base):
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"top_n": "3"}, "`top_n` is '3'; expected"), ({"topn": 3}, "Extra inputs are not permitted")],
+    [({"top_n": "3"}, "`top_n` is '3'; expected"), ({"topn": 3}, "no field 'topn'. Did you mean 'top_n'")],
 )
 def test_a_bad_retriever_setting_is_an_error(base, settings, message):
     """A setting that cannot be used, or is misspelt, is an error."""

@@ -195,7 +195,9 @@ def test_max_passages_per_request_is_a_setting_everywhere(server):
         assert len(reranker.rank(QUERY, texts)) == 12
         assert sorted(len(request.body["texts"]) for request in server.requests) == [2, 5, 5]
         server.requests.clear()
-    with pytest.raises(InvalidInputError, match="`max_passages_per_request` is 5, which has no effect on the model"):
+    with pytest.raises(
+        InvalidInputError, match="`max_passages_per_request` is 5, which has no effect on the local model"
+    ):
         Reranker("bundled", **limit)
 
 

@@ -131,18 +131,18 @@ BAD = {
     "coroutine": (no_plain_function, "expected 3 numbers, .*`score` must not be async"),
     "class": (lambda: list, "returned <class 'list'>; expected 3 numbers"),
     "ragged": ([[3.0], [1.0, 2.0], [2.0]], "expected 3 numbers, .*inhomogeneous"),
-    "sparse": (torch.tensor(NUMBERS).to_sparse(), "returned tensor.*expected 3 numbers"),
-    "no data": (torch.empty(3, device="meta"), "returned tensor.*expected 3 numbers, .*meta tensor"),
+    "sparse": (torch.tensor(NUMBERS).to_sparse(), "returned <Tensor object>; expected 3 numbers"),
+    "no data": (torch.empty(3, device="meta"), "returned <Tensor object>; expected 3 numbers, .*meta tensor"),
     "one number": (3.0, r"logits of shape \(\) for 3 passages; expected one float per passage"),
     "column": (np.array([[3.0], [1.0], [2.0]]), r"logits of shape \(3, 1\) .* Flatten the array\."),
     "pairs": ([(0, 3.0), (1, 1.0), (2, 2.0)], r"logits of shape \(3, 2\) .*shape \(3,\)\.$"),
-    "masked": (np.ma.masked_array(NUMBERS, mask=[0, 1, 0]), r"returned masked_array\(.*found None"),
-    "a masked value": ([3.0, np.ma.masked, 2.0], r"returned \[3.0, masked, 2.0\]; .*found None"),
+    "masked": (np.ma.masked_array(NUMBERS, mask=[0, 1, 0]), "returned <MaskedArray object>; .*found None"),
+    "a masked value": ([3.0, np.ma.masked, 2.0], r"returned \[3.0, <MaskedConstant object>, 2.0\]; .*found None"),
     "huge int": ([10**400, 1, 2], "returned .1000.*expected 3 numbers, .*int too large"),
     "beyond float32": ([1e300, 1.0, 2.0], r"returned 1e\+300, which is beyond the range of float32"),
     "below float32": (np.array([1, -1e39, 2]), r"returned -1e\+39, which is beyond the range of float32"),
     "large int": ([10**40, 1, 2], r"returned 1e\+40, which is beyond the range of float32"),
-    "no repr": (type("NoRepr", (), {"__repr__": lambda self: 1 / 0})(), "returned a NoRepr; expected 3 numbers"),
+    "no repr": (type("NoRepr", (), {"__repr__": lambda self: 1 / 0})(), "returned <NoRepr object>; expected 3 numbers"),
 }
 
 

@@ -130,8 +130,8 @@ class AdapterSettings(BaseModel, SharedSettings):
         if reranker is None:
             if name == "model" and str(value).endswith(_OBJECT):
                 raise InvalidInputError(
-                    f"`{field}` is {quoted(value)}, from the dump of an adapter of a scorer object, which is in no "
-                    f"dump. Pass the object too: {cls.__name__}(**settings, reranker=...)."
+                    f"`{field}` is {quoted(value)}, from the dump of an adapter with a scorer object, which dumps "
+                    f"do not contain. Pass the object again: {cls.__name__}(**settings, reranker=...)."
                 )
             if name in {"model", "fallback"}:
                 Reranker(**cast("dict[str, Any]", {"model": BUNDLED, name: value}))
@@ -143,7 +143,7 @@ class AdapterSettings(BaseModel, SharedSettings):
                 value = value.removesuffix(_OBJECT)
             if not _same(value, own):
                 raise InvalidInputError(
-                    f"`{field}` is {quoted(value)} beside a `reranker` whose own is {quoted(own)}. Pass one of the two."
+                    f"`{field}` is {quoted(value)}, but that of the given `reranker` is {quoted(own)}. Pass only one."
                 )
 
     @field_serializer("fallback")

@@ -19,7 +19,7 @@ _IDEOGRAPHS = "\u3400-\u4dbf\u4e00-\u9fff"
 
 
 class Boundaries:
-    """Finds positions in a text at which its tokens can be cut in two: those before and those from there on.
+    """Finds positions at which a text can be split without a change to its tokens.
 
     Whether such positions exist depends on the normalizer and on the pre-tokenizer. With kinds that are not known to
     split at spaces without regard to what follows, a text has no boundary.

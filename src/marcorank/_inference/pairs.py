@@ -160,7 +160,7 @@ class PairEncoder:
             max_length: Maximum number of tokens in a sequence, including special tokens.
             max_query_tokens: Maximum number of tokens of a query; None for half of the sequence.
             long_passages: How to handle a passage that does not fit.
-            special_tokens: What special tokens that stand in a text are.
+            special_tokens: How special tokens in a text are read.
             pad_id: Id of the padding token.
 
         Raises:

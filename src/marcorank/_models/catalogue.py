@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from marcorank._inference.cpu import cpu_features
-from marcorank._text import quoted_path
+from marcorank._text import first_few, quoted_path
 from marcorank.errors import ModelLoadError, UnknownModelError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def check_weights(names: Sequence[str], *, where: str, allow_pickle: bool) -> No
             raise ModelLoadError(f"{where} has only a file for openvino ({found}). Load it with {settings}.")
     raise ModelLoadError(
         f"{where} has no weights: expected *.safetensors or {FP32_ONNX_FILES[0]}, found "
-        f"{', '.join(sorted(names)) or 'nothing'}."
+        f"{first_few(sorted(names), 10) or 'nothing'}."
     )
 
 

@@ -19,7 +19,7 @@ from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
 from marcorank._models.selection import choose, installed
 from marcorank._once import Once
-from marcorank._text import message_of, quoted
+from marcorank._text import first_few, message_of, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
 from marcorank.scorer import score_kind
@@ -46,7 +46,7 @@ _LOCAL_SETTINGS = {
     if name not in {"cache_size", "max_passages_per_request"}
 }
 _SERVER_SETTINGS = {"max_passages_per_request": None}
-_FALLBACK_SETTINGS = ("threads", "cache_folder", "local_files_only", "max_passages_per_request")
+_FALLBACK_SETTINGS = ("special_tokens", "threads", "cache_folder", "local_files_only", "max_passages_per_request")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ def validate_model(settings: RerankerSettings, *, has_fallback: bool) -> ScoreKi
         return score_kind(cast("Scorer", settings.model))
     if not is_remote(settings.name):
         locate(settings)
-        where = f"model {quoted(settings.name)}, which is not on a server"
+        where = f"local model {quoted(settings.name)}"
         _check_unused(settings, _SERVER_SETTINGS, where, has_fallback=has_fallback)
         return "logit"
     # Checks the URL, so that no message below shows a password.
@@ -252,7 +252,7 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: Reranke
     labels = config.get("id2label")
     if isinstance(labels, dict) and len(labels) > 1:
         raise ModelLoadError(
-            f"Model `{files.name}` has {len(labels)} labels ({', '.join(map(str, labels.values()))}); a reranker "
+            f"Model `{files.name}` has {len(labels)} labels ({first_few(list(labels.values()), 5)}); a reranker "
             "needs a model with one logit per pair."
         )
     tokenizer_file = files.fetch("tokenizer.json")

@@ -155,7 +155,7 @@ def _qrels_file(folder: Path, split: str) -> tuple[Path, list[str]]:
         )
     files = sorted(path for path in in_folder.iterdir() if without_compression(path.name).endswith(_TREC_ENDINGS))
     if len(files) != 1:
-        names = ", ".join(path.name for path in files) or "no file"
+        names = first_few([path.name for path in files], 10) or "no file"
         raise InvalidInputError(
             f"{str(in_folder)!r} has no judgements of the split {quoted(split)}; found {names}. Choose one with "
             "`split`."

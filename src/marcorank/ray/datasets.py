@@ -123,7 +123,9 @@ def rerank_dataset(
             settings["cache_folder"] = Path(settings["cache_folder"]).expanduser().absolute()
         if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
             model = Path(model).expanduser().resolve()
-        reranker = Reranker(model, threads=cores, **settings)
+        if local:
+            settings["threads"] = cores
+        reranker = Reranker(model, **settings)
         return planned.follow(_rank(planned, reranker, pool, cores, num_gpus or None), progress)
 
 
