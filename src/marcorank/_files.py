@@ -23,7 +23,7 @@ from marcorank._text import brief, quoted, quoted_path
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 # By ending: the module, imported when needed because some builds of Python lack it, and the first bytes.
 _COMPRESSED: dict[str, tuple[str, re.Pattern[bytes]]] = {
@@ -175,7 +175,7 @@ def json_line(row: dict[str, Any]) -> str:
     except ValueError:
         json.dumps(row, default=str)  # raises again if the row contains itself
         found: list[str] = []
-        row = {f"input_{name}" if name == "not_finite" else name: value for name, value in row.items()}
+        row = extended(row, {"not_finite": None})
         row = {**_without_nan(row, "", found), "not_finite": found}
         line = json.dumps(row, ensure_ascii=False, default=str)
     try:
@@ -183,6 +183,17 @@ def json_line(row: dict[str, Any]) -> str:
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
         line = json.dumps(row, default=str)
     return f"{line}\n"
+
+
+def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Add fields to those of the input; an input field with the name of an added one gets the prefix `input_`."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        free = name
+        while free in added or (free != name and free in fields):
+            free = f"input_{free}"
+        kept[free] = value
+    return {**kept, **added}
 
 
 def _without_nan(value: Any, path: str, found: list[str]) -> Any:
