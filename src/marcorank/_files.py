@@ -38,7 +38,10 @@ _UNREADABLE = {
     re.compile(rb"\x04\x22\x4d\x18"): "is compressed with LZ4; decompress it first, as `lz4 -d` does",
     re.compile(rb"7z\xbc\xaf"): "is a 7-Zip archive; extract it first",
     re.compile(rb"PK\x03\x04"): "is a zip archive or an Office document; extract it, or save the table as CSV",
-    re.compile(rb"PAR1\x15"): "is Parquet, which only `marcorank rerank --input` reads; convert it to JSONL",
+    re.compile(
+        rb"PAR1\x15"
+    ): "is Parquet, which only `marcorank rerank --input` reads, from files named .parquet; rename "
+    "it to .parquet there, or convert it to JSONL",
     re.compile(rb"\xff\xfe|\xfe\xff"): "is UTF-16; save the file as UTF-8",
 }
 _BLOCK_BYTES = 1 << 20
