@@ -23,7 +23,7 @@ from marcorank._text import brief, quoted, quoted_path
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 # By ending: the module, imported when needed because some builds of Python lack it, and the first bytes.
 _COMPRESSED: dict[str, tuple[str, re.Pattern[bytes]]] = {
@@ -38,7 +38,10 @@ _UNREADABLE = {
     re.compile(rb"\x04\x22\x4d\x18"): "is compressed with LZ4; decompress it first, as `lz4 -d` does",
     re.compile(rb"7z\xbc\xaf"): "is a 7-Zip archive; extract it first",
     re.compile(rb"PK\x03\x04"): "is a zip archive or an Office document; extract it, or save the table as CSV",
-    re.compile(rb"PAR1\x15"): "is Parquet, which only `marcorank rerank --input` reads; convert it to JSONL",
+    re.compile(
+        rb"PAR1\x15"
+    ): "is Parquet, which only `marcorank rerank --input` reads, from files named .parquet; rename "
+    "it to .parquet there, or convert it to JSONL",
     re.compile(rb"\xff\xfe|\xfe\xff"): "is UTF-16; save the file as UTF-8",
 }
 _BLOCK_BYTES = 1 << 20
@@ -175,7 +178,7 @@ def json_line(row: dict[str, Any]) -> str:
     except ValueError:
         json.dumps(row, default=str)  # raises again if the row contains itself
         found: list[str] = []
-        row = {f"input_{name}" if name == "not_finite" else name: value for name, value in row.items()}
+        row = extended(row, {"not_finite": None})
         row = {**_without_nan(row, "", found), "not_finite": found}
         line = json.dumps(row, ensure_ascii=False, default=str)
     try:
@@ -183,6 +186,17 @@ def json_line(row: dict[str, Any]) -> str:
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can only hold escaped
         line = json.dumps(row, default=str)
     return f"{line}\n"
+
+
+def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
+    """Add fields to those of the input; an input field with the name of an added one gets the prefix `input_`."""
+    kept: dict[str, Any] = {}
+    for name, value in fields.items():
+        free = name
+        while free in added or (free != name and free in fields):
+            free = f"input_{free}"
+        kept[free] = value
+    return {**kept, **added}
 
 
 def _without_nan(value: Any, path: str, found: list[str]) -> Any:

@@ -454,6 +454,13 @@ def test_links_and_uppercase_extensions_are_read_by_their_name(tmp_path, ending)
     assert planned.follow(planned.rank_here(reranker), None).requests == 1
 
 
+def test_parquet_under_another_name_is_named(tmp_path):
+    """The error says which name it needs."""
+    pq.write_table(pa.table({"query": ["red"], "passages": [["car"]]}), tmp_path / "monday.jsonl")
+    with pytest.raises(InvalidInputError, match=r"monday.jsonl' is Parquet.* rename it to .parquet there"):
+        plan(tmp_path / "monday.jsonl", tmp_path / "ranked", Reranker(WordOverlapScorer()))
+
+
 def test_an_input_inside_the_output_is_named(tmp_path):
     """Files of the output folder are never input."""
     (tmp_path / "monday.jsonl").write_text('{"query": "red", "passages": ["car"]}\n', encoding="utf-8")

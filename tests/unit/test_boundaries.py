@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 from unittest import mock
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -182,16 +183,19 @@ def test_a_tokenizer_that_may_look_further_gets_no_boundaries(make):
 @settings(deadline=None, max_examples=100)
 @given(text=LONG_TEXTS, repeat=st.integers(1, 10))
 def test_the_windows_of_a_passage_do_not_depend_on_its_parts(name, text, repeat):
-    """Tokens and spans are those of the whole text, however it is tokenised."""
+    """Tokens, spans and unknown tokens are those of the whole text, however it is tokenised."""
     encoder = PairEncoder(_tokenizer(name), max_length=24, long_passages="windows")
     whole = encoder.encode("query", ["short", text * repeat])
     with mock.patch("marcorank._inference.pairs._CHARS_AT_ONCE", 40):
-        parts = encoder.encode("query", ["short", text * repeat])
+        parts = list(encoder.encode_in_parts("query", ["short", text * repeat]))
     found, expected = (
-        [(window.passage, window.token_ids.tolist(), window.span) for window in encoded.windows]
-        for encoded in (parts, whole)
+        [(window.passage, window.token_ids.tolist(), window.span) for part in encoded for window in part.windows]
+        for encoded in (parts, [whole])
     )
     assert found == expected
+    for attribute in ("lengths", "truncated", "unknown_tokens", "mostly_unknown"):
+        joined = np.concatenate([getattr(part, attribute) for part in parts])
+        assert joined.tolist() == getattr(whole, attribute).tolist()
 
 
 @each_tokenizer

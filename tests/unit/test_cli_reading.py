@@ -258,7 +258,10 @@ def test_compressed_sources_are_read_whatever_their_name(tmp_path, monkeypatch, 
         (b"\x04\x22\x4d\x18", "is compressed with LZ4; decompress it first"),
         (b"7z\xbc\xaf\x27\x1c", "is a 7-Zip archive; extract it first"),
         (b"PK\x03\x04\x14\x00", "is a zip archive or an Office document; extract it, or save the table as CSV"),
-        (b"PAR1\x15\x04", "is Parquet, which only `marcorank rerank --input` reads"),
+        (
+            b"PAR1\x15\x04",
+            "is Parquet, which only `marcorank rerank --input` reads, from files named .parquet; rename it to",
+        ),
         ("ü".encode("utf-16"), "is UTF-16; save the file as UTF-8"),
     ],
 )
@@ -312,9 +315,13 @@ def test_the_rows_of_a_table_are_passages(write, monkeypatch, name, content, tex
             None,
             r'line 1 has the columns \["id", "body"\]; expected a header with .text. .*--text-field',
         ),
-        ("id,text\n1,one\n", "body", "line 1 has the columns .*; expected a header with 'body'"),
+        (
+            "id,text\n1,one\n",
+            "body",
+            r"line 1: --text-field is 'body'; expected one of the columns \[.id., .text.\]\.$",
+        ),
         ('id,text\n1,"two\nlines"\n\n2,a,b\n', None, 'line 5 has 3 columns .*; expected 2: ..id", "text"'),
-        ("text,n,n\n1,2,3\n", None, "line 1 has two columns named 'n'"),
+        ("text,n,n\n1,2,3\n", None, "line 1 has two columns named 'n'; expected distinct names"),
         ('id,text\n1,"never\nclosed\n', None, "line 2 is not CSV: unexpected end of data"),
     ],
 )

@@ -130,3 +130,9 @@ def test_numbers_that_json_lacks_are_null_and_marked():
         "not_finite": ["a", "b[1].c"],
     }
     assert json.loads(json_line({"a": 1.0, "not_finite": "mine"})) == {"a": 1.0, "not_finite": "mine"}
+    assert json.loads(json_line({"not_finite": 1, "input_not_finite": 2, "a": float("nan")})) == {
+        "input_input_not_finite": 1,
+        "input_not_finite": 2,
+        "a": None,
+        "not_finite": ["a"],
+    }

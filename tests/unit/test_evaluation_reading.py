@@ -495,6 +495,21 @@ def test_texts_that_are_repeated_count_once(folder, write):
     )
 
 
+@pytest.mark.parametrize(
+    ("content", "name", "location"),
+    [
+        ('{"_id": "d1", "text": "a"}\n\n{"_id": "d1", "text": "b"}\n', "c.jsonl", "line 3"),
+        ('[\n {\n  "_id": "d1",\n  "text": "a"\n },\n {"_id": "d1", "text": "b"}\n]\n', "c.json", "row 2"),
+        ("d1\ta\n\nd1\tb\n", "c.tsv", "line 3"),
+    ],
+)
+def test_an_id_with_two_texts_is_named_where_it_stands(folder, write, content, name, location):
+    """The location is the line, or for a JSON array the row."""
+    message = f"{name}', {location}: the id 'd1' is in an earlier row with another text. Each text needs"
+    with pytest.raises(InvalidInputError, match=message):
+        read_collection(folder, corpus=write(content, name))
+
+
 def test_without_a_run_bm25_is_the_first_stage(folder, capfd):
     """A corpus is enough; the notes name the first stage, and nothing is printed."""
     (folder / "run.trec").unlink()
@@ -609,6 +624,7 @@ NAMED = [{"id": "b", "text": "honey"}, {"id": "a", "text": "wax"}, {"text": "sti
         (NUMBERED, [1, 0, 0], "as many numbers", {"7": 1}, {"1": 1, "7": 1}),
         (["a", "b", "c"], [2, 0, 2, "a"], "repeats an index", [2, 0, "a"], {"2": 1, "0": 1, "a": 1}),
         (["a", "b", "c"], [2, 0, 2, 2], "repeats an index", [2, 0], {"2": 1, "0": 1}),
+        ([{"id": "1", "text": "a"}, {"id": "0", "text": "b"}], [0, 1], ": labels, ind", {"0": 1}, {"1": 1, "0": 1}),
         (NUMBERED, [0, 1], "0 is not the id of a passage", {"0": 1, "1": 1}, {"7": 1, "1": 1}),
         (NUMBERED, [2], "2 is not the id of a passage", {"2": 1}, {"8": 1}),
         (NAMED, ["b", 1], "1 is not the id of a passage", {"b": 1, "1": 1}, {"b": 1, "a": 1}),
@@ -623,6 +639,12 @@ def test_ambiguous_judgements_are_refused(write, passages, relevant, found, firs
     assert json.dumps(second) in str(refused.value)
     for way in (first, second):
         assert rows(write, row | {"relevant": way}).queries == {"1": "bees"}
+
+
+def test_labels_for_passages_with_numeric_ids_may_be_their_ids(write):
+    """All three meanings of as many numbers as there are passages are shown where the passages have numbers as ids."""
+    with pytest.raises(InvalidInputError, match=r'for indexes, \{"1": 1, "7": 1\}; for ids, \{"1": 1, "0": 1\}\.'):
+        rows(write, {"query": "bees", "passages": NUMBERED, "relevant": [1, 0, 0]})
 
 
 def test_the_suggested_spellings_mean_what_they_say(write):
@@ -669,7 +691,7 @@ def test_a_passage_may_stand_in_several_rows(write):
     """The same id means the same passage; another text with this id is an error."""
     row = {"query": "bees", "passages": [{"id": "a", "text": "honey"}], "relevant": ["a"]}
     assert rows(write, row, row).passages == {"a": "honey"}
-    with pytest.raises(InvalidInputError, match="line 2: doc_id 'a' has another text in an earlier line"):
+    with pytest.raises(InvalidInputError, match="line 2: doc_id 'a' has another text in an earlier row"):
         rows(write, row, row | {"passages": [{"id": "a", "text": "wax"}]})
 
 
@@ -709,7 +731,7 @@ def test_a_broken_row_is_named(write, row, complaint):
 def test_queries_need_ids_of_their_own(write):
     """A repeated query_id is an error."""
     row = {"id": "a", "query": "q", "passages": [], "relevant": []}
-    with pytest.raises(InvalidInputError, match="line 2: query_id 'a' is in an earlier line already"):
+    with pytest.raises(InvalidInputError, match="line 2: query_id 'a' is in an earlier row already"):
         rows(write, row, row)
 
 

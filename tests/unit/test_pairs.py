@@ -106,16 +106,19 @@ def test_windows_of_a_very_long_passage_are_those_of_its_whole_text():
     """It is tokenised in parts, which shows neither in the tokens nor in the spans."""
     text = " ".join(text for text in passages(count=200, seed=1) if "\x00" not in text) + " unspaced" * 20_000
     whole = REFERENCE.encode(text, add_special_tokens=False)
-    encoded = encoder(max_length=512, long_passages="windows").encode(QUERY, [text, "short"])
-    *long, short = encoded.windows
-    size = 512 - 3 - len(encoded.query_ids)
+    first, *parts = encoder(max_length=512, long_passages="windows").encode_in_parts(QUERY, ["short", text])
+    assert len(parts) > 3
+    assert [len(part.truncated) for part in (first, *parts)] == [1, *[0] * (len(parts) - 1), 1]
+    long = [window for part in parts for window in part.windows]
+    assert {window.passage for window in long} == {1}
+    size = 512 - 3 - len(first.query_ids)
     last = len(whole.ids) - size
     starts = [*range(0, last, size - int(size * 0.25)), last]
     assert [window.token_ids.tolist() for window in long] == [whole.ids[start : start + size] for start in starts]
     assert [window.span for window in long] == [
         (whole.offsets[start][0], whole.offsets[start + size - 1][1]) for start in starts
     ]
-    assert short.span == (0, 5)
+    assert [window.span for window in first.windows] == [(0, 5)]
 
 
 def test_windows_repeat_a_part_of_the_one_before():

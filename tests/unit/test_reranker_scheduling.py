@@ -33,13 +33,32 @@ def id_of(word) -> int:
 
 
 class CountingEncoder(PairEncoder):
-    """Counts the passages that have been tokenised."""
+    """Counts the passages that have been tokenised, and the windows; with its gate closed it stops after each part.
+
+    Attributes:
+        windows_before: How many windows there were when each call of `encode` began.
+    """
 
     passages = 0
+    windows = 0
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.windows_before: list[int] = []
+        self.part_tokenised, self.gate = threading.Event(), threading.Event()
+        self.gate.set()
 
     def encode(self, query, passages):
+        self.windows_before.append(self.windows)
         self.passages += len(passages)
         return super().encode(query, passages)
+
+    def encode_in_parts(self, query, passages):
+        for part in super().encode_in_parts(query, passages):
+            self.windows += len(part.windows)
+            self.part_tokenised.set()
+            assert self.gate.wait(timeout=30)
+            yield part
 
 
 class Watched:
@@ -166,8 +185,8 @@ async def test_a_long_request_holds_few_tokens_and_no_thread(watched):
 
 @pytest.mark.parametrize("watched", [{"long_passages": "windows"}], indirect=True)
 async def test_a_short_request_passes_a_passage_of_many_windows(watched):
-    """The windows of one passage are handed over in slices: all at once they would fill the queue for everybody."""
-    chosen, backend = watched.reranker, watched.backend
+    """One passage is tokenised and handed over in slices: all at once it would fill the queue for everybody."""
+    chosen, backend, encoder = watched.reranker, watched.backend, watched.encoder
     backend.max_padded_tokens = 1
     long = asyncio.create_task(chosen.arank(QUERY, ["river wall museum capital " * 50_000]))
     await watched.until(refused=1)
@@ -177,7 +196,28 @@ async def test_a_short_request_passes_a_passage_of_many_windows(watched):
     backend.open_gate()
     assert (await short)[0].logit == id_of("museum")
     assert not long.done()
+    assert encoder.windows < 200
     assert (await long)[0].logit == max(map(id_of, ("river", "wall", "museum", "capital")))
+    assert encoder.windows > 500
+
+
+@pytest.mark.parametrize("watched", [{"long_passages": "windows"}], indirect=True)
+async def test_a_short_request_passes_a_passage_that_is_being_tokenised(watched):
+    """Also where all windows of a passage are one slice, other calls come between two parts of it."""
+    chosen, encoder = watched.reranker, watched.encoder
+    watched.scheduler.slice_tokens = 10**9
+    encoder.part_tokenised.clear()
+    encoder.gate.clear()
+    long = asyncio.create_task(chosen.arank(QUERY, ["river wall museum capital " * 50_000]))
+    assert await asyncio.to_thread(encoder.part_tokenised.wait, 30)
+    short = asyncio.create_task(chosen.arank(QUERY, ["museum"]))
+    await asyncio.sleep(0)  # the task has made its call
+    encoder.gate.set()
+    watched.backend.open_gate()
+    assert (await short)[0].logit == id_of("museum")
+    assert 0 < encoder.windows_before[-1] < 200
+    assert (await long)[0].logit == max(map(id_of, ("river", "wall", "museum", "capital")))
+    assert encoder.windows > 500
 
 
 async def test_a_cancelled_long_request_stops_being_tokenised(watched):

@@ -197,28 +197,73 @@ class PairEncoder:
 
     def encode(self, query: str, passages: Sequence[str]) -> EncodedRequest:
         """Tokenise a query and its passages, and truncate or split those that are too long."""
-        [(query_ids, query_truncated)] = self._first_tokens([query], self.max_query_tokens)
-        other_tokens = self._special_tokens + len(query_ids)
-        capacity = self.max_length - other_tokens
+        query_tokens, capacity = self._tokens_of_query(query)
         windows: list[Window] = []
         truncated = np.zeros(len(passages), dtype=np.bool_)
         tokens, unknown_tokens = np.zeros((2, len(passages)), dtype=np.int64)
         if self._windows:
-            for index, parts in enumerate(self._all_tokens(passages)):
-                token_ids = np.concatenate([self._token_ids(encoding.ids) for encoding, _ in parts])
+            encodings = self._tokenizer.encode_batch([_encodable(text) for text in passages], add_special_tokens=False)
+            for index, encoding in enumerate(encodings):
+                token_ids = self._token_ids(encoding.ids)
                 tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
-                windows.extend(_windows(token_ids, parts, capacity, passage=index, chars=len(passages[index])))
+                splitter = _WindowSplitter(index, len(passages[index]), capacity)
+                windows += splitter.add(token_ids, encoding, 0)
+                windows.append(splitter.last())
         else:
             for index, (token_ids, longer) in enumerate(self._first_tokens(passages, capacity)):
                 truncated[index] = longer
                 tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
                 windows.append(Window(index, token_ids, None))
-        lengths = np.array([len(window.token_ids) for window in windows], dtype=np.int64) + other_tokens
+        return self._encoded(query_tokens, windows, truncated, tokens, unknown_tokens)
+
+    def encode_in_parts(self, query: str, passages: Sequence[str]) -> Iterator[EncodedRequest]:
+        """Like `encode`, but if the last passage is very long, yield its windows as they are tokenised.
+
+        So no other call has to wait until all of it is. What is known of each passage, such as `truncated`, comes with
+        the last of its windows.
+        """
+        *others, last = passages
+        if not self._windows or self._boundaries.after(last, _CHARS_AT_ONCE) == len(last):
+            yield self.encode(query, passages)
+            return
+        if others:
+            yield self.encode(query, others)
+        query_tokens, capacity = self._tokens_of_query(query)
+        splitter = _WindowSplitter(len(others), len(last), capacity)
+        no_passages = np.zeros(0, dtype=np.int64)
+        end = tokens = unknown_tokens = 0
+        while end < len(last):
+            start, end = end, self._boundaries.after(last, end + _CHARS_AT_ONCE)
+            encoding = self._tokenizer.encode(_encodable(last[start:end]), add_special_tokens=False)
+            token_ids = self._token_ids(encoding.ids)
+            tokens += len(token_ids)
+            unknown_tokens += self._count_unknown(token_ids)
+            windows = splitter.add(token_ids, encoding, start)
+            yield self._encoded(query_tokens, windows, no_passages.astype(np.bool_), no_passages, no_passages)
+        yield self._encoded(
+            query_tokens, [splitter.last()], np.zeros(1, dtype=np.bool_), np.array([tokens]), np.array([unknown_tokens])
+        )
+
+    def _tokens_of_query(self, query: str) -> tuple[tuple[NDArray[np.int32], bool], int]:
+        """Return the tokens of a query, whether it was truncated, and how many tokens are left for a passage."""
+        [tokens] = self._first_tokens([query], self.max_query_tokens)
+        return tokens, self.max_length - self._special_tokens - len(tokens[0])
+
+    def _encoded(
+        self,
+        query_tokens: tuple[NDArray[np.int32], bool],
+        windows: list[Window],
+        truncated: NDArray[np.bool_],
+        tokens: NDArray[np.int64],
+        unknown_tokens: NDArray[np.int64],
+    ) -> EncodedRequest:
+        query_ids, query_truncated = query_tokens
+        other_tokens = self._special_tokens + len(query_ids)
         return EncodedRequest(
             query_ids,
             query_truncated,
             windows,
-            lengths,
+            np.array([len(window.token_ids) for window in windows], dtype=np.int64) + other_tokens,
             truncated,
             unknown_tokens,
             mostly_unknown=(unknown_tokens > 0) & (2 * unknown_tokens >= tokens),
@@ -273,20 +318,6 @@ class PairEncoder:
             chars *= 4
         return [found[index] for index in range(len(texts))]
 
-    def _all_tokens(self, texts: Sequence[str]) -> Iterator[list[tuple[Encoding, int]]]:
-        """Yield the encodings of the parts of each text, one unless it is long, with the position of each part."""
-        ends = [self._boundaries.after(text, _CHARS_AT_ONCE) for text in texts]
-        firsts = self._tokenizer.encode_batch(
-            [_encodable(text[:end]) for text, end in zip(texts, ends, strict=True)], add_special_tokens=False
-        )
-        for text, first_end, first in zip(texts, ends, firsts, strict=True):
-            parts, end = [(first, 0)], first_end
-            while end < len(text):
-                start, end = end, self._boundaries.after(text, end + _CHARS_AT_ONCE)
-                part = self._tokenizer.encode(_encodable(text[start:end]), add_special_tokens=False)
-                parts.append((part, start))
-            yield parts
-
     def batch(self, pairs: Sequence[tuple[NDArray[np.int32], Window]]) -> TokenBatch:
         """Join queries and windows into sequences, padded to the longest."""
         lengths = np.array(
@@ -308,23 +339,59 @@ class PairEncoder:
         return TokenBatch(input_ids, attention_mask.astype(np.int64), token_type_ids)
 
 
-def _windows(
-    token_ids: NDArray[np.int32], parts: list[tuple[Encoding, int]], capacity: int, *, passage: int, chars: int
-) -> list[Window]:
-    """Split a passage into overlapping windows of at most `capacity` tokens."""
-    if len(token_ids) <= capacity:
-        return [Window(passage, token_ids, (0, chars))]
-    step = max(capacity - int(capacity * _WINDOW_OVERLAP), 1)
-    last = len(token_ids) - capacity
-    # The last window starts earlier so that it is full: a short rest would be scored without context.
-    starts = np.array([*range(0, last, step), last])
-    # Each part counts the characters from its own start; a part may have no tokens.
-    offsets = np.concatenate([np.array(encoding.offsets).reshape(-1, 2) + start for encoding, start in parts])
-    spans = zip(offsets[starts, 0].tolist(), offsets[starts + capacity - 1, 1].tolist(), strict=True)
-    return [
-        Window(passage, token_ids[start : start + capacity], span)
-        for start, span in zip(starts.tolist(), spans, strict=True)
-    ]
+class _WindowSplitter:
+    """Splits a passage, whose tokens come in parts, into overlapping windows of at most `capacity` tokens."""
+
+    def __init__(self, passage: int, chars: int, capacity: int) -> None:
+        self._passage = passage
+        self._chars = chars
+        self._capacity = capacity
+        self._step = max(capacity - int(capacity * _WINDOW_OVERLAP), 1)
+        # From the start of the latest window on.
+        self._token_ids = np.empty(0, dtype=np.int32)
+        self._offsets = np.empty((0, 2), dtype=np.int64)
+        # Parts whose offsets are not needed yet.
+        self._parts: list[tuple[Encoding, int]] = []
+        # Of the next window in these.
+        self._next = 0
+
+    def add(self, token_ids: NDArray[np.int32], encoding: Encoding, start: int) -> list[Window]:
+        """Return the windows, but for the last of the passage, that a part completes.
+
+        Args:
+            token_ids: The tokens of the part; may be empty. Shape: (tokens,), int32.
+            encoding: What the tokenizer returned for the part.
+            start: Position of the part in the passage.
+        """
+        self._parts.append((encoding, start))
+        self._token_ids = np.concatenate([self._token_ids, token_ids])
+        if len(self._token_ids) <= self._capacity:
+            # Reading offsets is slow, and a passage that fits needs none.
+            return []
+        # Each part counts the characters from its own start.
+        offsets = [np.array(part.offsets, dtype=np.int64).reshape(-1, 2) + at for part, at in self._parts]
+        self._offsets = np.concatenate([self._offsets, *offsets])
+        self._parts.clear()
+        starts = range(self._next, len(self._token_ids) - self._capacity, self._step)
+        windows = [self._window(start) for start in starts]
+        if starts:
+            # The last window begins behind this one.
+            latest = starts[-1]
+            self._token_ids, self._offsets = self._token_ids[latest:], self._offsets[latest:]
+            self._next = self._step
+        return windows
+
+    def last(self) -> Window:
+        """Return the last window, after all parts."""
+        if len(self._token_ids) <= self._capacity:
+            return Window(self._passage, self._token_ids, (0, self._chars))
+        # It starts earlier so that it is full: a short rest would be scored without context.
+        return self._window(len(self._token_ids) - self._capacity)
+
+    def _window(self, start: int) -> Window:
+        end = start + self._capacity
+        span = int(self._offsets[start, 0]), int(self._offsets[end - 1, 1])
+        return Window(self._passage, self._token_ids[start:end], span)
 
 
 def _encodable(text: str) -> str:

@@ -225,28 +225,31 @@ class CrossEncoderScorer:
                 chars += len(passage)
                 if end < len(passages) and end - start < _PASSAGES_AT_ONCE and chars < _CHARS_AT_ONCE:
                     continue
-                piece = self.encoder.encode(query, passages[start:end])
-                windows.passages += (start + window.passage for window in piece.windows)
-                windows.spans += (window.span for window in piece.windows)
-                windows.truncated += piece.truncated.tolist()
-                windows.query_truncated = piece.query_truncated
-                windows.unknown_tokens += piece.unknown_tokens.tolist()
-                pairs += ((piece.query_ids, window) for window in piece.windows)
-                lengths += piece.lengths.tolist()
+                for piece in self.encoder.encode_in_parts(query, passages[start:end]):
+                    windows.passages += (start + window.passage for window in piece.windows)
+                    windows.spans += (window.span for window in piece.windows)
+                    windows.truncated += piece.truncated.tolist()
+                    windows.query_truncated = piece.query_truncated
+                    windows.unknown_tokens += piece.unknown_tokens.tolist()
+                    pairs += ((piece.query_ids, window) for window in piece.windows)
+                    lengths += piece.lengths.tolist()
+                    truncated = bool(piece.truncated.any())
+                    if piece.query_truncated or truncated:
+                        self._warn_of_truncation(query=piece.query_truncated and not warned_of_query, passage=truncated)
+                        warned_of_query |= piece.query_truncated
+                    if piece.query_mostly_unknown:
+                        self._warn_of_unknown_tokens("query")
+                    if piece.mostly_unknown.any():
+                        self._warn_of_unknown_tokens("passage")
+                    # The windows of one long passage may be many slices.
+                    while sum(lengths) >= self.scheduler.slice_tokens:
+                        count = int(np.searchsorted(np.cumsum(lengths), self.scheduler.slice_tokens)) + 1
+                        yield pairs[:count], lengths[:count], False
+                        pairs, lengths = pairs[count:], lengths[count:]
+                    if not len(piece.truncated):
+                        # A slice may be many parts of one long passage, and other calls come between these as well.
+                        yield [], [], False
                 start, chars = end, 0
-                truncated = bool(piece.truncated.any())
-                if piece.query_truncated or truncated:
-                    self._warn_of_truncation(query=piece.query_truncated and not warned_of_query, passage=truncated)
-                    warned_of_query |= piece.query_truncated
-                if piece.query_mostly_unknown:
-                    self._warn_of_unknown_tokens("query")
-                if piece.mostly_unknown.any():
-                    self._warn_of_unknown_tokens("passage")
-                # The windows of one long passage may be many slices.
-                while sum(lengths) >= self.scheduler.slice_tokens:
-                    count = int(np.searchsorted(np.cumsum(lengths), self.scheduler.slice_tokens)) + 1
-                    yield pairs[:count], lengths[:count], False
-                    pairs, lengths = pairs[count:], lengths[count:]
         yield pairs, lengths, True
 
     def _warn_of_truncation(self, *, query: bool, passage: bool) -> None:

@@ -183,15 +183,17 @@ def _header(cells: list[str], location: str, table_format: str, text_field: str 
     wanted = TEXT_FIELDS if text_field is None else (text_field,)
     twice = next((name for name in cells if cells.count(name) > 1), None)
     if {*cells} & {*wanted} and twice is not None:
-        raise InvalidInputError(
-            f"{location} has two columns named {quoted(twice)}; expected a name of its own for each."
-        )
+        raise InvalidInputError(f"{location} has two columns named {quoted(twice)}; expected distinct names.")
     if {*cells} & {*wanted}:
         return cells
     # Two single words without a number are the names of columns rather than an id and a text.
     are_names = all(map(str.isidentifier, cells)) and not re.search(r"\d", cells[0])
     if table_format == "tsv" and text_field is None and len(cells) == 2 and not are_names:
         return ["id", "text"]
+    if text_field is not None:
+        raise InvalidInputError(
+            f"{location}: --text-field is {quoted(text_field)}; expected one of the columns {brief(cells)}."
+        )
     raise InvalidInputError(
         f"{location} has the columns {brief(cells)}; expected a header with {' or '.join(map(repr, wanted))}. Name the "
         "column that holds the text with --text-field, or read lines as text with --input-format lines."

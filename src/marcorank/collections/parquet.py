@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from marcorank._files import extended
 from marcorank._text import message_of
-from marcorank.collections.requests import extended
 from marcorank.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:

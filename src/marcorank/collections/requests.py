@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from marcorank._files import extended
 from marcorank._text import brief, is_blank
 from marcorank.collections.jsonl import check_fields, text_of
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from marcorank.ranking import RankedPassage, Ranking
 
 TEXT_FIELDS = ("text", "passage", "page_content", "content")
@@ -102,14 +101,3 @@ def result_row(passage: Passage, result: RankedPassage) -> dict[str, Any]:
     for name in [name for name, value in found.items() if value is None]:
         del row[name]
     return row
-
-
-def extended(fields: Mapping[str, Any], added: Mapping[str, Any]) -> dict[str, Any]:
-    """Add fields to those of the input; an input field with the name of an added one gets the prefix `input_`."""
-    kept: dict[str, Any] = {}
-    for name, value in fields.items():
-        free = name
-        while free in added or (free != name and free in fields):
-            free = f"input_{free}"
-        kept[free] = value
-    return {**kept, **added}

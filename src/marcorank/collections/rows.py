@@ -75,12 +75,12 @@ def read_rows(path: Path, name: str) -> Collection:
         request = request_of(row, location, "text")
         query_id = id_of(row, ("query_id", "id", "_id"), location) or str(number)
         if query_id in queries:
-            raise InvalidInputError(f"{location}: query_id {quoted(query_id)} is in an earlier line already.")
+            raise InvalidInputError(f"{location}: query_id {quoted(query_id)} is in an earlier row already.")
         candidates = _candidates(request.passages, query_id, location)
         grades, missed = _grades(row["relevant"], candidates, query_id, location)
         for doc_id, text in {**candidates.texts, **missed}.items():
             if passages.setdefault(doc_id, text) != text:
-                raise InvalidInputError(f"{location}: doc_id {quoted(doc_id)} has another text in an earlier line.")
+                raise InvalidInputError(f"{location}: doc_id {quoted(doc_id)} has another text in an earlier row.")
         given = list(candidates.scores.values())
         in_order = all(first >= second for first, second in pairwise(given))
         count = len(candidates.texts)
@@ -162,9 +162,12 @@ def _check_unambiguous(relevant: list[object], candidates: _Candidates, location
     # A single passage with [0] is the documented way to say that it is relevant.
     if len(numbers) == len(relevant) == count > 1 and (repeated or {*numbers} <= {0, 1}):
         grades = {candidates.key(index): number for index, number in enumerate(numbers) if number}
+        kinds, as_ids = "labels or indexes", ""
+        if candidates.has_numeric_ids:
+            kinds, as_ids = "labels, indexes or ids", f"; for ids, {brief(dict.fromkeys(map(str, numbers), 1))}"
         raise InvalidInputError(
-            f"{location}: 'relevant' is {brief(relevant)}, as many numbers as there are passages: labels or indexes? "
-            f"For labels, write {brief(grades)}; for indexes, {as_indexes}."
+            f"{location}: 'relevant' is {brief(relevant)}, as many numbers as there are passages: {kinds}? For labels, "
+            f"write {brief(grades)}; for indexes, {as_indexes}{as_ids}."
         )
     if repeated:
         once = [entry for index, entry in enumerate(relevant) if entry not in relevant[:index]]

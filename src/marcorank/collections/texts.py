@@ -32,19 +32,20 @@ def read_texts(
         InvalidInputError: The file cannot be read, is empty, a line is not a text with its id, or an id has two texts.
     """
     texts: dict[str, str] = {}
-    repeated = number = 0
+    repeated = 0
+    location = None
     in_columns = without_compression(str(path).lower()).endswith((".tsv", ".txt"))
-    for number, identifier, text in _texts_of_columns(path) if in_columns else _texts_of_jsonl(path):
+    for location, identifier, text in _texts_of_columns(path) if in_columns else _texts_of_jsonl(path):
         if wanted is not None and identifier not in wanted:
             continue
         if texts.get(identifier, text) != text:
             raise InvalidInputError(
-                f"{str(path)!r}, line {number}: the id {quoted(identifier)} is in an earlier line with another text. "
-                "Each text needs an id of its own."
+                f"{location}: the id {quoted(identifier)} is in an earlier row with another text. Each text needs an "
+                "id of its own."
             )
         repeated += identifier in texts
         texts[identifier] = text
-    if not number:
+    if location is None:
         raise InvalidInputError(f"{str(path)!r} is empty; expected a text with its id in each line.")
     return texts, [f"{str(path)!r}: texts repeated under the same id, counted once: {repeated}."] if repeated else []
 
@@ -63,23 +64,22 @@ def check_texts(texts: Container[str], ids: Collection[str], what: str, path: Pa
         )
 
 
-def _texts_of_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, str]]:
-    for number, location, row in read_objects(path, expected="an object with an id and a text"):
+def _texts_of_jsonl(path: str | os.PathLike[str]) -> Iterator[tuple[str, str, str]]:
+    for _, location, row in read_objects(path, expected="an object with an id and a text"):
         identifier = id_of(row, ("_id", "id"), location)
         if identifier is None:
             raise missing_field(row, ("_id", "id"), location)
         text = text_of(row, ("text",), location)
         title = "" if row.get("title") is None else text_of(row, ("title",), location)
-        yield number, identifier, f"{title} {text}".strip() if title.strip() else text
+        yield location, identifier, f"{title} {text}".strip() if title.strip() else text
 
 
-def _texts_of_columns(path: str | os.PathLike[str]) -> Iterator[tuple[int, str, str]]:
+def _texts_of_columns(path: str | os.PathLike[str]) -> Iterator[tuple[str, str, str]]:
     for number, line in numbered_lines(path):
         if line.strip():
+            location = f"{str(path)!r}, line {number}"
             identifier, tab, text = line.partition("\t")
             identifier = identifier.strip(" ")
             if not tab or not is_id(identifier):
-                raise InvalidInputError(
-                    f"{str(path)!r}, line {number} is {brief(line)}; expected an id, a tab and a text."
-                )
-            yield number, identifier, text
+                raise InvalidInputError(f"{location} is {brief(line)}; expected an id, a tab and a text.")
+            yield location, identifier, text
