@@ -94,7 +94,7 @@ class RemoteScorer(AsyncScorer):
         self._scale_check = ScaleCheck()
         self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
-        weakref.finalize(self, self._connection.stop)
+        weakref.finalize(self, self._connection.stop).atexit = False  # see `DaemonThread`
 
     @property
     def name(self) -> str:
