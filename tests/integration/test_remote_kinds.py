@@ -212,6 +212,36 @@ def test_a_blank_passage_is_below_any_score(tei, scorer):
     assert scorer.score(QUERY, ["", "open", "file"]).tolist() == [-502.0, -500.0, -501.0]
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-40, -1e9])
+def test_a_blank_passage_is_below_any_probability(value):
+    """A server may round it to zero; equal scores would keep the order of the input."""
+    with remote_server("cohere") as server, Reranker(f"{server.url}#m") as reranker:
+        server.fault = responds_changed(lambda found: [{**one, "relevance_score": value} for one in found])
+        ranking = reranker.rank(QUERY, ["", "open", " "])
+        assert [one.index for one in ranking] == [1, 0, 2]
+        assert ranking[0].score == np.float32(value)
+        assert ranking[0].score > ranking[1].score == ranking[2].score
+
+
+def test_a_blank_passage_is_below_scores_that_are_cached(tei):
+    """Its own score comes from a request with other passages."""
+    tei.fault = responds_changed(lambda found: [{**one, "score": -150} for one in found])
+    with Reranker(tei.url, cache_size=100) as reranker:
+        tei.faults.append(None)
+        assert [one.text for one in reranker.rank(QUERY, ["", "open"])] == ["open", ""]
+        reranker.rank(QUERY, ["low"])
+        for passages in (["", "low"], ["", "lower"]):
+            assert [one.text for one in reranker.rank(QUERY, passages)] == [passages[1], ""]
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "\x00", "\u200b \n"])
+def test_passages_of_invisible_characters_are_blank(tei, scorer, blank):
+    """As they are in a query."""
+    scores = scorer.score(QUERY, [blank, "open"])
+    assert scores[0] == -100.0
+    assert [received.body["texts"] for received in tei.requests] == [["open"]]
+
+
 def test_only_blank_passages_need_no_server():
     """Nothing is sent, and no thread is started."""
     before = threading.enumerate()
