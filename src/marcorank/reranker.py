@@ -134,6 +134,7 @@ class Reranker:
             self.name,
             lambda: load_scorer(settings) if custom is None else as_request_scorer(custom),
             is_custom=custom is not None,
+            is_server=custom is None and is_remote(settings.name),
             cache_size=settings.cache_size if custom is None else 0,
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
             max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,

@@ -108,6 +108,31 @@ def test_a_server_that_does_not_answer_changes_no_status():
         assert status(program, url, QUERY, PASSAGES, None) == 3
 
 
+RESOLVING = """
+import faulthandler, json, socket, sys, threading
+from marcorank.remote import RemoteScorer
+query, passages = json.loads(sys.argv[1])
+resolving = threading.Event()
+
+def resolve(*arguments, **options):
+    resolving.set()
+    threading.Event().wait()
+
+socket.getaddrinfo = resolve
+scorer = RemoteScorer("tei+http://slow.example")
+abandoned = scorer.submit([(query, passages)])
+assert resolving.wait(60)
+print("ranked", flush=True)
+faulthandler.dump_traceback_later(60, exit=True)
+sys.exit(3)
+"""
+
+
+def test_a_lookup_that_hangs_does_not_keep_a_program_from_ending():
+    """Nothing can interrupt it, so its thread is abandoned."""
+    assert status(RESOLVING, QUERY, PASSAGES) == 3
+
+
 CHILD = '''
 import json, os, signal, sys, time, warnings
 from marcorank import Reranker

@@ -256,7 +256,7 @@ def test_an_error_that_repeats_the_request_is_shortened():
 
 def test_odd_texts_are_sent_unchanged(tei, scorer):
     """Everything that JSON can carry is sent unchanged; lone surrogates become U+FFFD, as for local models."""
-    texts = ["\x00", "🏙️", "柏林", "\u2028\u202e", 'a"\\', "\ud83d", "\udc80x"]
+    texts = ["a\x00", "🏙️", "柏林", "\u2028\u202ea", 'a"\\', "\ud83d", "\udc80x"]
     assert np.isfinite(scorer.score("柏林 \ud83d?", texts)).all()
     body = tei.requests[0].body
     assert body["texts"] == [*texts[:-2], "\ufffd", "\ufffdx"]

@@ -122,7 +122,7 @@ def test_the_limit_of_infinity_is_found():
     """Its refusal repeats the whole request."""
     with remote_server("infinity") as server, RemoteScorer(server.url, max_passages_per_request=3000) as scorer:
         assert scorer.score(QUERY, ["a"] * 2049).shape == (2049,)
-        assert sizes(server) == [2049, 1024, 1024, 1]
+        assert sorted(sizes(server)) == [1, 1024, 1024, 2049]
 
 
 def test_requests_in_flight_together_lower_the_limit_only_once(tei, scorer):
@@ -143,6 +143,22 @@ def test_requests_in_flight_together_lower_the_limit_only_once(tei, scorer):
     assert set(sizes(tei)) == {16, 32}
 
 
+def test_the_parts_of_a_refused_request_are_sent_in_parallel(tei, scorer):
+    """Also if it is the only one, for which one task would do."""
+    tei.max_batch = 1
+    together = threading.Barrier(4)
+    answer = tei.refusal
+
+    def refusal(body, authorization):
+        if len(body["texts"]) == 1:
+            together.wait(SOON_S)
+        return answer(body, authorization)
+
+    tei.refusal = refusal
+    expected = np.float32(WordOverlapScorer().score(QUERY, MANY[:4]))
+    np.testing.assert_array_equal(scorer.submit([(QUERY, MANY[:4])]).result(timeout=SOON_S)[0].logits, expected)
+
+
 @pytest.mark.parametrize("message", ["<h1>413 Request Entity Too Large</h1>", "The body has {} bytes or more"])
 def test_a_limit_of_bytes_does_not_make_later_requests_smaller(tei, scorer, message):
     """A proxy refuses a request with long texts; one with short ones may have as many passages as before."""
@@ -154,14 +170,15 @@ def test_a_limit_of_bytes_does_not_make_later_requests_smaller(tei, scorer, mess
     assert sorted(sizes(tei)) == [6, 32, 32]
 
 
-def test_a_limit_below_one_passage_is_an_error(tei, scorer):
+def test_a_limit_below_one_passage_is_an_error(tei):
     """The message contains the reason of the server, and no request is sent again once it is a single passage."""
     tei.fault = responds(413, {"error": "no\nway."})
     message = r"status 413 \(1 attempt\): no way\. It refuses even a single passage with the query; shorten the texts"
-    assert fails_soon(scorer, RemoteStatusError, message).status == 413
-    assert sizes(tei) == [6, 3, 1]
-    fails_soon(scorer, RemoteStatusError, message, ["a"])
-    assert sizes(tei) == [1]
+    with RemoteScorer(tei.url, max_parallel_requests=1) as scorer:
+        assert fails_soon(scorer, RemoteStatusError, message).status == 413
+        assert sizes(tei) == [6, 3, 1]
+        fails_soon(scorer, RemoteStatusError, message, ["a"])
+        assert sizes(tei) == [1]
 
 
 def test_a_refusal_does_not_hide_a_failure(tei, scorer):
@@ -193,6 +210,36 @@ def test_a_blank_passage_is_below_any_score(tei, scorer):
     """Also of a model whose scores are on a scale of its own."""
     tei.fault = responds_changed(lambda found: [{**one, "score": -500 - one["index"]} for one in found])
     assert scorer.score(QUERY, ["", "open", "file"]).tolist() == [-502.0, -500.0, -501.0]
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-40, -1e9])
+def test_a_blank_passage_is_below_any_probability(value):
+    """A server may round it to zero; equal scores would keep the order of the input."""
+    with remote_server("cohere") as server, Reranker(f"{server.url}#m") as reranker:
+        server.fault = responds_changed(lambda found: [{**one, "relevance_score": value} for one in found])
+        ranking = reranker.rank(QUERY, ["", "open", " "])
+        assert [one.index for one in ranking] == [1, 0, 2]
+        assert ranking[0].score == np.float32(value)
+        assert ranking[0].score > ranking[1].score == ranking[2].score
+
+
+def test_a_blank_passage_is_below_scores_that_are_cached(tei):
+    """Its own score comes from a request with other passages."""
+    tei.fault = responds_changed(lambda found: [{**one, "score": -150} for one in found])
+    with Reranker(tei.url, cache_size=100) as reranker:
+        tei.faults.append(None)
+        assert [one.text for one in reranker.rank(QUERY, ["", "open"])] == ["open", ""]
+        reranker.rank(QUERY, ["low"])
+        for passages in (["", "low"], ["", "lower"]):
+            assert [one.text for one in reranker.rank(QUERY, passages)] == [passages[1], ""]
+
+
+@pytest.mark.parametrize("blank", ["\u200b", "\ufeff", "\x00", "\u200b \n"])
+def test_passages_of_invisible_characters_are_blank(tei, scorer, blank):
+    """As they are in a query."""
+    scores = scorer.score(QUERY, [blank, "open"])
+    assert scores[0] == -100.0
+    assert [received.body["texts"] for received in tei.requests] == [["open"]]
 
 
 def test_only_blank_passages_need_no_server():

@@ -116,9 +116,17 @@ async def test_what_a_remote_model_does_not_tell_is_not_made_up():
         body = {"query": "open a file", "texts": ["open"]}
         answer = await send(endpoints, "POST", "/rerank", json.dumps(body).encode())
         assert json.loads(answer.body)[0]["truncated"] is None
-        answer = await send(endpoints, "POST", "/rerank", json.dumps({**body, "raw_scores": True}).encode())
-        assert answer.status_code == 422
-        assert "has no logits" in json.loads(answer.body)["error"]
+        for field, message in (
+            ({"raw_scores": True}, "probabilities only; leave out `raw_scores` and `use_activation`"),
+            ({"use_activation": False}, "probabilities only; leave out `raw_scores` and `use_activation`"),
+            ({"truncate": False}, "does not report truncation; leave out `truncate`"),
+            ({"truncation": False}, "does not report truncation; leave out `truncate`"),
+        ):
+            answer = await send(endpoints, "POST", "/rerank", json.dumps({**body, **field}).encode())
+            assert answer.status_code == 422
+            assert message in json.loads(answer.body)["error"]
+        documents = {"query": "open a file", "documents": ["open"]}
+        assert (await send(endpoints, "POST", "/rerank", json.dumps(documents).encode())).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -263,6 +271,25 @@ async def test_messages_repeat_what_is_wrong_only_in_part(fields):
     status, answer = await rerank({"documents": [{"text": "a"}], **fields})
     assert status in {404, 422}
     assert len(answer["error"]) < 1000
+
+
+async def test_an_unknown_path_is_repeated_only_in_part():
+    """However long it is."""
+    endpoints = Endpoints(ServeSettings(), Reranker(WordOverlapScorer(), activation="sigmoid"))
+    response = await send(endpoints, "GET", "/" + "x" * 50_000)
+    assert response.status_code == 404
+    assert len(response.body) < 1000
+
+
+@pytest.mark.parametrize("long_passages", ["truncate", "windows"])
+async def test_texts_that_fit_are_ranked_if_they_must_not_be_truncated(long_passages):
+    """Local models always report truncation."""
+    endpoints = Endpoints(
+        ServeSettings(), Reranker("bundled", activation="sigmoid", long_passages=long_passages, cache_size=10)
+    )
+    body = json.dumps({"query": "how do I", "texts": ["open a file", ""], "truncate": False}).encode()
+    for _ in range(2):
+        assert (await send(endpoints, "POST", "/rerank", body)).status_code == 200
 
 
 async def test_fields_that_change_no_results_are_allowed():

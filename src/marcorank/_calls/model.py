@@ -30,15 +30,24 @@ class LazyModel:
         name: Of the model, for messages.
         load: Returns its scorer.
         is_custom: Whether it is a scorer of the user.
+        is_server: Whether it is a server, for which blank passages are not scored.
         cache_size: Maximum number of passages that are cached with their scores.
         max_workers: Maximum number of threads that run steps of its calls.
     """
 
     def __init__(
-        self, name: str, load: Callable[[], RequestScorer], *, is_custom: bool, cache_size: int, max_workers: int
+        self,
+        name: str,
+        load: Callable[[], RequestScorer],
+        *,
+        is_custom: bool,
+        is_server: bool,
+        cache_size: int,
+        max_workers: int,
     ) -> None:
         self.name = name
         self._is_custom = is_custom
+        self._is_server = is_server
         self.closed = False
         self._load = load
         self._loading = Once()
@@ -60,7 +69,7 @@ class LazyModel:
 
     def score(self, requests: Sequence[Request]) -> Steps[list[PassageScores]]:
         """Score the distinct passages of each request, except those whose scores are cached."""
-        deduplicated = [DeduplicatedRequest(request, self._cache) for request in requests]
+        deduplicated = [DeduplicatedRequest(request, self._cache, is_server=self._is_server) for request in requests]
         uncached = [(request.query, request.uncached) for request in deduplicated if request.uncached]
         scored: Sequence[PassageScores] = ()
         if uncached:

@@ -20,10 +20,11 @@ class DeduplicatedRequest:
         uncached: The passages that have to be scored.
     """
 
-    def __init__(self, request: Request, cache: ScoreCache | None) -> None:
+    def __init__(self, request: Request, cache: ScoreCache | None, *, is_server: bool) -> None:
         self.query, self._passages = request
         self._cache = cache
         distinct = list(dict.fromkeys(self._passages))
+        self._is_server = is_server
         self._known = {} if cache is None else cache.find(self.query, distinct)
         self.uncached = [passage for passage in distinct if passage not in self._known]
 
@@ -36,6 +37,9 @@ class DeduplicatedRequest:
         if self._known:
             known = self._known | dict(zip(self.uncached, split(scored), strict=True))
             scores = join([known[passage] for passage in self._passages])
+            if self._is_server:
+                # The passages come from several requests, in each of which a blank one was below the others.
+                scores = scores.with_blanks_last(self._passages)
         elif len(self.uncached) == len(self._passages):
             scores = scored
         else:

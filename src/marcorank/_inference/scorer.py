@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from marcorank._steps import Wait, run
-from marcorank._text import message_of
+from marcorank._text import is_blank, message_of
 from marcorank.errors import MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
 from marcorank.scorer import scorer_name
@@ -71,6 +71,21 @@ class PassageScores:
             query_truncated=self.query_truncated,
             unknown_tokens=None if self.unknown_tokens is None else self.unknown_tokens[indices],
         )
+
+    def with_blanks_last(self, passages: Sequence[str]) -> PassageScores:
+        """Return the scores with those of blank passages, which a server does not score, below all others."""
+        is_text = np.array([not is_blank(passage) for passage in passages], dtype=np.bool_)
+        others = self.logits[is_text & np.isfinite(self.logits)]
+        if is_text.all() or not others.size:
+            return self
+        blank, lowest = float(self.logits[~is_text].min()), float(others.min())
+        if lowest == 0 <= blank:
+            # A probability that the server has rounded: as little below as any float32 arithmetic can tell.
+            blank = -float(np.finfo(np.float32).tiny)
+        elif lowest <= blank:
+            # A difference that float32 can hold.
+            blank = lowest - max(1.0, abs(lowest) * 1e-6)
+        return replace(self, logits=np.where(is_text, self.logits, np.float32(blank)))
 
 
 class RequestScorer(Protocol):

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import random
 import re
 import time
-from collections import deque
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
@@ -54,33 +52,41 @@ async def score_all(connection: Connection, *, server: Server, requests: Sequenc
     """
     # For each request the scores of its parts, by their first passage.
     scored: list[dict[int, PassageScores]] = [{} for _ in requests]
-    waiting = deque((index, 0, len(passages)) for index, (_, passages) in enumerate(requests) if passages)
+    parts: asyncio.Queue[tuple[int, int, int]] = asyncio.Queue()
+    for index, (_, passages) in enumerate(requests):
+        if passages:
+            parts.put_nowait((index, 0, len(passages)))
 
     async def work() -> None:
-        while waiting:
-            index, start, stop = waiting.popleft()
-            # The limit may have become lower since the work was planned.
+        # Until it is cancelled: while any request is under way, it may be refused and become two parts.
+        while True:
+            index, start, stop = await parts.get()
             end = min(start + connection.max_passages(server), stop)
             if end < stop:
-                waiting.appendleft((index, end, stop))
+                parts.put_nowait((index, end, stop))
             query, passages = requests[index]
             scores = await _request_scores(connection, server, query, passages[start:end])
             if scores is not None:
                 scored[index][start] = scores
             else:
                 middle = start + (end - start) // 2
-                waiting.extendleft([(index, middle, end), (index, start, middle)])
+                parts.put_nowait((index, start, middle))
+                parts.put_nowait((index, middle, end))
+            parts.task_done()
 
     # No more tasks than can run, so that a long call does not block others.
-    planned = sum(math.ceil(len(passages) / connection.max_passages(server)) for _, passages in requests)
-    tasks = [asyncio.create_task(work()) for _ in range(min(connection.parallel, planned))]
+    workers = min(connection.parallel, sum(len(passages) for _, passages in requests))
+    tasks = [asyncio.create_task(parts.join()), *(asyncio.create_task(work()) for _ in range(workers))]
     try:
-        await asyncio.gather(*tasks)
+        # The end of `join`, or the failure of a worker.
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in ended:
+            task.result()
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    return [_join([parts[start] for start in sorted(parts)]) for parts in scored]
+    return [_join([of_request[start] for start in sorted(of_request)]) for of_request in scored]
 
 
 def _join(parts: Sequence[PassageScores]) -> PassageScores:

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from marcorank._calls.threads import DaemonThreadPool
+from marcorank._exits import DaemonThread
 from marcorank._forks import reset_in_child
 from marcorank.errors import ClosedError, RemoteError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from concurrent.futures import Future
 
     import httpx
+    from typing_extensions import ParamSpec
 
     from marcorank.remote.address import Address
     from marcorank.remote.keys import Key
+
+    P = ParamSpec("P")
 
 T = TypeVar("T")
 
@@ -53,6 +58,8 @@ class Server:
 
 class Connection:
     """Runs calls in a thread that starts with the first call and ends with `stop`; a forked child starts its own.
+
+    The exit of the interpreter ends the thread too, see `DaemonThread`.
 
     Attributes:
         parallel: Maximum number of concurrent requests.
@@ -97,8 +104,9 @@ class Connection:
             if self._thread is None:
                 self.slots = asyncio.Semaphore(self.parallel)
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_default_executor(_Resolver(self.parallel))
                 self._stopping = asyncio.Event()
-                self._thread = threading.Thread(target=self._run, name="marcorank-remote", daemon=True)
+                self._thread = DaemonThread(self._run, name="marcorank-remote", end=self._end)
                 self._thread.start()
             return asyncio.run_coroutine_threadsafe(self._run_call(call, user), self._loop)
 
@@ -107,15 +115,9 @@ class Connection:
 
         Also runs as a finalizer. The lock is free then: a thread that holds it also holds a reference to the scorer.
         """
-        with self._lock:
-            self._closed = True
-            thread, self._thread = self._thread, None
-        if thread is None:
-            return
-        # After all submitted calls in the queue of the loop, so that each of them ends.
-        self._loop.call_soon_threadsafe(self._stopping.set)
+        thread = self._end()
         # The finalizer may run in the thread itself.
-        if threading.current_thread() is not thread:
+        if thread is not None and threading.current_thread() is not thread:
             thread.join(_STOP_TIMEOUT_S)
 
     @property
@@ -132,6 +134,16 @@ class Connection:
     def lower_limit(self, passages: int) -> None:
         """Remember for all later requests that the server refused more passages than these."""
         self._limit = passages if self._limit is None else min(self._limit, passages)
+
+    def _end(self) -> threading.Thread | None:
+        """Tell the thread to end, and return it; None if there is none, or it was told before."""
+        with self._lock:
+            self._closed = True
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            # After all submitted calls in the queue of the loop, so that each of them ends.
+            self._loop.call_soon_threadsafe(self._stopping.set)
+        return thread
 
     async def _run_call(self, call: Callable[[Connection], Coroutine[Any, Any, T]], user: object) -> T:
         if (task := asyncio.current_task()) is not None:
@@ -172,6 +184,36 @@ class Connection:
             with suppress(Exception):
                 await asyncio.wait_for(self._client.aclose(), _CLOSE_TIMEOUT_S)
         await self._loop.shutdown_asyncgens()
+
+
+class _Resolver(ThreadPoolExecutor):
+    """Looks up addresses for an event loop, which accepts no other class.
+
+    A lookup cannot be interrupted, and a program would wait at its end for the threads of a `ThreadPoolExecutor`.
+    """
+
+    def __init__(self, max_workers: int) -> None:
+        super().__init__(max_workers)
+        self._pool = DaemonThreadPool(max_workers, name="marcorank-resolver")
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def step() -> None:
+            if not future.set_running_or_notify_cancel():
+                return
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001 -- whoever waits for the future gets it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        self._pool.submit(step)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002, ARG002
+        self._pool.shutdown(timeout_s=None if wait else 0.0)
 
 
 def _make_client(address: Address, parallel: int) -> httpx.AsyncClient:

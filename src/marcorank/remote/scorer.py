@@ -14,6 +14,7 @@ import numpy as np
 
 from marcorank._arguments import check_names, positive, request_pair, text_or_none, whole_number
 from marcorank._inference.scorer import AsyncScorer, PassageScores
+from marcorank._text import is_blank
 from marcorank.errors import MissingExtraError
 from marcorank.ranking import check_finite
 from marcorank.remote.address import parse_address
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
     from marcorank._inference.scorer import Request
     from marcorank.ranking import ScoreKind
 
-# The score of a blank passage, below those of others, but not so far that a calibration would go by it. The same for
-# all requests, since it may be cached, unless the scores of a request go lower.
+# The score of a blank passage, unless those of other passages of the request are as low: below them, but not so far
+# that a calibration would go by it.
 _BLANK_SCORES: dict[ScoreKind, float] = {"logit": -100.0, "probability": 0.0}
 
 
@@ -94,7 +95,7 @@ class RemoteScorer(AsyncScorer):
         self._scale_check = ScaleCheck()
         self._connection = Connection(self._address, self._settings["max_parallel_requests"])
         # The thread refers only to the connection, else it would keep the scorer alive.
-        weakref.finalize(self, self._connection.stop)
+        weakref.finalize(self, self._connection.stop).atexit = False  # see `DaemonThread`
 
     @property
     def name(self) -> str:
@@ -223,22 +224,15 @@ async def _score(
 
 def _texts(passages: Sequence[str]) -> list[str]:
     """Return the passages that are sent: some servers refuse a whole request for one blank passage."""
-    return [passage for passage in passages if not _is_blank(passage)]
-
-
-def _is_blank(passage: str) -> bool:
-    # Unlike `strip`, this does not copy a long text.
-    return not passage or passage.isspace()
+    return [passage for passage in passages if not is_blank(passage)]
 
 
 def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind) -> PassageScores:
     """Add the blank passages, which were not sent, to the scores of the others."""
     if len(scores.logits) == len(passages):
         return scores
-    is_text = np.array([not _is_blank(passage) for passage in passages], dtype=np.bool_)
-    blank = _BLANK_SCORES[kind]
-    lowest = scores.logits.min(initial=0.0, where=np.isfinite(scores.logits))
-    logits = np.full(len(passages), lowest - 1 if lowest < blank else blank, dtype=np.float32)
+    is_text = np.array([not is_blank(passage) for passage in passages], dtype=np.bool_)
+    logits = np.full(len(passages), _BLANK_SCORES[kind], dtype=np.float32)
     logits[is_text] = scores.logits
     truncated = unknown_tokens = None
     if scores.truncated is not None:
@@ -247,7 +241,7 @@ def _with_blanks(scores: PassageScores, passages: Sequence[str], kind: ScoreKind
     if scores.unknown_tokens is not None:
         unknown_tokens = np.zeros(len(passages), dtype=np.int64)
         unknown_tokens[is_text] = scores.unknown_tokens
-    return PassageScores(logits, truncated, unknown_tokens=unknown_tokens)
+    return PassageScores(logits, truncated, unknown_tokens=unknown_tokens).with_blanks_last(passages)
 
 
 _DEFAULTS = {

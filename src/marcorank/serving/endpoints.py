@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from marcorank import __version__
 from marcorank._models import catalogue
-from marcorank._text import quoted
+from marcorank._text import quoted, shorten
 from marcorank.errors import InvalidInputError
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
@@ -70,7 +70,7 @@ class Endpoints:
 
     def _check(self, request: Request, path: str) -> None:
         if path not in _METHODS:
-            raise RequestError(404, f"Unknown path {path}; expected one of {', '.join(_METHODS)}.")
+            raise RequestError(404, f"Unknown path {shorten(path)}; expected one of {', '.join(_METHODS)}.")
         if self._settings.api_key_sha256 is not None and path not in _OPEN:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
@@ -101,11 +101,15 @@ class Endpoints:
                 404, f"model {quoted(request.model)} not found; this server serves {quoted(self._name)}."
             )
         if request.raw_scores and self._reranker.score_kind == "probability":
-            raise RequestError(422, f"`raw_scores` is true, but {self._name} has no logits; leave it out.")
+            raise RequestError(
+                422, "This model returns probabilities only; leave out `raw_scores` and `use_activation`."
+            )
         try:
             ranking = await self._reranker.arank(request.query, request.passages)
         except InvalidInputError as error:
             raise RequestError(422, str(error)) from error
+        if request.truncate is False and any(one.truncated is None for one in ranking):
+            raise RequestError(422, "This model does not report truncation; leave out `truncate`.")
         if not request.truncate:
             truncated = min((one.index for one in ranking if one.truncated), default=None)
             if ranking.query_truncated or truncated is not None:

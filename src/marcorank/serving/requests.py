@@ -73,8 +73,9 @@ class RerankRequest:
     raw_scores: bool
     return_texts: bool
     top_n: int | None
-    # Texts that are too long may be truncated.
-    truncate: bool
+    # Texts that are too long may be truncated. None if the request does not say: then one that is known to be too long
+    # is refused, as in TEI.
+    truncate: bool | None
     # Respond in the format of Cohere; else of TEI.
     cohere: bool
     model: str | None
@@ -154,7 +155,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int) 
         raw_scores=_raw_scores(fields),
         return_texts=_one(fields, _flag, "return_documents", "return_text") or False,
         top_n=_one(fields, _count, "top_n", "top_k"),
-        truncate=cohere if truncate is None else truncate,
+        truncate=True if cohere and truncate is None else truncate,
         cohere=cohere,
         model=model,
     )
