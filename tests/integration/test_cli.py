@@ -635,7 +635,7 @@ def test_doctor_fails_where_files_of_a_folder_are_missing(run, tmp_path, monkeyp
     [
         ("adapter", r"is a LoRA adapter \(adapter_config.json\), not a model. Merge it into its base model first"),
         ("quantized", r"only an int8 ONNX file \(onnx/model_quantized.onnx\).* `backend='onnx', precision='int8'`"),
-        ("config only", "has no weights: expected .*, found config.json, tokenizer.json"),
+        ("config only", "has no weights: expected .*, found 'config.json', 'tokenizer.json'"),
     ],
 )
 def test_doctor_says_why_a_folder_cannot_be_used(run, tmp_path, folder, problem):

@@ -453,7 +453,7 @@ def test_pickled_weights_need_permission(hub, cache):
 def test_a_repository_without_weights(hub, cache):
     """No weights at all is an error that lists what there is."""
     hub.add(OWN, OTHER, {**TEXTS, "README.md": b"soon"})
-    with pytest.raises(ModelLoadError, match=r"has no weights: expected .*found README.md, config.json"):
+    with pytest.raises(ModelLoadError, match=r"has no weights: expected .*found 'README.md', 'config.json'"):
         model(OWN, cache).snapshot(allow_pickle=True)
 
 

@@ -108,7 +108,7 @@ def test_an_onnx_file_with_two_labels_is_refused(small_bert, tmp_path, backend):
     fails(folder, r"outputs of shapes \[\[('batch'|None), 2\]\]; .*one logit per pair", backend=backend)
     config = json.loads((folder / "config.json").read_text()) | {"id2label": {"0": "NO", "1": "YES"}}
     (folder / "config.json").write_text(json.dumps(config))
-    fails(folder, r"has 2 labels \(NO, YES\)", backend=backend)
+    fails(folder, r"has 2 labels \('NO', 'YES'\)", backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino"])

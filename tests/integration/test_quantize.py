@@ -264,7 +264,7 @@ def test_models_that_cannot_be_quantised_are_told(small_bert, tmp_path, write, r
     for name, complaint in {
         "bundled": "is int8 already",
         torch_only: f"`marcorank models export {torch_only}`",
-        labels: "has 2 labels (no, yes)",
+        labels: "has 2 labels ('no', 'yes')",
         tmp_path / "empty": "has no weights",
         "no-such-model": "Model 'no-such-model' is unknown",
     }.items():

@@ -390,7 +390,7 @@ def test_the_split_is_chosen(folder, write):
     assert read_collection(folder, split="dev").notes == ()
     write("q1 0 d2 1\n", "qrels/train.trec.gz")
     assert read_collection(folder, split="train").qrels == {"q1": {"d2": 1}}
-    with pytest.raises(InvalidInputError, match=r"no judgements of the split 'test'; found dev.tsv, train.trec.gz"):
+    with pytest.raises(InvalidInputError, match=r"no judgements of the split 'test'; found 'dev.tsv', 'train.trec.gz'"):
         read_collection(folder)
 
 

@@ -114,7 +114,7 @@ def test_which_files_are_weights(names, without_pickle, with_pickle):
 def test_missing_weights_are_explained():
     """The error tells a folder without weights from one whose weights are pickles, and what to do."""
     check_weights(["model.safetensors"], where="'x'", allow_pickle=False)
-    with pytest.raises(ModelLoadError, match=r"'x' has no weights: expected .*onnx/model.onnx, found a.txt, b.txt"):
+    with pytest.raises(ModelLoadError, match=r"'x' has no weights: expected .*onnx/model.onnx, found 'a.txt', 'b.txt'"):
         check_weights(["b.txt", "a.txt"], where="'x'", allow_pickle=True)
     with pytest.raises(ModelLoadError, match=r"'x' has no weights: expected .*, found nothing"):
         check_weights([], where="'x'", allow_pickle=False)
