@@ -218,7 +218,7 @@ def test_an_int8_ir_of_the_hub_is_read(small_bert, ir_only, tmp_path):
             tmp_path / f"openvino/openvino_model_qint8_quantized.{end}"
         )
     assert len(Reranker(tmp_path, backend="openvino", precision="int8").rank(QUERY, PASSAGES)) == len(PASSAGES)
-    with pytest.raises(ModelLoadError, match="has only a file for openvino .*qint8.*precision='int8'"):
+    with pytest.raises(ModelLoadError, match=r"has only a file for openvino .*qint8.*precision='int8'"):
         Reranker(tmp_path, backend="openvino", precision="fp32").warm_up()
 
 
