@@ -232,9 +232,10 @@ def test_what_was_ranked_can_be_stored(settings):
     ids = store.add_documents(found)
     stored = store.get_by_ids(ids)
     store.delete_collection()
-    assert {document.id: document.metadata for document in stored} == {
-        key: document.metadata for key, document in zip(ids, found, strict=True)
-    }
+    expected = {key: document.metadata for key, document in zip(ids, found, strict=True)}
+    assert {document.id for document in stored} == expected.keys()
+    for document in stored:  # older releases of Chroma keep numbers but for the last bit
+        assert document.metadata == pytest.approx(expected[document.id], rel=1e-12)
     assert {type(value) for document in stored for value in document.metadata.values()} <= {str, int, float, bool}
     again = MarcoRerank(reranker=WordOverlapScorer(), top_n=None).compress_documents(stored, QUERY)
     assert {*again[0].metadata} - {"retrieval_score"} == {"line", "relevance_score"}
