@@ -55,6 +55,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own:
             texts, numbers, dates, and lists of them. A key that a document lacks, or whose value is None or NaN, is
             left out; any other value is an error. In windows mode they are part of the first window only.
+        write_metadata: Whether the results may say in their metadata how they were ranked. With False they have the
+            metadata that they came with: a retriever that compares documents recognises them.
         reranker: A `marcorank.Reranker` to share, or an object with `score(query, passages)`, in place of the model
             settings. Not part of dumps: `MarcoRerank(**settings, reranker=...)` puts it back.
     """
