@@ -63,6 +63,24 @@ def load(monkeypatch):
     return load_made
 
 
+@pytest.fixture
+def tei():
+    """A server with the API of text-embeddings-inference, on loopback."""
+    from remote_server import remote_server
+
+    with remote_server("tei") as server:
+        yield server
+
+
+@pytest.fixture
+def scorer(tei):
+    """A scorer on that server."""
+    from marcorank.remote import RemoteScorer
+
+    with RemoteScorer(tei.url) as scorer:
+        yield scorer
+
+
 @pytest.fixture(scope="session")
 def small_bert(tmp_path_factory) -> Path:
     """A tiny BERT cross-encoder with safetensors and ONNX weights."""

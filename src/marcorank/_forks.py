@@ -52,9 +52,11 @@ if hasattr(os, "register_at_fork"):
 class ProcessLock:
     """A lock for the whole process. In a forked child it is free, whichever thread of the parent held it."""
 
+    _lock: threading.Lock | threading.RLock
+
     def __init__(self) -> None:
         self._renew()
-        reset_in_child(self, ProcessLock._renew)
+        reset_in_child(self, type(self)._renew)  # noqa: SLF001  # that of the subclass
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
@@ -66,7 +68,7 @@ class ProcessLock:
         self._lock.release()
 
 
-class ForkLock:
+class ForkLock(ProcessLock):
     """A lock for what must not be in progress at the moment of a fork: the thread that forks holds it meanwhile.
 
     It is reentrant, and free in the child.
@@ -76,9 +78,8 @@ class ForkLock:
     """
 
     def __init__(self, prepare: Callable[[], object]) -> None:
+        super().__init__()
         self._prepare = prepare
-        self._renew()
-        reset_in_child(self, ForkLock._renew)
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self._before, after_in_parent=self._after)
 
@@ -93,12 +94,6 @@ class ForkLock:
     def _after(self) -> None:
         if self._held:
             self._lock.release()
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        self._lock.release()
 
     def acquire(self, timeout_s: float) -> bool:
         """Wait for the lock; return whether it is held now."""

@@ -68,18 +68,6 @@ def no_scorer_of_another_file():
     gc.collect()
 
 
-@pytest.fixture
-def tei():
-    with remote_server("tei") as server:
-        yield server
-
-
-@pytest.fixture
-def scorer(tei):
-    with RemoteScorer(tei.url) as scorer:
-        yield scorer
-
-
 def threads_of_scorers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name == "marcorank-remote"]
 

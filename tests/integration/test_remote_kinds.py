@@ -27,18 +27,6 @@ PASSAGES = ["open a file", "how do I", "nothing of it", "zero", "a list", "a fil
 SOON_S = 20.0
 
 
-@pytest.fixture
-def tei():
-    with remote_server("tei") as server:
-        yield server
-
-
-@pytest.fixture
-def scorer(tei):
-    with RemoteScorer(tei.url) as scorer:
-        yield scorer
-
-
 def fails_soon(scorer, kind, message, passages=PASSAGES):
     """Return the error of a call."""
     future = scorer.submit([(QUERY, passages)])

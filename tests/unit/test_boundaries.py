@@ -186,7 +186,7 @@ def test_the_windows_of_a_passage_do_not_depend_on_its_parts(name, text, repeat)
     """Tokens, spans and unknown tokens are those of the whole text, however it is tokenised."""
     encoder = PairEncoder(_tokenizer(name), max_length=24, long_passages="windows")
     whole = encoder.encode("query", ["short", text * repeat])
-    with mock.patch("marcorank._inference.pairs._CHARS_AT_ONCE", 40):
+    with mock.patch("marcorank._inference.pairs.CHARS_AT_ONCE", 40):
         parts = list(encoder.encode_in_parts("query", ["short", text * repeat]))
     found, expected = (
         [(window.passage, window.token_ids.tolist(), window.span) for part in encoded for window in part.windows]

@@ -29,7 +29,7 @@ _WINDOW_OVERLAP = 0.25
 # What is tokenised of a text of which so many tokens are needed; four times as much if that holds too few.
 _CHARS_PER_TOKEN = 8
 # A text of which all tokens are needed is tokenised in parts, so that no other thread waits long for the interpreter.
-_CHARS_AT_ONCE = 65536
+CHARS_AT_ONCE = 65536
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -223,7 +223,7 @@ class PairEncoder:
         the last of its windows.
         """
         *others, last = passages
-        if not self._windows or self._boundaries.after(last, _CHARS_AT_ONCE) == len(last):
+        if not self._windows or self._boundaries.after(last, CHARS_AT_ONCE) == len(last):
             yield self.encode(query, passages)
             return
         if others:
@@ -233,7 +233,7 @@ class PairEncoder:
         no_passages = np.zeros(0, dtype=np.int64)
         end = tokens = unknown_tokens = 0
         while end < len(last):
-            start, end = end, self._boundaries.after(last, end + _CHARS_AT_ONCE)
+            start, end = end, self._boundaries.after(last, end + CHARS_AT_ONCE)
             encoding = self._tokenizer.encode(_encodable(last[start:end]), add_special_tokens=False)
             token_ids = self._token_ids(encoding.ids)
             tokens += len(token_ids)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from marcorank._inference.pairs import CHARS_AT_ONCE
 from marcorank._steps import Wait, run
 from marcorank._text import is_blank, message_of
 from marcorank.errors import MarcoRankError, ScoreError
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("marcorank")
 
-# Limits of one call of the tokenizer, whose encodings are large Python objects.
+# Limit of one call of the tokenizer, beside that of characters: its encodings are large Python objects.
 _PASSAGES_AT_ONCE = 256
-_CHARS_AT_ONCE = 65536
 # They would be taken for the cancellation or the end of the call itself.
 _CONTROL_FLOW = (asyncio.CancelledError, GeneratorExit)
 
@@ -238,7 +238,7 @@ class CrossEncoderScorer:
             start = chars = 0
             for end, passage in enumerate(passages, 1):
                 chars += len(passage)
-                if end < len(passages) and end - start < _PASSAGES_AT_ONCE and chars < _CHARS_AT_ONCE:
+                if end < len(passages) and end - start < _PASSAGES_AT_ONCE and chars < CHARS_AT_ONCE:
                     continue
                 for piece in self.encoder.encode_in_parts(query, passages[start:end]):
                     windows.passages += (start + window.passage for window in piece.windows)
