@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -76,7 +77,7 @@ def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) 
     return folder
 
 
-def bi_encoder(folder: Path, *, seed: int = 0) -> Path:
+def bi_encoder(folder: Path, shape: Shape = SMALL, *, seed: int = 0) -> Path:
     """Save a small random BERT without an output layer, as bi-encoders are; with the bundled tokenizer."""
     import torch
     from transformers import BertConfig, BertModel
@@ -84,13 +85,87 @@ def bi_encoder(folder: Path, *, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     config = BertConfig(
         vocab_size=30522,
-        num_hidden_layers=SMALL.layers,
-        hidden_size=SMALL.hidden,
-        num_attention_heads=SMALL.heads,
-        intermediate_size=SMALL.intermediate,
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
         initializer_range=0.1,
     )
     save(BertModel(config), folder)
+    return folder
+
+
+def modular(
+    folder: Path,
+    *,
+    shape: Shape = SMALL,
+    pooling: str | tuple[str, ...] = "cls",
+    include_prompt: bool = True,
+    seed: int = 0,
+    **options: Any,
+) -> Path:
+    """Save a BERT cross-encoder made of modules: pooling, a layer with GELU, a norm and a layer with one score.
+
+    Options are passed to `CrossEncoder`, such as `prompts`.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+
+    start = bi_encoder(folder / "start", shape, seed=seed)
+    pooled = Pooling(shape.hidden, pooling, include_prompt=include_prompt)
+    width = shape.hidden
+    score = Dense(width, 1, activation_function=torch.nn.Identity(), module_output_name="scores")
+    modules = [
+        Transformer(str(start)),
+        pooled,
+        Dense(pooled.pooling_output_dimension, width, activation_function=torch.nn.GELU()),
+        LayerNorm(width),
+        score,
+    ]
+    model = CrossEncoder(modules=modules, device="cpu", **options)
+    logits = model.predict([(QUERY, text) for text in passages()], activation_fn=torch.nn.Identity())
+    with torch.no_grad():
+        score.linear.weight.mul_(LOGIT_STD / float(np.std(logits)))
+    model.save_pretrained(str(folder))
+    shutil.rmtree(start)
+    return folder
+
+
+def export_encoder(folder: Path) -> Path:
+    """Write `onnx/model.onnx` as hub folders of modular cross-encoders have it: the encoder alone."""
+    import torch
+    from transformers import AutoModel
+
+    encoder = AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
+
+    class Hidden(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+
+        def forward(self, input_ids: Any, attention_mask: Any, token_type_ids: Any) -> Any:
+            return self.encoder(
+                input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids
+            ).last_hidden_state
+
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    axes = {name: {0: "batch", 1: "sequence"} for name in (*names, "last_hidden_state")}
+    (folder / "onnx").mkdir(exist_ok=True)
+    ids = torch.arange(32).reshape(2, 16) + 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            Hidden().eval(),
+            (ids, torch.ones_like(ids), torch.zeros_like(ids)),
+            str(folder / "onnx/model.onnx"),
+            input_names=names,
+            output_names=["last_hidden_state"],
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
     return folder
 
 

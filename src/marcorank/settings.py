@@ -91,6 +91,16 @@ def _flag(text: str) -> bool:
         raise ValueError(text) from None
 
 
+def _whole_number_or_none(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
+
+
+def _text(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidInputError(f"`{name}` is {quoted(value)}; expected a text.")
+    return value
+
+
 def _optional(check: Callable[[str, Any], Any], name: str, value: object) -> Any:
     return None if value is None else check(name, value)
 
@@ -183,12 +193,12 @@ class ModelSettings:
         from_text=int,
         metavar="N",
     )
-    max_length: int = setting(
+    max_length: int | None = setting(
         512,
         "Maximum number of tokens of query and passage together, including special tokens; at least 16. A lower limit "
-        "of the model takes precedence.",
-        _at_least(16),
-        from_text=int,
+        "of the model takes precedence. None, on the command line `none`, for the limit of the model.",
+        partial(_optional, _at_least(16)),
+        from_text=_whole_number_or_none,
         metavar="TOKENS",
     )
     max_query_tokens: int | None = setting(
@@ -212,6 +222,13 @@ class ModelSettings:
         "imitate the end of the query.",
         partial(one_of, allowed=get_args(SpecialTokens)),
         choices=get_args(SpecialTokens),
+    )
+    instruction: str | None = setting(
+        None,
+        "Text before each query, in place of the prompt that the model was saved with. Only for models with a saved "
+        "prompt or a chat template.",
+        partial(_optional, _text),
+        metavar="TEXT",
     )
     revision: str | None = setting(
         None,

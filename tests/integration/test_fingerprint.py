@@ -112,6 +112,7 @@ def test_everything_that_decides_the_logits_is_in_it(model, processor, without):
         "max_query_tokens": 8,
         "long_passages": "windows",
         "special_tokens": "parse",
+        "instruction": None,
         "files": {path.name: sha256_of(path) for path in read if path.exists()},
     }
 

@@ -287,12 +287,12 @@ def test_a_run_that_breaks_off_leaves_nothing(small_bert, tmp_path, monkeypatch,
     """Neither a folder half written nor one beside it; and a file that was there already stays whole."""
     target = tmp_path / "out"
     graph, pairs = small_bert / "onnx/model.onnx", batches(small_bert)
-    texts_of = [small_bert / name for name in TEXTS]
+    texts_of = {name: small_bert / name for name in TEXTS}
     quantize(graph, pairs, target, texts=texts_of)
     before = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
     if wrong == "text":
         with pytest.raises(OSError, match="gone"):
-            quantize(graph, pairs, target, texts=[*texts_of, tmp_path / "gone"])
+            quantize(graph, pairs, target, texts={**texts_of, "gone": tmp_path / "gone"})
     else:
 
         def interrupt(*_, **__):

@@ -151,6 +151,7 @@ class PairEncoder:
         max_query_tokens: int | None = None,
         long_passages: LongPassages = "truncate",
         special_tokens: SpecialTokens = "parse",
+        prompt: str = "",
         pad_id: int = 0,
     ) -> None:
         """Initialise the encoder; truncation and padding of the tokenizer are switched off.
@@ -161,10 +162,12 @@ class PairEncoder:
             max_query_tokens: Maximum number of tokens of a query; None for half of the sequence.
             long_passages: How to handle a passage that does not fit.
             special_tokens: How special tokens in a text are read.
+            prompt: Text before each query. It is never truncated.
             pad_id: Id of the padding token.
 
         Raises:
-            InvalidInputError: The lengths leave no tokens for a passage.
+            InvalidInputError: The lengths leave no tokens for a passage, or the prompt has special tokens that would be
+                read as text.
         """
         tokenizer.no_truncation()
         tokenizer.no_padding()
@@ -181,11 +184,15 @@ class PairEncoder:
         self._special_tokens = len(layout.prefix) + len(layout.middle) + len(layout.suffix)
         self._pad_id = pad_id
         self._windows = long_passages == "windows"
-        capacity = max_length - self._special_tokens
+        self._prompt = prompt
+        self._prompt_tokens = self._count_prompt_tokens(prompt)
+        other_tokens = self._special_tokens + self._prompt_tokens
+        capacity = max_length - other_tokens
         if capacity < 2:
+            with_prompt = f", the {self._prompt_tokens} tokens of the prompt" if prompt else ""
             raise InvalidInputError(
-                f"`max_length` is {max_length}, too small for {self._special_tokens} special tokens, the query and "
-                "the passage. Use 16 or more."
+                f"`max_length` is {max_length}, too small for {self._special_tokens} special tokens{with_prompt}, the "
+                f"query and the passage. Use {16 + self._prompt_tokens} or more."
             )
         if max_query_tokens is not None and max_query_tokens >= capacity:
             raise InvalidInputError(
@@ -202,7 +209,9 @@ class PairEncoder:
         truncated = np.zeros(len(passages), dtype=np.bool_)
         tokens, unknown_tokens = np.zeros((2, len(passages)), dtype=np.int64)
         if self._windows:
-            encodings = self._tokenizer.encode_batch([_encodable(text) for text in passages], add_special_tokens=False)
+            encodings = self._tokenizer.encode_batch(
+                [encodable_text(text) for text in passages], add_special_tokens=False
+            )
             for index, encoding in enumerate(encodings):
                 token_ids = self._token_ids(encoding.ids)
                 tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
@@ -234,7 +243,7 @@ class PairEncoder:
         end = tokens = unknown_tokens = 0
         while end < len(last):
             start, end = end, self._boundaries.after(last, end + CHARS_AT_ONCE)
-            encoding = self._tokenizer.encode(_encodable(last[start:end]), add_special_tokens=False)
+            encoding = self._tokenizer.encode(encodable_text(last[start:end]), add_special_tokens=False)
             token_ids = self._token_ids(encoding.ids)
             tokens += len(token_ids)
             unknown_tokens += self._count_unknown(token_ids)
@@ -246,8 +255,21 @@ class PairEncoder:
 
     def _tokens_of_query(self, query: str) -> tuple[tuple[NDArray[np.int32], bool], int]:
         """Return the tokens of a query, whether it was truncated, and how many tokens are left for a passage."""
-        [tokens] = self._first_tokens([query], self.max_query_tokens)
+        # The prompt is part of the text, since a tokenizer may join its end with the beginning of the query.
+        [tokens] = self._first_tokens([self._prompt + query], self._prompt_tokens + self.max_query_tokens)
         return tokens, self.max_length - self._special_tokens - len(tokens[0])
+
+    def _count_prompt_tokens(self, prompt: str) -> int:
+        ids = self._tokenizer.encode(prompt, add_special_tokens=False).ids
+        if self._plain_ids is not None:
+            special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+            found = next((content for content in special if content in prompt), None)
+            if found is not None:
+                raise InvalidInputError(
+                    f"`special_tokens` is 'text', but the prompt of the model has the special token {found!r}; use "
+                    "'parse'."
+                )
+        return len(ids)
 
     def _encoded(
         self,
@@ -303,7 +325,7 @@ class PairEncoder:
             ends = [self._boundaries.after(texts[index], chars) for index in remaining]
             # Tokenising is faster without offsets.
             encodings = self._tokenizer.encode_batch_fast(
-                [_encodable(texts[index][:end]) for index, end in zip(remaining, ends, strict=True)],
+                [encodable_text(texts[index][:end]) for index, end in zip(remaining, ends, strict=True)],
                 add_special_tokens=False,
             )
             too_short = []
@@ -394,7 +416,7 @@ class _WindowSplitter:
         return Window(self._passage, self._token_ids[start:end], span)
 
 
-def _encodable(text: str) -> str:
+def encodable_text(text: str) -> str:
     """Replace lone surrogates, which no tokenizer accepts, with U+FFFD; the length stays the same."""
     try:
         text.encode()

@@ -12,12 +12,14 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
+from marcorank._models.loading import LocalFolder
+from marcorank._models.modules import read_modules
 from marcorank._progress import without_transformers_bars
 from marcorank._text import first_few
 from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 __all__ = ["export_onnx"]
@@ -35,7 +37,8 @@ _CHECK_TOLERANCE = 1e-3
 def export_onnx(source: Path, target: Path) -> Path:
     """Write `target/onnx/model.onnx` and the tokenizer and config files that go with it.
 
-    The graph computes in fp32. `token_type_ids` is an input only where the model distinguishes two segments.
+    The graph computes in fp32, and contains the head of a model that is made of modules. `token_type_ids` is an input
+    only where the model distinguishes two segments.
 
     Shape:
         input_ids, attention_mask, token_type_ids: (batch, sequence) int64, both axes dynamic.
@@ -61,11 +64,14 @@ def export_onnx(source: Path, target: Path) -> Path:
             "Exporting a model needs torch, transformers and onnx: pip install 'marcorank[torch]'"
         ) from error
     with staged_folder(target, last=_ONNX_FILE) as staging, _quiet(transformers):
-        model = _load_model(transformers, source)
+        modules = read_modules(LocalFolder(source, str(source)))
+        if modules.torch_only is not None:
+            raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {modules.torch_only}.")
+        model, head = _load_modules(source) if modules.head else (_load_model(transformers, source), [])
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
-        _copy_texts(source, tokenizer, staging)
+        _copy_texts(source, tokenizer, staging, modules.files)
         try:
-            _trace(torch, model, _input_names(model, tokenizer), staging / _ONNX_FILE)
+            _trace(torch, model, head, _input_names(model, tokenizer), staging / _ONNX_FILE)
         except Exception as error:
             # The exporter's own errors, and those of model code that cannot be traced, have no common class.
             raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {error}") from error
@@ -94,6 +100,19 @@ def _load_model(transformers: Any, source: Path) -> Any:
     return model.float().eval()
 
 
+def _load_modules(source: Path) -> tuple[Any, list[Any]]:
+    """Return the encoder of a cross-encoder that is made of modules, and the modules that follow it."""
+    from sentence_transformers import CrossEncoder
+
+    options = {"attn_implementation": "eager", "use_safetensors": True, "dtype": "float32"}
+    try:
+        model = CrossEncoder(str(source), device="cpu", local_files_only=True, model_kwargs=options)
+    except Exception as error:
+        raise ModelLoadError(f"Cannot load a cross-encoder from {str(source)!r}: {error}") from error
+    transformer, *head = model.float().eval()
+    return transformer.model, head
+
+
 def _from_folder(kind: Any, source: Path, **options: Any) -> Any:
     try:
         return kind.from_pretrained(source, local_files_only=True, trust_remote_code=False, **options)
@@ -104,9 +123,10 @@ def _from_folder(kind: Any, source: Path, **options: Any) -> Any:
         ) from error
 
 
-def _copy_texts(source: Path, tokenizer: Any, folder: Path) -> None:
-    for name in _COPIED:
+def _copy_texts(source: Path, tokenizer: Any, folder: Path, module_files: Iterable[str]) -> None:
+    for name in {*_COPIED, *module_files}:
         if (source / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
     if (folder / "tokenizer.json").is_file():
         return
@@ -132,14 +152,22 @@ def _input_names(model: Any, tokenizer: Any) -> list[str]:
     return names
 
 
-def _trace(torch: Any, model: Any, names: list[str], path: Path) -> None:
+def _trace(torch: Any, model: Any, head: list[Any], names: list[str], path: Path) -> None:
     class Logits(torch.nn.Module):  # type: ignore[misc]  # torch is Any here, so that importing this module stays cheap
         def __init__(self) -> None:
             super().__init__()
             self.model = model
+            self.head = torch.nn.ModuleList(head)
 
         def forward(self, *inputs: Any) -> Any:
-            return self.model(**dict(zip(names, inputs, strict=True))).logits
+            given = dict(zip(names, inputs, strict=True))
+            output = self.model(**given)
+            if not self.head:
+                return output.logits
+            features = {"token_embeddings": output.last_hidden_state, "attention_mask": given["attention_mask"]}
+            for module in self.head:
+                features = _after(module, features)
+            return features["scores"]
 
     # The exporter restores the mode it finds on the outer module, for the whole tree.
     module = Logits().eval()
@@ -158,6 +186,13 @@ def _trace(torch: Any, model: Any, names: list[str], path: Path) -> None:
             dynamo=False,
         )
         _check(module, _example(torch, model, names, batch=3, sequence=23), names, path)
+
+
+def _after(module: Any, features: dict[str, Any]) -> dict[str, Any]:
+    if getattr(module, "pooling_mode", None) == "cls":
+        # Padding is on the right. A constant index lets the backends see that only the first token is read.
+        return {**features, "sentence_embedding": features["token_embeddings"][:, 0]}
+    return dict(module(features))
 
 
 def _example(torch: Any, model: Any, names: list[str], *, batch: int, sequence: int) -> tuple[Any, ...]:

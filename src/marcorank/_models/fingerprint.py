@@ -11,6 +11,7 @@ from marcorank._files import errors_named, sha256_of
 from marcorank._models.catalogue import PICKLED_WEIGHTS
 from marcorank._models.hub import TORCH_FILES, HubModel
 from marcorank._models.loading import TEXT_FILES, LocalFolder, locate, resolve
+from marcorank._models.modules import read_modules
 from marcorank._text import brief
 from marcorank.remote import is_remote
 from marcorank.scorer import scorer_name
@@ -63,6 +64,7 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         "max_query_tokens": model.max_query_tokens,
         "long_passages": model.long_passages,
         "special_tokens": model.special_tokens,
+        "instruction": model.instruction,
         "marcorank": _version(),
         "files": {name: _digest(path) for name, path in sorted(read.items())},
     }
@@ -114,7 +116,7 @@ def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:
     texts = [path for name in TEXT_FILES if (path := files.fetch(name))]
     # Weights may be in a file next to the graph.
     beside = [*graph.parent.glob(f"{graph.name}_data*"), *graph.parent.glob(f"{graph.stem}.bin")]
-    return {path.name: path for path in (graph, *beside, *texts)}
+    return {**{path.name: path for path in (graph, *beside, *texts)}, **read_modules(files).files}
 
 
 def _torch_files(folder: Path) -> dict[str, Path]:

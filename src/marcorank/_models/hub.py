@@ -55,6 +55,7 @@ class HubModel:
     token: str | None = field(default=None, repr=False)
     _resolved: _Source | None = field(default=None, init=False, repr=False, compare=False)
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
+    _optional_unknown: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # HTTP libraries quote an invalid header in their errors, and the token with it.
@@ -84,6 +85,28 @@ class HubModel:
         with self._map_errors(what):
             source = self._resolve(what)
             return next((path for file in candidates if (path := self._fetch(file, source))), None)
+
+    def fetch_optional(self, file: str) -> Path | None:
+        """Return a file that most models lack; None as well, with a warning, if only that file needs the Hub.
+
+        A cache that another program has filled does not record which files a model lacks.
+
+        Raises:
+            MarcoRankError: As `fetch`, if nothing of the model is cached.
+        """
+        if self._optional_unknown:
+            found = self._lookup(file, self._resolve(file))
+            return Path(found) if isinstance(found, str) else None
+        try:
+            return self.fetch(file)
+        except ModelLoadError as error:
+            if self._resolved is None:
+                raise
+            self._optional_unknown = True
+            _log.warning(
+                "Model `%s` is loaded from the cache, as if the Hub had no %s of it: %s", self.name, file, error
+            )
+            return None
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
         """Return a folder with all files that the torch backend needs."""

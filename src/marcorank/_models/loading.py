@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,10 +12,12 @@ from marcorank._forks import reset_in_child
 from marcorank._inference.backends.onnx import OnnxBackend, mentions
 from marcorank._inference.cpu import Workers, cpu_features
 from marcorank._inference.pairs import PairEncoder
+from marcorank._inference.predict import PredictScorer
 from marcorank._inference.scheduler import Scheduler
-from marcorank._inference.scorer import CrossEncoderScorer, PlainScorer, RequestScorer
+from marcorank._inference.scorer import CrossEncoderScorer, RequestScorer
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
+from marcorank._models.modules import read_json, read_modules
 from marcorank._models.selection import choose, installed
 from marcorank._once import Once
 from marcorank._text import first_few, message_of, quoted
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from marcorank._inference.backends.base import Backend
+    from marcorank._inference.head import Head
+    from marcorank._models.modules import Modules
     from marcorank._models.selection import Choice
     from marcorank.ranking import ScoreKind
     from marcorank.scorer import Scorer
@@ -39,6 +42,12 @@ _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Tokenizers without a limit have a huge number, or infinity.
 _NO_LIMIT = 1_000_000
+# Without a limit of the user's or the model's.
+_DEFAULT_LENGTH = 512
+# Settings that need our own tokenisation, with their defaults.
+_PAIR_SETTINGS = {
+    name: defaults(ModelSettings)[name] for name in ("special_tokens", "long_passages", "max_query_tokens")
+}
 # Settings that only apply to a local model.
 _LOCAL_SETTINGS = {
     name: value
@@ -64,6 +73,10 @@ class LocalFolder:
     def fetch(self, *candidates: str) -> Path | None:
         """Return the first of the candidate files that exists; None if there is none."""
         return next((self.path / name for name in candidates if (self.path / name).is_file()), None)
+
+    def fetch_optional(self, file: str) -> Path | None:
+        """Return a file that most models lack; None if it does not exist."""
+        return self.fetch(file)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
         """Return the folder, if it has weights that may be loaded."""
@@ -185,12 +198,27 @@ def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path
     # The large file comes last: an interrupted download must not leave a model without its small settings files.
     for name in TEXT_FILES:
         files.fetch(name)
+    may_use_torch = settings.backend == "auto" and choice.precision != "int8" and installed("torch")
+    torch_only = read_modules(files).torch_only
+    if torch_only is not None:
+        if may_use_torch:
+            return _torch(settings, f"only torch can run this model: {torch_only}"), None
+        raise ModelLoadError(
+            f"The {choice.backend} backend cannot run model `{files.name}`: {torch_only}. Use `backend='torch'`: "
+            "pip install 'marcorank[torch]'"
+        )
     graph = _graph_file(files, choice)
     if graph is None:
-        if settings.backend == "auto" and choice.precision != "int8" and installed("torch"):
-            return choose(replace(settings, backend="torch")), None
+        if may_use_torch:
+            return _torch(settings, f"the model has no file for {choice.backend}, so torch runs it"), None
         raise _no_graph_file(files, choice)
     return _with_supported_precision(choice, settings), graph
+
+
+def _torch(settings: RerankerSettings, reason: str) -> Choice:
+    """Return the choice of torch in place of a backend that cannot run the model."""
+    choice = choose(replace(settings, backend="torch"))
+    return replace(choice, reason=choice.reason.replace("torch was requested", reason))
 
 
 def _graph_file(files: ModelFiles, choice: Choice) -> Path | None:
@@ -248,9 +276,10 @@ def _no_graph_file(files: ModelFiles, choice: Choice) -> ModelLoadError:
 def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: RerankerSettings) -> RequestScorer:
     from tokenizers import Tokenizer
 
-    config = _read_json(files, "config.json")
+    config = read_json(files, "config.json")
+    modules = read_modules(files)
     labels = config.get("id2label")
-    if isinstance(labels, dict) and len(labels) > 1:
+    if modules.head is None and isinstance(labels, dict) and len(labels) > 1:
         raise ModelLoadError(
             f"Model `{files.name}` has {len(labels)} labels ({first_few(list(labels.values()), 5)}); a reranker "
             "needs a model with one logit per pair."
@@ -267,18 +296,24 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: Reranke
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
     workers = Workers.of(settings.threads)
     # Weights may be in separate files. A batch mixes pairs of all callers, so they must use the same tokenizer too.
-    used = (file, file.with_suffix(".bin"), file.with_name(f"{file.name}_data"), tokenizer_file)
+    used = (
+        file,
+        file.with_suffix(".bin"),
+        file.with_name(f"{file.name}_data"),
+        tokenizer_file,
+        *modules.files.values(),
+    )
     backend = _loaded.shared(
         (choice.backend, _fingerprint(used), choice.device, choice.precision, workers),
-        lambda: Scheduler(_open_graph(file, choice, workers, config)),
+        lambda: Scheduler(_open_graph(file, choice, workers, config, modules.head)),
     )
-    encoder = _encoder(tokenizer, files, config, settings)
+    encoder = _encoder(tokenizer, files, config, modules, settings)
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
 
-def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, Any]) -> Backend:
+def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, Any], head: Head | None) -> Backend:
     if choice.backend == "onnx":
-        return OnnxBackend(file, device=choice.device, precision=choice.precision, workers=workers)
+        return OnnxBackend(file, device=choice.device, precision=choice.precision, workers=workers, head=head)
     from marcorank._inference.backends.openvino import OpenvinoBackend
 
     positions = config.get("max_position_embeddings")
@@ -288,6 +323,7 @@ def _open_graph(file: Path, choice: Choice, workers: Workers, config: dict[str, 
         precision=choice.precision,
         workers=workers,
         longest=positions if isinstance(positions, int) and positions > 0 else None,
+        head=head,
     )
 
 
@@ -307,9 +343,10 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
         )
     from tokenizers import Tokenizer
 
-    from marcorank._inference.backends.torch import PredictScorer, TorchBackend, uses_prompt
+    from marcorank._inference.backends.torch import TorchBackend
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
+    modules = read_modules(files)
     backend = _loaded.shared(
         ("torch", _fingerprint(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
         lambda: Scheduler(
@@ -318,27 +355,44 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
                 device=choice.device,
                 precision=choice.precision,
                 allow_pickle=settings.allow_pickle,
+                saved_with=modules.saved_with,
             )
         ),
     )
+    prompt = _prompt(files, modules, settings)
     cross_encoder = backend.backend.cross_encoder
-    if uses_prompt(cross_encoder):
-        if settings.special_tokens != "parse":
+    if backend.backend.reads_pairs and (modules.pools_prompt or not prompt):
+        tokenizer = Tokenizer.from_str(cross_encoder.tokenizer.backend_tokenizer.to_str())
+        encoder = _encoder(tokenizer, files, cross_encoder.config.to_dict(), modules, settings)
+        if backend.backend.tokenises_like(encoder, prompt):
+            return CrossEncoderScorer(backend, encoder, name=files.name)
+    for name, value in _PAIR_SETTINGS.items():
+        if getattr(settings, name) != value:
             raise InvalidInputError(
-                f"`special_tokens` is {settings.special_tokens!r}; `{files.name}` is a language model with a prompt, "
-                "whose tokens sentence-transformers makes, with 'parse' only. Leave it out."
+                f"`{name}` is {quoted(getattr(settings, name))}; sentence-transformers makes the tokens of "
+                f"`{files.name}`, and knows no such setting. Leave it out."
             )
-        return PlainScorer(PredictScorer(backend, name=files.name))
-    tokenizer = Tokenizer.from_str(cross_encoder.tokenizer.backend_tokenizer.to_str())
-    encoder = _encoder(tokenizer, files, cross_encoder.config.to_dict(), settings)
-    return CrossEncoderScorer(backend, encoder, name=files.name)
+    backend.backend.tokens_of_predict(prompt)
+    return PredictScorer(backend, name=files.name, prompt=prompt, max_length=settings.max_length)
+
+
+def _prompt(files: ModelFiles, modules: Modules, settings: RerankerSettings) -> str:
+    if settings.instruction is None:
+        return modules.prompt
+    if not modules.takes_instruction:
+        raise InvalidInputError(
+            f"`instruction` is {quoted(settings.instruction)}; `{files.name}` was saved without prompts and has no "
+            "chat template, so it was not trained to follow one. Leave it out."
+        )
+    return settings.instruction
 
 
 def _encoder(
-    tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], settings: RerankerSettings
+    tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], modules: Modules, settings: RerankerSettings
 ) -> PairEncoder:
-    limits = [settings.max_length]
-    tokenizer_limit = _read_json(files, "tokenizer_config.json", {}).get("model_max_length")
+    limits = [] if settings.max_length is None else [settings.max_length]
+    # As sentence-transformers reads them, the modules overrule the tokenizer.
+    tokenizer_limit = modules.max_length or read_json(files, "tokenizer_config.json", {}).get("model_max_length")
     if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
         limits.append(int(tokenizer_limit))
     pad_id = config.get("pad_token_id")
@@ -350,8 +404,9 @@ def _encoder(
         limits.append(positions - offset)
     return PairEncoder(
         tokenizer,
-        max_length=min(limits),
+        max_length=min(limits, default=_DEFAULT_LENGTH),
         max_query_tokens=settings.max_query_tokens,
+        prompt=_prompt(files, modules, settings),
         long_passages=settings.long_passages,
         special_tokens=settings.special_tokens,
         pad_id=pad_id,
@@ -362,23 +417,6 @@ def _fingerprint(files: Iterable[Path]) -> Hashable:
     """Return path, size, mtime and inode of the files that exist, so that a replaced file is noticed."""
     stats = [(file.name, str(file.resolve()), file.stat()) for file in files if file.is_file()]
     return frozenset((name, path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, path, stat in stats)
-
-
-def _read_json(files: ModelFiles, name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
-    file = files.fetch(name)
-    if file is None:
-        if default is None:
-            raise ModelLoadError(
-                f"Model `{files.name}` has no {name} in {files.location}; marcorank cannot load it as a model."
-            )
-        return default
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelLoadError(f"{str(file)!r} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelLoadError(f"{str(file)!r} contains a {type(content).__name__}; expected a JSON object.")
-    return content
 
 
 class _Loaded:

@@ -18,9 +18,10 @@ from marcorank._models.catalogue import QUANTIZED_IR_FILE
 from marcorank.errors import MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from marcorank._inference.head import Head
     from marcorank._inference.pairs import TokenBatch
 
 __all__ = ["import_packages", "quantize"]
@@ -46,7 +47,14 @@ def import_packages() -> tuple[Any, Any]:
     return nncf, openvino
 
 
-def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: Iterable[Path] = ()) -> Path:
+def quantize(
+    graph: Path,
+    pairs: Sequence[TokenBatch],
+    target: Path,
+    *,
+    texts: Mapping[str, Path] | None = None,
+    head: Head | None = None,
+) -> Path:
     """Write `target/openvino/marcorank_int8.xml`, its .bin and the tokenizer and config files that go with it.
 
     Weights have one scale for each output, activations one for all tokens, calibrated on the pairs. Products of
@@ -59,26 +67,28 @@ def quantize(graph: Path, pairs: Sequence[TokenBatch], target: Path, *, texts: I
         graph: ONNX file or OpenVINO IR that computes in fp32.
         pairs: A few hundred encoded pairs, like those that will be scored.
         target: Folder to write. It may be the model's own.
-        texts: `config.json` and the tokenizer files, to be copied.
+        texts: `config.json` and the other files to be copied, by their names in the folder.
+        head: What follows the encoder, unless the graph contains it; it becomes part of the file.
     """
     nncf, openvino = import_packages()
     with staged_folder(target, last=QUANTIZED_IR_FILE) as staging:
         with _quiet(nncf):
-            model = _quantized(nncf, graph, pairs)
+            model = _quantized(nncf, graph, pairs, head)
             openvino.save_model(model, staging / QUANTIZED_IR_FILE, compress_to_fp16=False)
-        for text in texts:
+        for name, text in (texts or {}).items():
             # Those of the model's own folder stay untouched.
-            if text.parent.resolve() != target.resolve():
-                shutil.copyfile(text, staging / text.name)
+            if text.resolve() != (target / name).resolve():
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(text, staging / name)
     return target / QUANTIZED_IR_FILE
 
 
-def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch]) -> Any:
-    from marcorank._inference.backends.openvino import shared_core
+def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch], head: Head | None) -> Any:
+    from marcorank._inference.backends.openvino import complete, shared_core
     from marcorank._inference.backends.openvino_graph import keep_first_token
 
     try:
-        model = shared_core().read_model(graph)
+        model, _ = complete(shared_core().read_model(graph), graph, head)
         # Before the scales are chosen, so that those of the last layer suit the one token that is used.
         keep_first_token(model)
         dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}

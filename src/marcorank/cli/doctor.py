@@ -15,7 +15,7 @@ from marcorank import __version__
 from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
 from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
-from marcorank._models.loading import LocalFolder, load_scorer, locate
+from marcorank._models.loading import LocalFolder, load_scorer, locate, resolve
 from marcorank._models.selection import choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_settings, new_parser
@@ -26,6 +26,8 @@ from marcorank.settings import DEFAULT_MODEL, RerankerSettings
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
+
+    from marcorank._models.selection import Choice
 
 # By backend: the packages that it needs, and how to install them.
 _BACKENDS = {
@@ -90,11 +92,11 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
     try:
         # Of the two spellings of some models, the one that other messages show.
         entry["name"] = name = locate(settings).name
-        choice = choose(settings)
-        entry |= {"backend": choice.backend, "device": choice.device, "precision": choice.precision}
-        entry |= {"reason": choice.reason, "present": present_files(settings)}
+        entry |= _described(choose(settings)) | {"present": present_files(settings)}
         if not entry["present"] and not isinstance(locate(settings), LocalFolder):
             return entry
+        # The files of a model may rule out the backend that was chosen without looking at them.
+        entry |= _described(resolve(locate(settings), settings)[0])
         started = time.perf_counter()
         scorer = load_scorer(settings)
         loaded = time.perf_counter()
@@ -107,7 +109,6 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
         return entry | {"problem": f"{name} does not run: {error}{advice}"}
     relevant, other = scores.logits.tolist()
     unknown = None if scores.unknown_tokens is None else int(scores.unknown_tokens.sum())
-    # A model without an ONNX file runs on another backend than the one chosen without looking at its files.
     backend = scorer.scheduler.backend if isinstance(scorer, CrossEncoderScorer) else None
     entry["trial"] = {
         "backend": f"{backend.name} on {backend.device} in {backend.precision}" if backend else "torch",
@@ -128,6 +129,15 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
             "or it is not a model for English questions."
         )
     return entry
+
+
+def _described(choice: Choice) -> dict[str, str]:
+    return {
+        "backend": choice.backend,
+        "device": choice.device,
+        "precision": choice.precision,
+        "reason": choice.reason,
+    }
 
 
 def _gpu() -> tuple[str | None, str | None]:

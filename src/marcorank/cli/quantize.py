@@ -14,6 +14,7 @@ from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer
 from marcorank._models.catalogue import BUNDLED
 from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve
+from marcorank._models.modules import read_modules
 from marcorank._models.quantization import import_packages, quantize
 from marcorank._text import quoted_path, table
 from marcorank.cli.options import FILE_OPTIONS, add_settings, at_least, new_parser, settings_of
@@ -89,13 +90,15 @@ def run(args: argparse.Namespace) -> int:
         scorer = cast("CrossEncoderScorer", load_scorer(settings))
         files = locate(settings)
         graph = cast("Path", resolve(files, settings)[1])
+        modules = read_modules(files)
         target = Path(args.output).expanduser() if args.output else files.export_folder()
         progress.text = f"Quantising {files.name}"
         file = quantize(
             graph,
             [_encoded(scorer.encoder, query, passage) for query, passage in pairs],
             target,
-            texts=[text for name in TEXT_FILES if (text := files.fetch(name))],
+            texts={name: text for name in TEXT_FILES if (text := files.fetch(name))} | dict(modules.files),
+            head=modules.head,
         )
         by_name = not args.output and not isinstance(files, LocalFolder)
         model = shlex.quote(files.name if by_name else str(target))

@@ -115,9 +115,8 @@ class Endpoints:
             if ranking.query_truncated or truncated is not None:
                 field = "documents" if request.cohere else "texts"
                 text = "`query`" if ranking.query_truncated else f"`{field}[{truncated}]` with the query"
-                raise RequestError(
-                    413, f"{text} is longer than the {settings.max_length} tokens of the model; send `truncate`: true."
-                )
+                limit = "limit" if settings.max_length is None else f"{settings.max_length} tokens"
+                raise RequestError(413, f"{text} is longer than the {limit} of the model; send `truncate`: true.")
         return request.response(ranking, self._name)
 
     def _serves(self, model: str) -> bool:

@@ -110,7 +110,7 @@ class RerankRequest:
         }
 
 
-def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int) -> RerankRequest:
+def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int | None) -> RerankRequest:
     """Parse a body: with `documents` as for Cohere, Jina, Voyage, vLLM and infinity, or `texts` as for TEI.
 
     The formats differ in the response and in whether texts are truncated by default. Each takes the fields of both.
@@ -119,7 +119,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int) 
         body: JSON.
         cohere: Whether a body without `texts` and `documents` counts as a Cohere request.
         max_batch: Maximum number of passages.
-        max_length: Number of tokens at which the model truncates query and passage.
+        max_length: Number of tokens at which the model truncates query and passage; None for the model's own limit.
 
     Raises:
         RequestError: The body is not a valid request, or has a field that this server does not support.
@@ -197,7 +197,7 @@ def _rank_fields(fields: dict[str, Any]) -> list[str]:
     return names
 
 
-def _check_truncation(fields: dict[str, Any], max_length: int) -> None:
+def _check_truncation(fields: dict[str, Any], max_length: int | None) -> None:
     """Refuse a request to truncate elsewhere than at the end, or before the model does."""
     for name in ("truncation_direction", "truncation_side"):
         side = fields.get(name, "right")
@@ -208,11 +208,12 @@ def _check_truncation(fields: dict[str, Any], max_length: int) -> None:
         if name == "truncate_prompt_tokens" and fields.get(name) == -1:
             continue
         tokens = _count(fields, name)
-        if tokens is not None and tokens < max_length:
+        if tokens is not None and (max_length is None or tokens < max_length):
+            limit = "limit" if max_length is None else f"{max_length} tokens"
             raise RequestError(
                 422,
-                f"`{name}` is {tokens}; this server truncates texts only at the {max_length} tokens of the model, "
-                "query included. Leave it out, or shorten the texts.",
+                f"`{name}` is {tokens}; this server truncates texts only at the {limit} of the model, query included. "
+                "Leave it out, or shorten the texts.",
             )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from marcorank.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import TokenBatch
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+# Of optimum and of sentence-transformers.
+_HIDDEN = ("last_hidden_state", "token_embeddings")
+_HIDDEN_RANK = 3
+_OR_HIDDEN = f", or {_HIDDEN[0]} of shape (batch, tokens, width)"
 
 
 class Backend(Protocol):
@@ -40,21 +44,35 @@ class Backend(Protocol):
         ...
 
 
-def check_graph(file: Path, inputs: set[str], output_shapes: Sequence[Sequence[object]]) -> None:
-    """Raise `ModelLoadError` unless a graph accepts token batches and returns one logit per row.
+def hidden_output(
+    file: Path, inputs: set[str], outputs: Mapping[str, Sequence[object]], *, has_head: bool
+) -> str | None:
+    """Check a graph, and return its output with hidden states if a head has to follow it; None if it returns logits.
 
-    A dynamic size in `output_shapes` is not an int.
+    Args:
+        file: The graph, for messages.
+        inputs: Names of its inputs.
+        outputs: Shapes of its outputs by name; a dynamic size is not an int.
+        has_head: Whether the model has a head beside the graph, which may be part of the graph as well.
+
+    Raises:
+        ModelLoadError: The graph does not accept token batches, or returns neither one logit per row nor hidden states
+            for the head.
     """
     if not inputs <= _INPUTS or "input_ids" not in inputs:
         raise ModelLoadError(
             f"{str(file)!r} has the inputs {sorted(inputs)}; expected input_ids and optionally "
             f"{sorted(_INPUTS - {'input_ids'})}, as in sequence-classification exports."
         )
-    if len(output_shapes) != 1 or not _is_one_per_row(output_shapes[0]):
-        raise ModelLoadError(
-            f"{str(file)!r} has outputs of shapes {[list(shape) for shape in output_shapes]}; a reranker needs "
-            "one output with one logit per pair, shape (batch, 1)."
-        )
+    if len(outputs) == 1 and _is_one_per_row(*outputs.values()):
+        return None
+    hidden = next((name for name in _HIDDEN if len(outputs.get(name, ())) == _HIDDEN_RANK), None)
+    if has_head and hidden is not None:
+        return hidden
+    raise ModelLoadError(
+        f"{str(file)!r} has outputs of shapes {[list(shape) for shape in outputs.values()]}; a reranker needs "
+        f"one output with one logit per pair, shape (batch, 1){_OR_HIDDEN if has_head else ''}."
+    )
 
 
 def _is_one_per_row(shape: Sequence[object]) -> bool:

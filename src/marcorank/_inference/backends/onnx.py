@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank._inference.backends.base import check_graph
+from marcorank._inference.backends.base import hidden_output
+from marcorank._inference.head import logits_of
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.cpu import Workers
+    from marcorank._inference.head import Head
     from marcorank._inference.pairs import TokenBatch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -30,8 +32,8 @@ class OnnxBackend:
 
     name = "onnx"
 
-    def __init__(self, file: Path, *, device: str, precision: str, workers: Workers) -> None:
-        """Load a model."""
+    def __init__(self, file: Path, *, device: str, precision: str, workers: Workers, head: Head | None = None) -> None:
+        """Load a model, with the head that follows it unless the graph contains it."""
         import onnxruntime
 
         kind, _, number = device.partition(":")
@@ -62,19 +64,24 @@ class OnnxBackend:
                 "check the CUDA libraries, or use 'cpu'."
             )
         inputs = {node.name: node.type for node in session.get_inputs()}
-        check_graph(file, set(inputs), [node.shape for node in session.get_outputs()])
+        outputs = {node.name: node.shape for node in session.get_outputs()}
+        hidden = hidden_output(file, set(inputs), outputs, has_head=head is not None)
         self.device = device
         self.precision = precision
         # Dynamic quantisation uses one scale per batch; a pair that runs alone does not depend on others.
         self.max_padded_tokens = 1 if mentions(file, "DynamicQuantizeLinear") else _MAX_PADDED_TOKENS[kind]
         self.parallel_batches = workers.count if kind == "cpu" else 1
         self._session = session
+        self._outputs = None if hidden is None else [hidden]
+        self._head = None if hidden is None else head
         self._dtypes = {name: np.int32 if kind == "tensor(int32)" else np.int64 for name, kind in inputs.items()}
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit per row. Shape: (batch,), float32."""
         feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
-        (output,) = self._session.run(None, feed)
+        (output,) = self._session.run(self._outputs, feed)
+        if self._head is not None:
+            return logits_of(self._head, np.asarray(output, dtype=np.float32), batch.attention_mask.sum(axis=1))
         logits = np.asarray(output, dtype=np.float32)
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
 

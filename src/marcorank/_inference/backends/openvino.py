@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._forks import ForkLock
-from marcorank._inference.backends.base import check_graph
+from marcorank._inference.backends.base import hidden_output
 from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.cpu import Workers
+    from marcorank._inference.head import Head
     from marcorank._inference.pairs import TokenBatch
 
 # Names in OpenVINO: the inference precision, and the CPU capability that it needs.
@@ -40,13 +41,25 @@ class OpenvinoBackend:
     name = "openvino"
 
     def __init__(
-        self, file: Path, *, device: str, precision: str, workers: Workers, longest: int | None = None
+        self,
+        file: Path,
+        *,
+        device: str,
+        precision: str,
+        workers: Workers,
+        longest: int | None = None,
+        head: Head | None = None,
     ) -> None:
-        """Load and compile a model that has at most `longest` tokens; None if that is unknown."""
-        with _engines:
-            self._open(file, device, precision, workers, longest)
+        """Load and compile a model, with the head that follows it unless the graph contains it.
 
-    def _open(self, file: Path, device: str, precision: str, workers: Workers, longest: int | None) -> None:
+        It has at most `longest` tokens; None if that is unknown.
+        """
+        with _engines:
+            self._open(file, head, device=device, precision=precision, workers=workers, longest=longest)
+
+    def _open(
+        self, file: Path, head: Head | None, *, device: str, precision: str, workers: Workers, longest: int | None
+    ) -> None:
         core = shared_core()
         from openvino import properties
 
@@ -63,11 +76,7 @@ class OpenvinoBackend:
                 f"{str(file)!r} cannot be read by OpenVINO ({_first_line(error)}). Delete the file and download or "
                 "export it again; an IR needs its .bin file next to the .xml."
             ) from error
-        check_graph(
-            file,
-            {node.any_name for node in model.inputs},
-            [[size.get_length() if size.is_static else None for size in node.partial_shape] for node in model.outputs],
-        )
+        model, added = complete(model, file, head)
         for node in model.inputs:
             if node.partial_shape.is_static:
                 raise ModelLoadError(
@@ -75,7 +84,9 @@ class OpenvinoBackend:
                     "as in the result of `marcorank models export`."
                 )
         keep_first_token(model)
-        self._reads_mask = not drop_mask(model, partial(core.compile_model, device_name="CPU"), longest=longest)
+        drops_mask = drop_mask(model, partial(core.compile_model, device_name="CPU"), longest=longest)
+        # Neither reads the padding of other rows.
+        self._needs_single_rows = drops_mask or added
         options: dict[str, Any] = {
             properties.hint.inference_precision: hint,
             properties.inference_num_threads: workers.threads,
@@ -108,7 +119,7 @@ class OpenvinoBackend:
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit per row. Shape: (batch,), float32."""
-        if not self._reads_mask and not batch.attention_mask.all():
+        if self._needs_single_rows and not batch.attention_mask.all():
             return np.concatenate([self.logits(row) for row in batch.rows()])
         feed = {name: getattr(batch, name).astype(dtype, copy=False) for name, dtype in self._dtypes.items()}
         try:
@@ -160,6 +171,28 @@ def _end_idle_threads() -> None:
 # Held to make and to free engines. During a fork the freed threads would come back, and two threads that edit graphs in
 # Python deadlock: one holds the interpreter and waits for a lock of OpenVINO, the other one the other way round.
 _engines = ForkLock(_end_idle_threads)
+
+
+def complete(model: Any, file: Path, head: Head | None) -> tuple[Any, bool]:
+    """Return a graph that computes logits, and whether the head had to be added to it.
+
+    Raises:
+        ModelLoadError: The graph is not one of a reranker.
+    """
+    from marcorank._inference.backends.openvino_head import with_head
+
+    outputs = {
+        _name_of(node, number): [size.get_length() if size.is_static else None for size in node.partial_shape]
+        for number, node in enumerate(model.outputs)
+    }
+    hidden = hidden_output(file, {node.any_name for node in model.inputs}, outputs, has_head=head is not None)
+    if hidden is None or head is None:
+        return model, False
+    return with_head(model, head, model.output(hidden)), True
+
+
+def _name_of(output: Any, number: int) -> str:
+    return str(output.any_name) if output.names else str(number)
 
 
 def computes(precision: str) -> bool:

@@ -13,38 +13,56 @@ from marcorank._text import message_of, quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from marcorank._inference.pairs import TokenBatch
+    from marcorank._inference.pairs import PairEncoder, TokenBatch
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
+# Of different scripts, cases and accents, and with spaces that a tokenizer may join.
+_TRIED_PAIRS = (
+    ("How many people live in Berlin?", "Berlin had 3,520,031 inhabitants in 2016."),
+    ("ÜBERFALL on naïve Façades", "Two\n\nlines,  two spaces\tand a tab: don't!"),
+    ("e\u0301 Å 東京", "ﬁne Москва 서울 العربية 🙂 "),
+)
+_FIRST_WITH_MODULES = "5.4"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # transformers switches the default dtype of the whole process while it loads a model.
 _loading = ProcessLock()
 
 
 class TorchBackend:
-    """A transformers sequence classifier, in `"fp32"`, `"bf16"` or `"fp16"`, that is called with token batches.
+    """A `CrossEncoder` of sentence-transformers, in `"fp32"`, `"bf16"` or `"fp16"`, that is called with token batches.
 
     Attributes:
         cross_encoder: The loaded `sentence_transformers.CrossEncoder`.
         predict_lock: Hold it to call `cross_encoder.predict`, which changes the settings of its tokenizer.
+        reads_pairs: Whether it reads a query and a passage side by side, and not in a chat template.
     """
 
     name = "torch"
     # torch uses all cores, or the whole GPU, for one batch.
     parallel_batches = 1
 
-    def __init__(self, folder: Path, *, device: str, precision: str, allow_pickle: bool) -> None:
-        """Load a model folder in a precision."""
+    def __init__(
+        self, folder: Path, *, device: str, precision: str, allow_pickle: bool, saved_with: str | None = None
+    ) -> None:
+        """Load a model folder in a precision.
+
+        `saved_with` is the version of sentence-transformers that saved it, if older ones may not understand it.
+        """
         self.device = device
         self.precision = precision
         self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
         self.predict_lock = threading.Lock()
-        self.cross_encoder = _load(folder, device=device, precision=precision, allow_pickle=allow_pickle)
+        self.cross_encoder = _load(
+            folder, device=device, precision=precision, allow_pickle=allow_pickle, saved_with=saved_with
+        )
+        self._modules = _modules_of(self.cross_encoder)
+        self.reads_pairs = not _is_causal(self.cross_encoder) and not (
+            self._modules and "message" in self._modules[0].modality_config
+        )
         self._inputs = [
             name
             for name in ("input_ids", "attention_mask", "token_type_ids")
@@ -57,11 +75,53 @@ class TorchBackend:
 
         with torch.inference_mode():
             feed = {name: torch.from_numpy(getattr(batch, name)).to(self.device) for name in self._inputs}
-            output = self.cross_encoder.model(**feed).logits
+            output = self._scores(feed) if len(self._modules) > 1 else self.cross_encoder.model(**feed).logits
             return np.asarray(output.squeeze(-1).float().cpu().numpy())
 
+    def _scores(self, features: dict[str, Any]) -> Any:
+        encoder, *head = self._modules
+        features = encoder(features)
+        if self.precision != "fp32":
+            features = {name: _widened(value) for name, value in features.items()}
+        for module in head:
+            features = module(features)
+        return features["scores"]
 
-def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> Any:
+    def tokens_of_predict(self, prompt: str) -> list[dict[str, Any]]:
+        """Return what `predict` makes of a few pairs.
+
+        Raises:
+            ModelLoadError: It makes no tokens of a pair, for example because a chat template has no room for one.
+        """
+        try:
+            with self.predict_lock:
+                return [self.cross_encoder.preprocess([pair], prompt=prompt) for pair in _TRIED_PAIRS]
+        except Exception as error:  # a template may raise anything
+            raise ModelLoadError(
+                f"sentence-transformers cannot tokenise a query and a passage: {message_of(error)}"
+            ) from error
+
+    def tokenises_like(self, encoder: PairEncoder, prompt: str) -> bool:
+        """Whether `predict` makes the same tokens as an encoder, tried on a few pairs.
+
+        Raises:
+            ModelLoadError: sentence-transformers makes no tokens of a pair.
+        """
+        if not self._modules:
+            return True  # a version without other ways
+        for (query, passage), features in zip(_TRIED_PAIRS, self.tokens_of_predict(prompt), strict=True):
+            encoded = encoder.encode(query, [passage])
+            batch = encoder.batch([(encoded.query_ids, encoded.windows[0])])
+            if any(
+                not np.array_equal(features[name].numpy(), getattr(batch, name))
+                for name in self._inputs
+                if name in features
+            ):
+                return False
+        return True
+
+
+def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, saved_with: str | None) -> Any:
     try:
         import torch
         from sentence_transformers import CrossEncoder
@@ -80,6 +140,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
             f"({message_of(error)}). Use 'cpu'."
         ) from error
     dtype = getattr(torch, _DTYPES[precision])
+    _check_version(CrossEncoder, folder, saved_with)
     try:
         with _loading, without_transformers_bars:
             model = CrossEncoder(
@@ -94,28 +155,68 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool) -> A
         raise ModelLoadError(
             f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
         ) from error
-    if model.config.num_labels != 1 and not uses_prompt(model):
-        raise ModelLoadError(
-            f"{str(folder)!r} has {model.config.num_labels} labels; a reranker needs a model with one logit per pair."
-        )
+    modules = _modules_of(model)
+    labels = model.num_labels if modules else model.config.num_labels
+    if labels != 1:
+        raise ModelLoadError(f"{str(folder)!r} has {labels} labels; a reranker needs a model with one logit per pair.")
     if not allow_pickle:
         _check_head(folder, model.model)
     # Modules with their own precision get the requested one.
     model.to(dtype)
-    if dtype != torch.float32 and not uses_prompt(model):
-        _keep_head_in_fp32(model.model)
+    if dtype != torch.float32:
+        if len(modules) > 1:
+            for module in modules[1:]:
+                module.float()
+        else:
+            _keep_head_in_fp32(model.model)
     model.eval()
     return model
 
 
-def _keep_head_in_fp32(model: Any) -> None:
-    """Compute the head in fp32: in bf16, logits around 10 are multiples of 1/16, which causes many ties."""
+def _check_version(cross_encoder: Any, folder: Path, saved_with: str | None) -> None:
+    """Reject a model of which an old sentence-transformers would load the encoder alone, with a random head."""
+    import sentence_transformers
+    from transformers import AutoConfig
+
+    if issubclass(cross_encoder, _sequential()):
+        return
+    if saved_with is None and not _is_causal(AutoConfig.from_pretrained(folder, local_files_only=True)):
+        return
+    needed = saved_with or _FIRST_WITH_MODULES
+    raise ModelLoadError(
+        f"{str(folder)!r} is a cross-encoder made of modules, which sentence-transformers "
+        f"{sentence_transformers.__version__} does not read: pip install 'sentence-transformers>={needed}'"
+    )
+
+
+def _modules_of(cross_encoder: Any) -> list[Any]:
+    """Return the modules of a cross-encoder; empty before sentence-transformers 5.4, where it has none."""
+    return list(cross_encoder) if isinstance(cross_encoder, _sequential()) else []
+
+
+def _sequential() -> Any:
     import torch
 
+    return torch.nn.Sequential
+
+
+def _is_causal(config: Any) -> bool:
+    """Whether a model, or its config, is of a causal language model."""
+    config = getattr(config, "config", config)
+    return any(str(name).endswith("ForCausalLM") for name in config.architectures or ())
+
+
+def _widened(value: Any) -> Any:
+    import torch
+
+    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+
+
+def _keep_head_in_fp32(model: Any) -> None:
+    """Compute the head in fp32: in bf16, logits around 10 are multiples of 1/16, which causes many ties."""
+
     def widened(_module: Any, values: tuple[Any, ...]) -> tuple[Any, ...]:
-        return tuple(
-            value.float() if torch.is_tensor(value) and value.is_floating_point() else value for value in values
-        )
+        return tuple(map(_widened, values))
 
     for name, part in model.named_children():
         if name != model.base_model_prefix:
@@ -153,34 +254,3 @@ def _dtype_argument() -> str:
 
     major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
     return "dtype" if (major, minor) >= (4, 56) else "torch_dtype"
-
-
-def uses_prompt(cross_encoder: Any) -> bool:
-    """Whether the model is a causal language model, which reads a prompt instead of a pair."""
-    return any(str(name).endswith("ForCausalLM") for name in cross_encoder.config.architectures or ())
-
-
-class PredictScorer:
-    """A cross-encoder that inserts each pair into a prompt, such as one based on a language model.
-
-    Uses `CrossEncoder.predict`, so truncation is unknown and windows are not supported.
-    """
-
-    def __init__(self, scheduler: Any, *, name: str) -> None:
-        """Keep the `Scheduler` of a `TorchBackend`, which scorers share and which keeps the model loaded."""
-        self._scheduler = scheduler
-        self.name = name
-
-    def score(self, query: str, passages: Sequence[str]) -> NDArray[np.float32]:
-        """Return one logit per passage, in input order. Shape: (passages,), float32."""
-        import torch
-
-        backend = self._scheduler.backend
-        with backend.predict_lock:
-            scores = backend.cross_encoder.predict(
-                [(query, passage) for passage in passages],
-                batch_size=4,
-                show_progress_bar=False,
-                activation_fn=torch.nn.Identity(),
-            )
-        return np.asarray(scores, dtype=np.float32)
