@@ -22,7 +22,7 @@ MULTILINGUAL = "multilingual"
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """A model in the catalogue. A figure that nobody has published is None.
+    """A model in the catalogue. A figure without a published source is None.
 
     Attributes:
         name: Name on the hub, in the new spelling.
