@@ -20,6 +20,7 @@ from llama_index.core.postprocessor.types import BaseNodePostprocessor
 
 import marcorank
 from marcorank import cli, errors, langchain, llama_index, testing
+from marcorank._models.catalogue import CATALOGUE, find
 from marcorank.ray import rerank_dataset
 from marcorank.remote import RemoteScorer
 
@@ -127,6 +128,32 @@ def test_the_index_lists_every_page():
     index = DOCS / "README.md"
     linked = {(DOCS / link["file"]).resolve() for link in _LINK.finditer(index.read_text(encoding="utf-8"))}
     assert set(DOCS.rglob("*.md")) - {index} <= linked
+
+
+GUIDE = DOCS / "how-to" / "choose-a-model.md"
+
+
+def test_the_guide_shows_the_list_of_models_as_it_is_printed(capsys, tmp_path):
+    """On a machine that has none of them."""
+    assert cli.main(["models", "--cache-folder", str(tmp_path)]) == 0
+    assert capsys.readouterr().out in [block.code for block in blocks_of(GUIDE) if block.kind == "text"]
+
+
+def test_the_guide_has_the_published_figures_of_every_model():
+    """Each model of the catalogue has a row with its size, length and figures; what is unknown is empty."""
+    table = re.findall(
+        r"(?m)^\| `(\S+/\S+)` \| ([\d.]+) M \| .*? \| ([\d,]+) \| (.*?) ?\|$", GUIDE.read_text(encoding="utf-8")
+    )
+    found = {name: (float(size), length, figures) for name, size, length, figures in table}
+    # Two of MS MARCO have the figures of their model cards alone.
+    assert found.keys() == {info.name for info in CATALOGUE if info.ndcg_mteb or info.ndcg_beir}
+    for name, (size, length, figures) in found.items():
+        info = find(name)
+        assert info is not None
+        assert size == pytest.approx(info.parameters / 1e6, abs=0.06), name
+        assert length == f"{info.max_length:,}", name
+        published = [info.ndcg_mteb, info.pairs_per_s_cpu, info.pairs_per_s_h100, info.ndcg_beir]
+        assert [float(cell) if cell.strip() else None for cell in figures.split("|")] == published, name
 
 
 REFERENCE = (DOCS / "reference.md").read_text(encoding="utf-8")

@@ -459,15 +459,19 @@ def test_ctrl_c_ends_it_with_one_line():
 def test_models_lists_the_catalogue(run):
     """The table has each model with its published figures; a bare `models` lists."""
     status, out, _ = run("models")
-    lines = out.splitlines()
+    first, second, _ = out.split("\n\n")
     assert status == 0
     assert run("models", "list")[1] == out
-    assert lines[0].split()[0] == "model"
-    assert [line.split()[0] for line in lines[1 : 2 + len(CATALOGUE)]] == [
+    ms_marco, others = ([line.split() for line in table.splitlines()] for table in (first, second))
+    assert ms_marco[0] == ["model", "size", "DL19", "V100/s", "MTEB", "CPU/s", "here"]
+    assert others[0] == ["model", "size", "lang", "max", "MTEB", "CPU/s", "here"]
+    assert [row[0] for row in ms_marco[1:] + others[1:]] == [
         "bundled",
         *(info.name.split("/")[1] for info in CATALOGUE),
     ]
-    assert lines[5].split()[1:8] == ["6", "384", "22.7", "M", "74.30", "39.01", "1800"]
+    assert ms_marco[5][1:6] == ["22.7M", "74.30", "1800", "0.5082", "143.9"]
+    assert others[1][1:6] == ["16.9M", "en", "7999", "0.5576", "267.4"]
+    assert [row[2] for row in others[-3:]] == ["14", "2", "many"]
 
 
 @pytest.mark.parametrize("columns", [80, 120])
@@ -484,7 +488,26 @@ def test_models_as_json(run, arguments, tmp_path):
     bundled, *others = json.loads(out)
     assert (bundled["name"], bundled["layers"], bundled["present"]) == ("bundled", 6, ["bundled"])
     assert [entry["name"] for entry in others] == [info.name for info in CATALOGUE]
-    assert others[3]["revision"] == MINILM_L6.revision
+    assert others[3] == {
+        "name": MINILM_L6.name,
+        "aliases": ["cross-encoder/ms-marco-MiniLM-L-6-v2"],
+        "revision": MINILM_L6.revision,
+        "licence": "Apache-2.0",
+        "languages": ["en"],
+        "max_length": 512,
+        "layers": 6,
+        "hidden_size": 384,
+        "parameters": 22713601,
+        "ndcg_dl19": 74.30,
+        "mrr_dev": 39.01,
+        "passages_per_s_v100": 1800,
+        "ndcg_mteb": 0.5082,
+        "pairs_per_s_cpu": 143.9,
+        "pairs_per_s_h100": 3817,
+        "ndcg_beir": 48.64,
+        "ndcg_mkqa": None,
+        "present": [],
+    }
     assert [entry["present"] for entry in others] == [[]] * len(CATALOGUE)
 
 

@@ -75,6 +75,31 @@ def test_an_embedding_model_is_no_reranker(tmp_path):
     fails(tmp_path / "bi-encoder", "no weights for the output layer .*embedding model", backend="torch")
 
 
+def test_a_model_with_code_of_its_own_runs_from_its_onnx_file_only(small_bert, tmp_path):
+    """Its type is that of a BERT, so transformers would load one, and make up the weights that are not there."""
+    folder = copy(small_bert, tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+
+    def set_code(kind, settings):
+        code = {"AutoConfig": settings, "AutoModel": "models.Unused", "AutoModelForSequenceClassification": kind}
+        (folder / "config.json").write_text(json.dumps({**config, "auto_map": code}))
+
+    # As jina-reranker-v1-tiny-en and descendants of jina-reranker-v2-base-multilingual have them.
+    set_code("modeling_bert.JinaBertForSequenceClassification", "configuration_bert.JinaBertConfig")
+    needs = r"needs code from its repository \({}\), .*`backend='onnx'`"
+    fails(folder, needs.format("modeling_bert.JinaBertForSequenceClassification"), backend="torch")
+    expected = Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES)
+    for backend in ("onnx", "openvino"):
+        scores = Reranker(folder, backend=backend, precision="fp32").score(QUERY, PASSAGES)
+        assert scores == pytest.approx(expected, abs=3e-4)
+    set_code("owner/name--modeling_bert.BertForSequenceClassification", "configuration_bert.FlashBertConfig")
+    fails(folder, needs.format("configuration_bert.FlashBertConfig"), backend="torch")
+    # A repository may keep the code of an architecture that transformers has taken over.
+    set_code("owner/name--modeling_bert.BertForSequenceClassification", "configuration_bert.BertConfig")
+    scores = Reranker(folder, backend="torch", precision="fp32").score(QUERY, PASSAGES)
+    assert scores == pytest.approx(expected, abs=3e-4)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # ModernBERT in transformers 4
 def test_a_head_from_pre_training_is_no_output_layer(tmp_path):
     """A masked language model shares a part of its head with a classifier, and still has no weights for the logit."""

@@ -8,6 +8,8 @@ import pytest
 
 from marcorank._models.catalogue import (
     CATALOGUE,
+    MS_MARCO,
+    MULTILINGUAL,
     check_weights,
     find,
     has_weights,
@@ -15,12 +17,13 @@ from marcorank._models.catalogue import (
     unknown_model,
 )
 from marcorank.errors import ModelLoadError, UnknownModelError
+from marcorank.settings import DEFAULT_MODEL
 
 
 @pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
 def test_every_spelling_finds_its_model(info):
     """New and old names, in any case, with and without the organisation, mean the same model."""
-    assert len(set(info.spellings)) == 2
+    assert len(set(info.spellings)) == (2 if info in MS_MARCO else 1)
     for spelling in info.spellings:
         for name in (spelling, spelling.upper(), spelling.split("/")[1]):
             assert find(name) is info
@@ -28,17 +31,51 @@ def test_every_spelling_finds_its_model(info):
 
 @pytest.mark.parametrize("info", CATALOGUE, ids=lambda info: info.name)
 def test_entries_are_complete(info):
-    """Each entry pins a full commit and has plausible figures."""
+    """Each entry pins a full commit; its size, length, licence and languages are known, its figures plausible."""
     assert re.fullmatch("[0-9a-f]{40}", info.revision)
-    assert info.licence == "Apache-2.0"
-    assert 0 < info.mrr_dev < info.ndcg_dl19 < 100
+    assert info.licence in {"Apache-2.0", "MIT"}
+    assert info.max_length in {512, 7999, 8192}
+    assert info.languages == (MULTILINGUAL,) or all(re.fullmatch("[a-z]{2}", code) for code in info.languages)
     assert info.parameters > 30522 * info.hidden_size
+    assert (info.ndcg_mteb is None) == (info.pairs_per_s_cpu is None) == (info.pairs_per_s_h100 is None)
+    assert 0 < (info.ndcg_mteb or 0.5) < 1
+    assert 0 < (info.ndcg_beir or 50) < 100
+    assert any((info.ndcg_dl19, info.ndcg_mteb, info.ndcg_beir))
+
+
+def test_the_ms_marco_models_come_first():
+    """They are the default, so they head every list; all have the figures of their model cards."""
+    assert CATALOGUE[: len(MS_MARCO)] == MS_MARCO
+    assert find(DEFAULT_MODEL) in MS_MARCO
+    for info in MS_MARCO:
+        assert 0 < info.mrr_dev < info.ndcg_dl19 < 100
+        assert (info.licence, info.languages, info.max_length) == ("Apache-2.0", ("en",), 512)
+
+
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("ms-marco-MiniLM-L-6-v2", (22_713_601, 512, 0.5082, 143.9, 3817, 48.64, None)),
+        ("ettin-reranker-17m-v1", (16_863_745, 7999, 0.5576, 267.4, 7517, None, None)),
+        ("alibaba-nlp/GTE-reranker-modernbert-base", (149_605_633, 8192, 0.5843, 14.7, 1418, None, None)),
+        ("bge-reranker-v2-m3", (567_755_777, 8192, 0.5526, 6.0, 1569, 53.65, 54.17)),
+        ("jina-reranker-v1-turbo-en", (37_771_777, 8192, None, None, None, 49.60, None)),
+    ],
+)
+def test_published_figures(name, figures):
+    """Each model has its own figures; what nobody has published is None."""
+    info = find(name)
+    assert figures == (
+        *(info.parameters, info.max_length, info.ndcg_mteb, info.pairs_per_s_cpu, info.pairs_per_s_h100),
+        *(info.ndcg_beir, info.ndcg_mkqa),
+    )
 
 
 def test_no_two_entries_share_a_name_or_a_commit():
     """A name leads to one model."""
     spellings = [spelling for info in CATALOGUE for spelling in info.spellings]
-    assert len(set(spellings)) == len(spellings)
+    short_names = {spelling.split("/")[1].casefold() for spelling in spellings}
+    assert len(short_names) == len(spellings)
     assert len({info.revision for info in CATALOGUE}) == len(CATALOGUE)
 
 
@@ -54,6 +91,8 @@ def test_other_names_are_not_in_the_catalogue(name):
         ("cross-encoder/ms-marco-MiniLM-L6-v1", "cross-encoder/ms-marco-MiniLM-L6-v2"),
         ("ms-marco-MiniLM-L-12", "cross-encoder/ms-marco-MiniLM-L12-v2"),
         ("ms-marco-TinyBERT-L2", "cross-encoder/ms-marco-TinyBERT-L2-v2"),
+        ("bge-reranker-v2-m4", "BAAI/bge-reranker-v2-m3"),
+        ("ettin-reranker-17m", "cross-encoder/ettin-reranker-17m-v1"),
         ("bundeld", "bundled"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, save
         raise ModelLoadError(
             f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
         ) from error
+    _check_own_code(folder, model.model)
     modules = _modules_of(model)
     labels = model.num_labels if modules else model.config.num_labels
     if labels != 1:
@@ -246,6 +248,25 @@ def _check_head(folder: Path, model: Any) -> None:
             f"{str(folder)!r} has no weights for the output layer ({', '.join(sorted(head))}); it may be an "
             "embedding model, or a cross-encoder that this version of sentence-transformers does not support."
         )
+
+
+def _check_own_code(folder: Path, model: Any) -> None:
+    """Reject a model that code in its repository computes.
+
+    Where transformers has an architecture of that type, it loads that one instead, with random numbers for the weights
+    that are missing. A repository may keep the code of an architecture that transformers has taken over.
+    """
+    own_code = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    kind = type(model).__name__
+    head = next((head for head in ("ForSequenceClassification", "ForCausalLM") if kind.endswith(head)), "")
+    for auto_class, loaded in ((f"AutoModel{head}", kind), ("AutoConfig", type(model.config).__name__)):
+        own = str(own_code.get(auto_class, loaded))
+        if own.rpartition(".")[2] != loaded:
+            raise ModelLoadError(
+                f"{str(folder)!r} needs code from its repository ({own}), which marcorank never runs; {loaded} of "
+                "transformers is something else. If the repository has an ONNX file, use `backend='onnx'` or "
+                "`backend='openvino'`."
+            )
 
 
 def _dtype_argument() -> str:
