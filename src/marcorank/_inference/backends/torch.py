@@ -61,7 +61,7 @@ class TorchBackend:
             folder, device=device, precision=precision, allow_pickle=allow_pickle, saved_with=saved_with
         )
         self._modules = _modules_of(self.cross_encoder)
-        self.reads_pairs = not _is_causal(self.cross_encoder) and not (
+        self.reads_pairs = not _is_causal(self.cross_encoder.config.architectures) and not (
             self._modules and "message" in self._modules[0].modality_config
         )
         self._inputs = [
@@ -178,11 +178,10 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, save
 def _check_version(cross_encoder: Any, folder: Path, saved_with: str | None) -> None:
     """Reject a model of which an old sentence-transformers would load the encoder alone, with a random head."""
     import sentence_transformers
-    from transformers import AutoConfig
 
     if issubclass(cross_encoder, _sequential()):
         return
-    if saved_with is None and not _is_causal(AutoConfig.from_pretrained(folder, local_files_only=True)):
+    if saved_with is None and not _is_causal(_config_of(folder).get("architectures")):
         return
     needed = saved_with or _FIRST_WITH_MODULES
     raise ModelLoadError(
@@ -202,10 +201,13 @@ def _sequential() -> Any:
     return torch.nn.Sequential
 
 
-def _is_causal(config: Any) -> bool:
-    """Whether a model, or its config, is of a causal language model."""
-    config = getattr(config, "config", config)
-    return any(str(name).endswith("ForCausalLM") for name in config.architectures or ())
+def _is_causal(architectures: list[str] | None) -> bool:
+    """Whether a model is a causal language model, which answers yes or no."""
+    return any(str(name).endswith("ForCausalLM") for name in architectures or ())
+
+
+def _config_of(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "config.json").read_text(encoding="utf-8")))
 
 
 def _widened(value: Any) -> Any:
@@ -256,7 +258,7 @@ def _check_own_code(folder: Path, model: Any) -> None:
     Where transformers has an architecture of that type, it loads that one instead, with random numbers for the weights
     that are missing. A repository may keep the code of an architecture that transformers has taken over.
     """
-    own_code = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map") or {}
+    own_code = _config_of(folder).get("auto_map") or {}
     kind = type(model).__name__
     head = next((head for head in ("ForSequenceClassification", "ForCausalLM") if kind.endswith(head)), "")
     for auto_class, loaded in ((f"AutoModel{head}", kind), ("AutoConfig", type(model.config).__name__)):
