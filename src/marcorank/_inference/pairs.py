@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank._inference.boundaries import Boundaries
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -266,8 +267,8 @@ class PairEncoder:
             found = next((content for content in special if content in prompt), None)
             if found is not None:
                 raise InvalidInputError(
-                    f"`special_tokens` is 'text', but the prompt of the model has the special token {found!r}; use "
-                    "'parse'."
+                    f"`special_tokens` is 'text', but the prompt of the model has the special token {quoted(found)}; "
+                    "use 'parse'."
                 )
         return len(ids)
 
