@@ -189,11 +189,14 @@ def interaction(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
-def roberta(folder: Path, *, seed: int = 0) -> Path:
-    """Save a random RoBERTa cross-encoder: one segment, positions that start behind the padding's id."""
+def roberta(folder: Path, *, family: str = "Roberta", seed: int = 0) -> Path:
+    """Save a random RoBERTa cross-encoder: one segment, positions that start behind the padding's id.
+
+    Other families that have its tokenizer are named as transformers names them.
+    """
     import torch
+    import transformers
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-    from transformers import RobertaConfig, RobertaForSequenceClassification
 
     torch.manual_seed(seed)
     tokenizer = Tokenizer(models.BPE())
@@ -206,18 +209,19 @@ def roberta(folder: Path, *, seed: int = 0) -> Path:
     )
     tokenizer.train_from_iterator([QUERY, " ".join(WORDS)], trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0), add_prefix_space=False)
-    config = RobertaConfig(
+    settings: dict[str, Any] = {"max_position_embeddings": 130, "type_vocab_size": 1, **_OF_FAMILY.get(family, {})}
+    config = getattr(transformers, f"{family}Config")(
         vocab_size=tokenizer.get_vocab_size(),
         num_hidden_layers=2,
         hidden_size=32,
         num_attention_heads=2,
         intermediate_size=64,
-        max_position_embeddings=130,
-        type_vocab_size=1,
         num_labels=1,
         initializer_range=0.1,
+        pad_token_id=1,
+        **settings,
     )
-    model = RobertaForSequenceClassification(config)
+    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
     save(model, folder, tokenizer_json=tokenizer.to_str())
     special: dict[str, Any] = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "sep_token": "</s>"}
     special |= {"pad_token": "<pad>", "unk_token": "<unk>", "mask_token": "<mask>"}
@@ -225,8 +229,15 @@ def roberta(folder: Path, *, seed: int = 0) -> Path:
     (folder / "tokenizer_config.json").write_text(
         json.dumps({**special, "tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": 128})
     )
-    _spread_logits(model, model.classifier.out_proj, folder)
+    _spread_logits(model, model.score if family == "GPT2" else model.classifier.out_proj, folder)
     return folder
+
+
+_OF_FAMILY: dict[str, dict[str, Any]] = {
+    "Longformer": {"attention_window": [8, 8]},
+    "Esm": {"mask_token_id": 4, "token_dropout": False},
+    "GPT2": {"max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 2},
+}
 
 
 def save(model: PreTrainedModel, folder: Path, *, tokenizer_json: str | None = None) -> None:
@@ -238,6 +249,28 @@ def save(model: PreTrainedModel, folder: Path, *, tokenizer_json: str | None = N
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     else:
         (folder / "tokenizer.json").write_text(tokenizer_json)
+
+
+def with_weights_beside(source: Path, folder: Path, *locations: str) -> Path:
+    """Copy a model with an ONNX file, whose weights are put into files beside it, as those of large models are."""
+    import onnx
+    from onnx.external_data_helper import set_external_data
+
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors", "*.onnx"))
+    model = onnx.load(source / "onnx/model.onnx")
+    (folder / "onnx").mkdir(exist_ok=True)
+    tensors = [tensor for tensor in model.graph.initializer if len(tensor.raw_data) > 1000]
+    for number, tensor in enumerate(tensors):
+        location = locations[number % len(locations)]
+        file = folder / "onnx" / location
+        file.parent.mkdir(exist_ok=True)
+        with file.open("ab") as weights:
+            set_external_data(tensor, location, offset=weights.tell(), length=len(tensor.raw_data))
+            weights.write(tensor.raw_data)
+        tensor.ClearField("raw_data")
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+    (folder / "onnx/model.onnx").write_bytes(model.SerializeToString())
+    return folder
 
 
 def bundled_folder() -> Path:

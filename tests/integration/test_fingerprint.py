@@ -14,6 +14,7 @@ from huggingface_hub import constants, file_download
 from hub_server import HubServer
 from marcorank import InvalidInputError, Reranker
 from marcorank._files import sha256_of
+from marcorank._inference.backends.openvino import shared_core
 from marcorank._models import fingerprint as module
 from marcorank._models.fingerprint import advice, differences
 from marcorank._models.loading import load_scorer
@@ -23,6 +24,7 @@ from marcorank.ray.datasets import RankShard
 from marcorank.reranker import scorer_fingerprint
 from marcorank.settings import RerankerSettings
 from marcorank.testing import WordOverlapScorer
+from random_models import with_weights_beside
 
 COMMITS = ("a" * 40, "b" * 40)
 NAME = "owner/model"
@@ -146,6 +148,39 @@ def test_a_model_without_a_graph_is_one_of_torch(model):
         scorer_fingerprint(Reranker(model, backend="onnx"))
 
 
+@pytest.mark.parametrize("broken", [["openvino"], ["openvino", "onnx"]])
+def test_a_graph_that_openvino_cannot_read_runs_elsewhere(model, monkeypatch, caplog, broken):
+    """`auto` takes the next backend that can load the model; the log has the reason, and the fingerprint what runs."""
+    expected = "onnx" if broken == ["openvino"] else "torch"
+    scores = Reranker(model, backend=expected, precision="fp32").score("lake", ["a lake", "a house"])
+
+    def refuse(*_, **__):
+        raise RuntimeError("Exception from core.cpp:84:\nOperator Aside is not supported")
+
+    monkeypatch.setattr(shared_core(), "read_model", refuse)
+    if "onnx" in broken:
+        monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    reranker = Reranker(model, device="cpu", precision="fp32")
+    assert scorer_fingerprint(reranker)["backend"] == expected
+    assert not caplog.records
+    assert reranker.score("lake", ["a lake", "a house"]) == pytest.approx(scores)
+    (record,) = caplog.records
+    assert f"runs on the {expected} backend: " in record.getMessage()
+    assert "cannot be read by OpenVINO (Operator Aside is not supported)" in record.getMessage()
+
+
+@pytest.mark.parametrize("settings", [{"backend": "openvino"}, {"precision": "int8"}])
+def test_what_was_requested_is_not_replaced(model, monkeypatch, settings):
+    """Where openvino or a precision that only it has was requested, its reason is the error."""
+
+    def refuse(*_, **__):
+        raise RuntimeError("Operator Aside is not supported")
+
+    monkeypatch.setattr(shared_core(), "read_model", refuse)
+    with pytest.raises(ModelLoadError, match=r"cannot be read by OpenVINO \(Operator Aside is not supported\)"):
+        Reranker(model, device="cpu", **settings).warm_up()
+
+
 def test_weights_of_modules_count(model):
     """A model of several modules keeps some weights in folders of their own."""
     (model / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "1_Dense"}]), encoding="utf-8")
@@ -154,6 +189,13 @@ def test_weights_of_modules_count(model):
     found = scorer_fingerprint(Reranker(model, backend="torch"))["files"]
     assert found["1_Dense/model.safetensors"] == sha256_of(model / "1_Dense" / "model.safetensors")
     assert found["model.safetensors"] == sha256_of(model / "model.safetensors")
+
+
+def test_weights_beside_a_graph_count(tmp_path, small_bert):
+    """The files that hold the weights of a large model are known by their content."""
+    folder = with_weights_beside(small_bert, tmp_path / "large", "model.onnx.data")
+    found = scorer_fingerprint(Reranker(folder, backend="onnx"))["files"]
+    assert found["model.onnx.data"] == sha256_of(folder / "onnx/model.onnx.data")
 
 
 def test_a_gpu_is_known_by_its_kind(model):

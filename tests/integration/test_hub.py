@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from marcorank import InvalidInputError, ModelLoadError, Reranker, UnknownModelE
 from marcorank._inference.backends.openvino import shared_core
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
+from random_models import with_weights_beside
 from untrusted_server import untrusted_server
 
 NEW, OLD = catalogue.find("ms-marco-MiniLM-L6-v2").spellings
@@ -606,6 +608,52 @@ def test_a_fresh_process_offline_with_the_old_name_in_the_cache(published, tmp_p
     done = run_python(RANK, HF_HOME=str(cache.parent), HF_ENDPOINT=published.url, HF_HUB_OFFLINE="1")
     assert (done.status, done.err) == (0, "")
     assert published.requests == []
+
+
+@pytest.mark.parametrize("locations", [["model.onnx_data"], ["model.onnx.data"], ["weights.0", "weights.1", "more/w"]])
+def test_a_large_model_is_read_from_the_cache(hub, cache, small_bert, tmp_path, locations):
+    """Its weights are in files of any name, which the graph tells; the cache has links to all of them."""
+    hub.add(OWN, OTHER, with_weights_beside(small_bert, tmp_path / "large", *locations))
+    expected = Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES)
+    for backend in ("onnx", "openvino", "auto"):
+        for offline in (None, True):
+            large = Reranker(OWN, backend=backend, precision="fp32", cache_folder=cache, local_files_only=offline)
+            assert large.score(QUERY, PASSAGES) == pytest.approx(expected, abs=1e-4)
+    assert len([request for request in hub.requests if request.startswith("GET") and "/onnx/" in request]) == 1 + len(
+        locations
+    )
+    assert not list(cache.rglob("marcorank*"))
+
+
+@pytest.mark.parametrize("linking", ["hardlink_to", "copies"])
+def test_weights_behind_links_are_read_where_the_file_system_has_no_hard_links(
+    hub, cache, small_bert, tmp_path, monkeypatch, linking
+):
+    """They are copied; if that fails too, the error names the file and the reason."""
+    hub.add(OWN, OTHER, with_weights_beside(small_bert, tmp_path / "large", "model.onnx_data"))
+
+    def fails(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "hardlink_to", fails)
+    large = Reranker(OWN, backend="openvino", precision="fp32", cache_folder=cache)
+    if linking == "copies":
+        monkeypatch.setattr("marcorank._inference.backends.weights.shutil.copyfile", fails)
+        with pytest.raises(ModelLoadError, match=r"weights of '.*model.onnx' cannot be linked or copied: .*No space"):
+            large.warm_up()
+    else:
+        expected = Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES)
+        assert large.score(QUERY, PASSAGES) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_missing_weights_of_a_large_model_are_named(hub, cache, small_bert, tmp_path, backend):
+    """A repository that has the graph without its weights."""
+    hub.add(OWN, OTHER, with_weights_beside(small_bert, tmp_path / "large", "model.onnx.data"))
+    hub.commits[OWN][OTHER].pop("onnx/model.onnx.data")
+    match = rf"model.onnx' has its weights in 'model.onnx.data' beside it; found no such file in {hub.url}"
+    with pytest.raises(ModelLoadError, match=match):
+        Reranker(OWN, backend=backend, cache_folder=cache).warm_up()
 
 
 def test_openvino_reads_the_files_that_the_repository_has(hub, cache, small_bert):

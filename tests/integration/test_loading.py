@@ -21,7 +21,7 @@ from marcorank._inference.backends.openvino import OpenvinoBackend, shared_core
 from marcorank._inference.backends.torch import TorchBackend
 from marcorank._inference.cpu import usable_cores
 from marcorank._models.export import export_onnx
-from random_models import QUERY, bert, bundled_folder, passages, save
+from random_models import QUERY, bert, bundled_folder, passages, save, with_weights_beside
 
 PASSAGES = ["berlin people", "museum"]
 BACKENDS = {"onnx": OnnxBackend, "openvino": OpenvinoBackend, "torch": TorchBackend}
@@ -73,6 +73,15 @@ def test_an_embedding_model_is_no_reranker(tmp_path):
     )
     save(BertModel(config), tmp_path / "bi-encoder")
     fails(tmp_path / "bi-encoder", "no weights for the output layer .*embedding model", backend="torch")
+
+
+def test_layers_without_weights_are_no_model(small_bert, tmp_path):
+    """Where a layer would be random numbers there is an error and no score."""
+    folder = copy(small_bert, tmp_path, without=["onnx"])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 3}))
+    fails(folder, r"has no weights for 'bert.encoder.layer.2.*config.json asks for", backend="torch")
+    fails(folder, r"has no weights for 'bert.encoder.layer.2.*config.json asks for", backend="auto")
 
 
 def test_a_model_with_code_of_its_own_runs_from_its_onnx_file_only(small_bert, tmp_path):
@@ -200,6 +209,52 @@ def test_damaged_safetensors_are_named(small_bert, tmp_path):
 def test_a_missing_file_is_named(small_bert, tmp_path, file, match):
     """A folder that lacks a part names the part."""
     fails(copy(small_bert, tmp_path, without=[file]), match, backend="onnx")
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_folder_without_a_tokenizer_is_not_scored(small_bert, tmp_path, backend):
+    """A checkpoint of a trainer, for which transformers makes a tokenizer without words, names the missing files."""
+    folder = copy(small_bert, tmp_path, without=["tokenizer*", "onnx"])
+    match = r"(?s)has no vocabulary: .*Expected tokenizer.json or vocab.txt|cannot load .*tokenizer"
+    fails(folder, match, backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
+@pytest.mark.parametrize("words", [(), ("\u2581",)])
+def test_a_tokenizer_without_words_is_refused(small_bert, tmp_path, backend, words):
+    """Such a tokenizer, once saved, is a file like any other, and every text would score the same."""
+    from tokenizers import Tokenizer
+
+    folder = copy(small_bert, tmp_path)
+    tokenizer = json.loads(Tokenizer.from_file(str(folder / "tokenizer.json")).to_str())
+    kept = [token["content"] for token in tokenizer["added_tokens"]] + [*words]
+    tokenizer["model"]["vocab"] = {token: tokenizer["model"]["vocab"].get(token, 5) for token in kept}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    fails(folder, r"has no vocabulary: its tokenizer knows only '.*Expected tokenizer.json", backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
+def test_a_vocabulary_larger_than_the_embeddings_is_refused(small_bert, tmp_path, backend):
+    """A token that has no embedding is an error when the model is loaded, not an index out of range later."""
+    from tokenizers import Tokenizer
+
+    folder = copy(small_bert, tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_tokens(["spree-athen"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    match = r"has embeddings for 30522 tokens .*but its tokenizer has ids up to 30522 \('spree-athen'\)"
+    fails(folder, match, backend=backend)
+
+
+def test_a_tokenizer_that_only_transformers_runs_is_refused(tmp_path):
+    """A tokenizer without a fast version is named."""
+    from transformers import CanineConfig, CanineForSequenceClassification, CanineTokenizer
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    model = CanineForSequenceClassification(CanineConfig(**sizes, num_hash_buckets=64, num_labels=1))
+    model.save_pretrained(tmp_path)
+    CanineTokenizer().save_pretrained(tmp_path)
+    fails(tmp_path, "has a CanineTokenizer, which has no fast version", backend="torch")
 
 
 def test_a_file_is_no_folder(small_bert):
@@ -425,6 +480,50 @@ def test_weights_beside_a_shared_file_tell_models_apart(small_bert, tmp_path, ba
     expected = Reranker(other, backend=backend, precision="fp32").score(QUERY, PASSAGES)
     assert not np.allclose(first.score(QUERY, PASSAGES), expected, atol=0.1)
     np.testing.assert_allclose(second.score(QUERY, PASSAGES), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_weights_beside_a_graph_belong_to_it(small_bert, tmp_path, backend):
+    """Changed weights are another model, and a link to the graph alone finds them where it leads."""
+    folder = with_weights_beside(small_bert, tmp_path / "large", "w.0", "w.1")
+    first = Reranker(folder, backend=backend, precision="fp32").warm_up()
+    expected = first.score(QUERY, PASSAGES)
+    linked = copy(folder, tmp_path, without=["onnx"])
+    (linked / "model.onnx").symlink_to(folder / "onnx/model.onnx")
+    assert np.array_equal(Reranker(linked, backend=backend, precision="fp32").score(QUERY, PASSAGES), expected)
+    for name in ("w.0", "w.1"):
+        weights = np.fromfile(folder / "onnx" / name, dtype=np.float32)
+        (folder / "onnx" / name).unlink()
+        (weights * 1.5).tofile(folder / "onnx" / name)
+    second = Reranker(folder, backend=backend, precision="fp32").score(QUERY, PASSAGES)
+    assert not np.allclose(second, expected, atol=0.1)
+
+
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "auto"])
+def test_weights_may_be_links_to_another_folder(small_bert, tmp_path, backend):
+    """Large files that were moved to another disk are still a part of the model, and nothing is left in its folder."""
+    folder = with_weights_beside(small_bert, tmp_path / "large", "weights")
+    (tmp_path / "disk").mkdir()
+    (folder / "onnx/weights").rename(tmp_path / "disk/weights")
+    (folder / "onnx/weights").symlink_to(tmp_path / "disk/weights")
+    expected = Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES)
+    np.testing.assert_allclose(
+        Reranker(folder, backend=backend, precision="fp32").score(QUERY, PASSAGES), expected, atol=1e-4
+    )
+    assert {path.name for path in (folder / "onnx").iterdir()} == {"model.onnx", "weights"}
+
+
+@pytest.mark.parametrize("location", ["../weights", "/weights", "C:weights", "more/../../weights"])
+@pytest.mark.parametrize("backend", ["onnx", "openvino", "auto"])
+def test_weights_elsewhere_are_refused(small_bert, tmp_path, backend, location):
+    """A graph is read with files of its own folder only."""
+    folder = with_weights_beside(small_bert, tmp_path / "large", "weights")
+    graph = (folder / "onnx/model.onnx").read_bytes()
+    old, new = (b"\n\x08location\x12" + bytes([len(name)]) + name.encode() for name in ("weights", location))
+    assert old in graph
+    # Lengths around the name would have to change with it, but it is looked for before the rest is read.
+    (folder / "onnx/model.onnx").write_bytes(graph.replace(old, new))
+    fails(folder, r"names '.*weights' as a file with its weights; expected a file in its own folder", backend=backend)
 
 
 def test_all_cores_by_name_share_the_weights_with_none(small_bert):

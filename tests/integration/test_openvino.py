@@ -210,6 +210,17 @@ def test_an_ir_alone_is_enough(small_bert, ir_only, precision):
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
 
 
+def test_an_ir_is_not_read_behind_its_positions(small_roberta, tmp_path):
+    """RoBERTa's IR has 130 positions and reads 128 tokens, also where its tokenizer sets no limit."""
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copyfile(small_roberta / name, tmp_path / name)
+    model = shared_core().read_model(small_roberta / "onnx/model.onnx")
+    openvino.save_model(model, tmp_path / "openvino/openvino_model.xml", compress_to_fp16=False)
+    expected = Reranker(small_roberta, backend="openvino", precision="fp32").score(QUERY, PASSAGES)
+    found = Reranker(tmp_path, backend="openvino", precision="fp32", max_length=1024).score(QUERY, PASSAGES)
+    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
+
+
 def test_an_int8_ir_of_the_hub_is_read(small_bert, ir_only, tmp_path):
     """Where there is no other file, int8 takes the quantised IR that repositories carry."""
     shutil.copytree(ir_only, tmp_path, dirs_exist_ok=True)
@@ -243,7 +254,7 @@ def test_a_truncated_onnx_file_is_named(small_bert, tmp_path):
     shutil.copytree(small_bert, tmp_path, dirs_exist_ok=True)
     content = (tmp_path / "onnx/model.onnx").read_bytes()
     (tmp_path / "onnx/model.onnx").write_bytes(content[: len(content) // 2])
-    with pytest.raises(ModelLoadError, match=r"model.onnx' cannot be read by OpenVINO \(.+\). Delete the file"):
+    with pytest.raises(ModelLoadError, match=r"model.onnx' cannot be read by OpenVINO \(.+\). If it is damaged"):
         Reranker(tmp_path, backend="openvino").warm_up()
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from marcorank import Reranker
 from marcorank._models.export import export_onnx
-from random_models import MINILM_L6, MINILM_L12, QUERY, TINYBERT_L2, bert, passages, predict
+from random_models import MINILM_L6, MINILM_L12, QUERY, TINYBERT_L2, bert, passages, predict, roberta
 
 # sentence-transformers moves its own logits by 1e-4 with its batch size, at a standard deviation of about 4.
 TOLERANCE = 3e-4
@@ -46,6 +48,31 @@ def test_a_model_with_one_segment_scores_as_sentence_transformers(small_roberta,
     texts = [text for text in TEXTS if text]
     found = Reranker(small_roberta, backend=backend, precision="fp32").score(QUERY, texts)
     np.testing.assert_allclose(found, predict(small_roberta, QUERY, texts), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "family", ["Roberta", "Camembert", "XLMRoberta", "Data2VecText", "Esm", "IBert", "Longformer", "MPNet", "GPT2"]
+)
+def test_no_model_reads_behind_its_positions(family, tmp_path):
+    """Of 130 positions, families of RoBERTa's kind can use 128; longer sequences are truncated, and that is reported.
+
+    The tokenizer sets no limit here.
+    """
+    folder = roberta(tmp_path, family=family)
+    texts = [TEXTS[-1], "berlin"]
+    expected = predict(folder, QUERY, texts)
+    tokenizer_config = json.loads((folder / "tokenizer_config.json").read_text())
+    del tokenizer_config["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+    backends = ["torch"]
+    if family != "Longformer":  # its windows cannot be exported
+        export_onnx(folder, folder)
+        backends += ["onnx", "openvino"]
+    for backend in backends:
+        with Reranker(folder, backend=backend, precision="fp32", max_length=1024) as reranker:
+            ranking = sorted(reranker.rank(QUERY, texts), key=lambda result: result.index)
+        assert [result.truncated for result in ranking] == [True, False]
+        np.testing.assert_allclose([result.logit for result in ranking], expected, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])

@@ -12,7 +12,7 @@ import traceback
 import pytest
 from langchain_core.documents import Document
 
-import marcorank._models.loading
+import marcorank._models.loaded
 import marcorank.langchain
 import marcorank.llama_index
 from marcorank import InvalidInputError, RemoteError, RemoteProtocolError, Reranker, RerankTimeoutError
@@ -239,7 +239,7 @@ def test_a_key_repeated_by_the_server_is_redacted(server, answer):
 
 def test_a_remote_reranker_does_not_wait_for_a_model_that_loads(server):
     """Creating a reranker never waits for the weights of another."""
-    with marcorank._models.loading._loaded._loading._lock:
+    with marcorank._models.loaded.loaded._loading._lock:
         assert Reranker(server.url).score_kind == "logit"
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank._files import staged_folder
 from marcorank._models.loading import LocalFolder
 from marcorank._models.modules import read_modules
+from marcorank._models.vocabulary import has_vocabulary
 from marcorank._progress import without_transformers_bars
 from marcorank._text import first_few
 from marcorank.errors import MissingExtraError, ModelLoadError
@@ -130,8 +131,7 @@ def _copy_texts(source: Path, tokenizer: Any, folder: Path, module_files: Iterab
             shutil.copyfile(source / name, folder / name)
     if (folder / "tokenizer.json").is_file():
         return
-    # Without a vocabulary, transformers 5 makes a tokenizer that has special tokens alone.
-    if hasattr(tokenizer, "backend_tokenizer") and len(tokenizer) > len(tokenizer.all_special_tokens):
+    if hasattr(tokenizer, "backend_tokenizer") and has_vocabulary(tokenizer.backend_tokenizer):
         tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     else:
         raise ModelLoadError(

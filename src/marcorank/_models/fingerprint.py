@@ -8,10 +8,13 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import errors_named, sha256_of
+from marcorank._inference.backends.base import UnreadableGraphError
+from marcorank._inference.backends.weights import weight_files
 from marcorank._models.catalogue import PICKLED_WEIGHTS
 from marcorank._models.hub import TORCH_FILES, HubModel
-from marcorank._models.loading import TEXT_FILES, LocalFolder, locate, resolve
+from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve
 from marcorank._models.modules import read_modules
+from marcorank._models.weights import load_without_openvino
 from marcorank._text import brief
 from marcorank.remote import is_remote
 from marcorank.scorer import scorer_name
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from marcorank._models.loading import ModelFiles
+    from marcorank._models.selection import Choice
     from marcorank.scorer import Scorer
 
 # What `auto` may resolve differently on another machine.
@@ -29,11 +33,12 @@ _RESOLVED = ("backend", "precision", "device")
 
 
 def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
-    """Return everything that decides the logits of a scorer, ready for JSON. No model is loaded.
+    """Return everything that decides the logits of a scorer, ready for JSON.
 
-    `auto` is resolved as loading resolves it on this machine. Files are known by their content, hub models by their
-    commit as well; files that are not cached are downloaded. A scorer of your own is known by its class and name
-    only, a server by its address.
+    `auto` is resolved as loading resolves it on this machine. No model is loaded, unless OpenVINO cannot read its
+    graph: only loading shows which other backend can. Files are known by their content, hub models by their commit as
+    well; files that are not cached are downloaded. A scorer of your own is known by its class and name only, a server
+    by its address.
 
     Raises:
         MarcoRankError: The settings contradict each other, or a file of the model is missing or cannot be fetched.
@@ -48,7 +53,7 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
     if is_remote(model.name):
         return {"model": model.name, "scorer": "server", "marcorank": _version()}
     files = locate(model)
-    choice, graph = resolve(files, model)
+    choice, graph = _resolved_as_loaded(files, model)
     if graph is None:
         read = _torch_files(files.snapshot(allow_pickle=model.allow_pickle))
     else:
@@ -68,6 +73,20 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         "marcorank": _version(),
         "files": {name: _digest(path) for name, path in sorted(read.items())},
     }
+
+
+def _resolved_as_loaded(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path | None]:
+    choice, graph = resolve(files, settings)
+    if settings.backend != "auto" or choice.backend != "openvino" or graph is None:
+        return choice, graph
+    from marcorank._inference.backends.openvino import read_graph
+
+    try:
+        read_graph(graph)
+    except UnreadableGraphError as error:
+        chosen, _ = load_without_openvino(settings, load_scorer, error)
+        return resolve(files, chosen)
+    return choice, graph
 
 
 def _version() -> str:
@@ -113,10 +132,9 @@ def advice(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
 
 def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:
     """Return the files that the onnx and openvino backends read, by name."""
-    texts = [path for name in TEXT_FILES if (path := files.fetch(name))]
-    # Weights may be in a file next to the graph.
-    beside = [*graph.parent.glob(f"{graph.name}_data*"), *graph.parent.glob(f"{graph.stem}.bin")]
-    return {**{path.name: path for path in (graph, *beside, *texts)}, **read_modules(files).files}
+    texts = {name: path for name in TEXT_FILES if (path := files.fetch(name))}
+    weights = {name: graph.parent / name for name in weight_files(graph)}
+    return {graph.name: graph, **weights, **texts, **read_modules(files).files}
 
 
 def _torch_files(folder: Path) -> dict[str, Path]:

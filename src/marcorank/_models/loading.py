@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakValueDictionary
 
-from marcorank._forks import reset_in_child
-from marcorank._inference.backends.onnx import OnnxBackend, mentions
+from marcorank._inference.backends.base import UnreadableGraphError
+from marcorank._inference.backends.onnx import OnnxBackend
+from marcorank._inference.backends.weights import weight_files
 from marcorank._inference.cpu import Workers, cpu_features
 from marcorank._inference.pairs import PairEncoder
 from marcorank._inference.predict import PredictScorer
@@ -17,9 +18,17 @@ from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer, RequestScorer
 from marcorank._models import catalogue
 from marcorank._models.hub import HubModel
+from marcorank._models.loaded import loaded, versions_of
 from marcorank._models.modules import read_json, read_modules
+from marcorank._models.positions import (
+    first_position_of_graph,
+    first_position_of_module,
+    padding_id,
+    usable_positions,
+)
 from marcorank._models.selection import choose, installed
-from marcorank._once import Once
+from marcorank._models.vocabulary import check_vocabulary
+from marcorank._models.weights import fetch_weights, load_without_openvino
 from marcorank._text import first_few, message_of, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
@@ -27,8 +36,6 @@ from marcorank.scorer import score_kind
 from marcorank.settings import ModelSettings, RerankerSettings, defaults
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable
-
     from tokenizers import Tokenizer
 
     from marcorank._inference.backends.base import Backend
@@ -37,6 +44,8 @@ if TYPE_CHECKING:
     from marcorank._models.selection import Choice
     from marcorank.ranking import ScoreKind
     from marcorank.scorer import Scorer
+
+_log = logging.getLogger("marcorank")
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
@@ -168,7 +177,7 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
     if is_remote(settings.name):
         # Scorers with the same URL and key share their connections.
         key = ("remote", settings.name, settings.token, settings.max_passages_per_request)
-        server: RemoteScorer = _loaded.shared(key, lambda: _remote_scorer(settings))
+        server: RemoteScorer = loaded.shared(key, lambda: _remote_scorer(settings))
         return server
     files = locate(settings)
     try:
@@ -176,6 +185,10 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
         if graph is None:
             return _load_torch(files, choice, settings)
         return _load_graph(files, graph, choice, settings)
+    except UnreadableGraphError as error:
+        chosen, scorer = load_without_openvino(settings, load_scorer, error)
+        _log.warning("Model `%s` runs on the %s backend: %s", files.name, chosen.backend, error)
+        return scorer
     except MarcoRankError:
         raise
     except OSError as error:  # no permission, a disk that fails
@@ -212,7 +225,7 @@ def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path
         if may_use_torch:
             return _torch(settings, f"the model has no file for {choice.backend}, so torch runs it"), None
         raise _no_graph_file(files, choice)
-    return _with_supported_precision(choice, settings), graph
+    return _with_supported_precision(choice, settings), fetch_weights(graph, files.fetch, where=files.location)
 
 
 def _torch(settings: RerankerSettings, reason: str) -> Choice:
@@ -222,7 +235,7 @@ def _torch(settings: RerankerSettings, reason: str) -> Choice:
 
 
 def _graph_file(files: ModelFiles, choice: Choice) -> Path | None:
-    """Fetch the graph file for the onnx or openvino backend, and its weight files; None if the model has none."""
+    """Fetch the graph file for the onnx or openvino backend; None if the model has none."""
     if choice.backend == "onnx" and choice.precision == "int8":
         return files.fetch(*catalogue.int8_onnx_files(cpu_features()))
     if choice.backend == "openvino" and choice.precision == "int8":
@@ -233,9 +246,6 @@ def _graph_file(files: ModelFiles, choice: Choice) -> Path | None:
             return quantized
     file = files.fetch(*catalogue.FP32_ONNX_FILES)
     if file is not None:
-        # Models above 2 GB have their weights in a separate file. Looking it up always would cost one more request.
-        if mentions(file, f"{file.name}_data"):
-            files.fetch(f"{'onnx/' if file.parent.name == 'onnx' else ''}{file.name}_data")
         return file
     if choice.backend == "openvino":
         names = catalogue.INT8_IR_FILES if choice.precision == "int8" else ()
@@ -294,20 +304,16 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: Reranke
         tokenizer = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the Rust side raises bare Exception
         raise ModelLoadError(f"{str(tokenizer_file)!r} cannot be read as a tokenizer: {error}") from error
+    check_vocabulary(tokenizer, config, model=_described(files), files=["tokenizer.json"])
     workers = Workers.of(settings.threads)
-    # Weights may be in separate files. A batch mixes pairs of all callers, so they must use the same tokenizer too.
-    used = (
-        file,
-        file.with_suffix(".bin"),
-        file.with_name(f"{file.name}_data"),
-        tokenizer_file,
-        *modules.files.values(),
-    )
-    backend = _loaded.shared(
-        (choice.backend, _fingerprint(used), choice.device, choice.precision, workers),
+    # A batch mixes pairs of all callers, so they must use the same tokenizer too.
+    used = (file, *(file.parent / name for name in weight_files(file)), tokenizer_file, *modules.files.values())
+    backend = loaded.shared(
+        (choice.backend, versions_of(used), choice.device, choice.precision, workers),
         lambda: Scheduler(_open_graph(file, choice, workers, config, modules.head)),
     )
-    encoder = _encoder(tokenizer, files, config, modules, settings)
+    first = first_position_of_graph(file, padding_id(config))
+    encoder = _encoder(tokenizer, files, config, modules, settings, first_position=first)
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
 
@@ -347,8 +353,8 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
 
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     modules = read_modules(files)
-    backend = _loaded.shared(
-        ("torch", _fingerprint(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
+    backend = loaded.shared(
+        ("torch", versions_of(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
         lambda: Scheduler(
             TorchBackend(
                 folder,
@@ -361,9 +367,19 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
     )
     prompt = _prompt(files, modules, settings)
     cross_encoder = backend.backend.cross_encoder
+    config = cross_encoder.config.to_dict()
+    fast_tokenizer = getattr(cross_encoder.tokenizer, "backend_tokenizer", None)
+    if fast_tokenizer is None:
+        raise ModelLoadError(
+            f"{_described(files)} has a {type(cross_encoder.tokenizer).__name__}, which has no fast version; expected "
+            "a tokenizer with a tokenizer.json. This kind of cross-encoder is not supported."
+        )
+    names = cross_encoder.tokenizer.vocab_files_names.values()
+    check_vocabulary(fast_tokenizer, config, model=_described(files), files={"tokenizer.json", *names})
     if backend.backend.reads_pairs and (modules.pools_prompt or not prompt):
-        tokenizer = Tokenizer.from_str(cross_encoder.tokenizer.backend_tokenizer.to_str())
-        encoder = _encoder(tokenizer, files, cross_encoder.config.to_dict(), modules, settings)
+        tokenizer = Tokenizer.from_str(fast_tokenizer.to_str())
+        first = first_position_of_module(cross_encoder)
+        encoder = _encoder(tokenizer, files, config, modules, settings, first_position=first)
         if backend.backend.tokenises_like(encoder, prompt):
             return CrossEncoderScorer(backend, encoder, name=files.name)
     for name, value in _PAIR_SETTINGS.items():
@@ -387,21 +403,27 @@ def _prompt(files: ModelFiles, modules: Modules, settings: RerankerSettings) -> 
     return settings.instruction
 
 
+def _described(files: ModelFiles) -> str:
+    return f"Model `{files.name}` in {files.location}"
+
+
 def _encoder(
-    tokenizer: Tokenizer, files: ModelFiles, config: dict[str, Any], modules: Modules, settings: RerankerSettings
+    tokenizer: Tokenizer,
+    files: ModelFiles,
+    config: dict[str, Any],
+    modules: Modules,
+    settings: RerankerSettings,
+    *,
+    first_position: int,
 ) -> PairEncoder:
     limits = [] if settings.max_length is None else [settings.max_length]
     # As sentence-transformers reads them, the modules overrule the tokenizer.
     tokenizer_limit = modules.max_length or read_json(files, "tokenizer_config.json", {}).get("model_max_length")
     if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
         limits.append(int(tokenizer_limit))
-    pad_id = config.get("pad_token_id")
-    pad_id = pad_id if isinstance(pad_id, int) else 0
-    positions = config.get("max_position_embeddings")
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa and its relatives start positions after the padding id.
-        offset = pad_id + 1 if "roberta" in str(config.get("model_type")) else 0
-        limits.append(positions - offset)
+    positions = usable_positions(config, first=first_position)
+    if positions is not None:
+        limits.append(positions)
     return PairEncoder(
         tokenizer,
         max_length=min(limits, default=_DEFAULT_LENGTH),
@@ -409,40 +431,5 @@ def _encoder(
         prompt=_prompt(files, modules, settings),
         long_passages=settings.long_passages,
         special_tokens=settings.special_tokens,
-        pad_id=pad_id,
+        pad_id=padding_id(config),
     )
-
-
-def _fingerprint(files: Iterable[Path]) -> Hashable:
-    """Return path, size, mtime and inode of the files that exist, so that a replaced file is noticed."""
-    stats = [(file.name, str(file.resolve()), file.stat()) for file in files if file.is_file()]
-    return frozenset((name, path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, path, stat in stats)
-
-
-class _Loaded:
-    """Models loaded in this process: one copy of the weights, freed when no scorer uses it any more.
-
-    Whoever asks for a model that another thread loads waits for it; other models do not wait.
-    """
-
-    def __init__(self) -> None:
-        self._loading = Once()
-        self.reset()
-
-    def reset(self) -> None:
-        """Start empty."""
-        self._models: WeakValueDictionary[Hashable, Any] = WeakValueDictionary()
-
-    def shared(self, key: Hashable, load: Callable[[], Any]) -> Any:
-        """Return the model that is loaded under a key, or load it."""
-
-        def load_and_keep() -> Any:
-            loaded = self._models[key] = load()
-            return loaded
-
-        return self._loading.get(key, lambda: self._models.get(key), load_and_keep)
-
-
-_loaded = _Loaded()
-# Sessions of onnxruntime and torch do not survive a fork, so a child loads its own models.
-reset_in_child(_loaded, _Loaded.reset)

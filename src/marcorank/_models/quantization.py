@@ -84,11 +84,11 @@ def quantize(
 
 
 def _quantized(nncf: Any, graph: Path, pairs: Sequence[TokenBatch], head: Head | None) -> Any:
-    from marcorank._inference.backends.openvino import complete, shared_core
+    from marcorank._inference.backends.openvino import complete, read_graph
     from marcorank._inference.backends.openvino_graph import keep_first_token
 
     try:
-        model, _ = complete(shared_core().read_model(graph), graph, head)
+        model, _ = complete(read_graph(graph), graph, head)
         # Before the scales are chosen, so that those of the last layer suit the one token that is used.
         keep_first_token(model)
         dtypes = {node.any_name: node.element_type.to_dtype() for node in model.inputs}

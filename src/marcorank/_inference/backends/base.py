@@ -22,6 +22,10 @@ _HIDDEN_RANK = 3
 _OR_HIDDEN = f", or {_HIDDEN[0]} of shape (batch, tokens, width)"
 
 
+class UnreadableGraphError(ModelLoadError):
+    """OpenVINO cannot read a graph, which another backend may read."""
+
+
 class Backend(Protocol):
     """A loaded model on one device.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from marcorank._inference.backends.base import hidden_output
+from marcorank._inference.backends.weights import without_links
 from marcorank._inference.head import logits_of
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
@@ -52,7 +53,8 @@ class OnnxBackend:
         options.intra_op_num_threads = workers.threads - workers.count + 1
         provider_options = {"device_id": number or "0"} if kind == "cuda" else {}
         try:
-            session = onnxruntime.InferenceSession(str(file), options, providers=[(provider, provider_options)])
+            with without_links(file, file.resolve().parent) as path:
+                session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, provider_options)])
         except Exception as error:  # onnxruntime raises its own classes, all direct children of Exception
             raise ModelLoadError(
                 f"{str(file)!r} cannot be read as an ONNX model ({error}). Delete the file and download or export "

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._forks import ForkLock
-from marcorank._inference.backends.base import hidden_output
+from marcorank._inference.backends.base import UnreadableGraphError, hidden_output
 from marcorank._inference.backends.telemetry import without_telemetry
-from marcorank._text import quoted
+from marcorank._inference.backends.weights import without_links
+from marcorank._text import message_of, quoted, shorten
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -69,14 +70,7 @@ class OpenvinoBackend:
         if device != "cpu":
             raise InvalidInputError(f"`device` is {quoted(device)}; the openvino backend supports only 'cpu'.")
         hint = _precision(precision)
-        try:
-            model = core.read_model(file)
-        except Exception as error:  # a RuntimeError for many reasons
-            raise ModelLoadError(
-                f"{str(file)!r} cannot be read by OpenVINO ({_first_line(error)}). Delete the file and download or "
-                "export it again; an IR needs its .bin file next to the .xml."
-            ) from error
-        model, added = complete(model, file, head)
+        model, added = complete(read_graph(file), file, head)
         for node in model.inputs:
             if node.partial_shape.is_static:
                 raise ModelLoadError(
@@ -99,7 +93,7 @@ class OpenvinoBackend:
         try:
             self._compiled = core.compile_model(model, "CPU", options)
         except Exception as error:
-            raise ModelLoadError(f"OpenVINO cannot compile {str(file)!r}: {_first_line(error)}") from error
+            raise ModelLoadError(f"OpenVINO cannot compile {str(file)!r}: {_reason(error)}") from error
         self.device = device
         self.precision = precision
         self.max_padded_tokens = 1  # each pair runs alone, without padding
@@ -132,6 +126,28 @@ class OpenvinoBackend:
         finally:
             self._idle.append(request)
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
+
+
+def read_graph(file: Path) -> Any:
+    """Return an ONNX file or an IR as an `openvino.Model`.
+
+    Raises:
+        UnreadableGraphError: OpenVINO does not accept the file.
+    """
+    core = shared_core()
+    try:
+        with without_links(file, file.parent.resolve()) as path:
+            try:
+                return core.read_model(path)
+            except Exception as error:  # a RuntimeError for many reasons
+                raise UnreadableGraphError(
+                    f"{str(file)!r} cannot be read by OpenVINO ({_reason(error)}). If it is damaged, delete it and "
+                    "download or export it again; an IR needs its .bin file next to the .xml."
+                ) from error
+    except OSError as error:  # such as no space for copies
+        raise UnreadableGraphError(
+            f"The weights of {str(file)!r} cannot be linked or copied: {message_of(error)}"
+        ) from error
 
 
 def shared_core() -> Any:
@@ -220,8 +236,8 @@ def _precision(precision: str) -> Any:
     return getattr(Type, hint)
 
 
-def _first_line(error: Exception) -> str:
-    """Return the first line of an OpenVINO error without source locations."""
+def _reason(error: Exception) -> str:
+    """Return what an OpenVINO error says, without source locations."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     messages = [line for line in lines if not line.startswith(("Exception from ", "Check '"))]
-    return (messages or lines or [type(error).__name__])[0].rstrip(".:")
+    return shorten("; ".join(line.rstrip(".:") for line in messages or lines), 600) or type(error).__name__

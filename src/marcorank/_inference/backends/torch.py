@@ -10,7 +10,7 @@ import numpy as np
 
 from marcorank._forks import ProcessLock
 from marcorank._progress import without_transformers_bars
-from marcorank._text import message_of, quoted
+from marcorank._text import first_few, message_of, quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def _keep_head_in_fp32(model: Any) -> None:
 
 
 def _check_head(folder: Path, model: Any) -> None:
-    """Reject a model whose output layer transformers has initialised randomly, such as an embedding model."""
+    """Reject a model of which transformers has initialised a part randomly, such as the head of an embedding model."""
     from safetensors import safe_open
 
     if not type(model).__name__.endswith("ForSequenceClassification"):
@@ -250,6 +250,25 @@ def _check_head(folder: Path, model: Any) -> None:
             f"{str(folder)!r} has no weights for the output layer ({', '.join(sorted(head))}); it may be an "
             "embedding model, or a cross-encoder that this version of sentence-transformers does not support."
         )
+    missing = _without_weights(model, stored)
+    if missing:
+        raise ModelLoadError(
+            f"{str(folder)!r} has no weights for {first_few(missing)}, which its config.json asks for; transformers "
+            "would use random numbers. Compare its number of layers, for example, with that of the saved model."
+        )
+
+
+def _without_weights(model: Any, stored: set[str]) -> list[str]:
+    """Return the parameters that no file holds; none if the files use other names than the model."""
+    names = set(model.state_dict())
+    # Buffers that older versions saved.
+    if not {name for name in stored if not name.endswith("position_ids")} <= names:
+        return []
+    # Tied parameters have several names, of which one is stored.
+    names_of: dict[int, list[str]] = {}
+    for name, values in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(id(values), []).append(name)
+    return [tied[0] for tied in names_of.values() if stored.isdisjoint(tied)]
 
 
 def _check_own_code(folder: Path, model: Any) -> None:
