@@ -354,7 +354,13 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
     folder = files.snapshot(allow_pickle=settings.allow_pickle)
     modules = read_modules(files)
     backend = loaded.shared(
-        ("torch", versions_of(folder.iterdir()), choice.device, choice.precision, settings.allow_pickle),
+        (
+            "torch",
+            versions_of([*folder.iterdir(), *modules.files.values()]),
+            choice.device,
+            choice.precision,
+            settings.allow_pickle,
+        ),
         lambda: Scheduler(
             TorchBackend(
                 folder,
