@@ -216,3 +216,68 @@ def texts_with_special_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     ]
     texts = [f"museum {end} river", end, f"{end}wall", *(f"berlin {token} {end}" for token in others)]
     return (texts * 2)[:6]
+
+
+def random_modular(
+    model_type: str,
+    folder: Path,
+    *,
+    pooling: str | tuple[str, ...] = "cls",
+    activation: str | None = "GELU",
+) -> Path:
+    """Save a cross-encoder of modules: an encoder, pooling, and a layer with one score.
+
+    An activation adds another layer before it, and a norm between the two.
+    """
+    import torch
+    from sentence_transformers import CrossEncoder
+    from sentence_transformers.base.modules import Dense, Transformer
+    from sentence_transformers.sentence_transformer.modules import LayerNorm, Pooling
+    from transformers import AutoModel
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer(model_type)
+    encoder = folder / "encoder"
+    AutoModel.from_config(make_config(model_type, tokenizer)).save_pretrained(encoder)
+    tokenizer.save_pretrained(encoder)
+    transformer = Transformer(str(encoder))
+    width = transformer.get_embedding_dimension()
+    pooled = Pooling(width, pooling)
+    middle: list[Any] = []
+    if activation is not None:
+        dense = Dense(pooled.pooling_output_dimension, width, activation_function=getattr(torch.nn, activation)())
+        middle = [dense, LayerNorm(width)]
+    score = Dense(
+        width if middle else pooled.pooling_output_dimension,
+        1,
+        activation_function=torch.nn.Identity(),
+        module_output_name="scores",
+    )
+    model = CrossEncoder(modules=[transformer, pooled, *middle, score], device="cpu")
+    pairs = [(QUERY, text) for text in mixed_texts()]
+    logits = model.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+    with torch.no_grad():
+        score.linear.weight.mul_(LOGIT_STD / float(np.std(logits)))
+    model.save_pretrained(str(folder))
+    return folder
+
+
+def random_logit_score(folder: Path, *, chat_template: str | None = None) -> Path:
+    """Save a language model that scores a pair by how much rather it says yes than no, as Qwen3-Reranker does."""
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer("qwen3", limit=512)
+    tokenizer.add_tokens(["yes", "no"])
+    tokenizer.chat_template = chat_template
+    config = make_config("qwen3", tokenizer, tie_word_embeddings=False, max_position_embeddings=512)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(4)
+    start = folder / "start"
+    model.save_pretrained(start)
+    tokenizer.save_pretrained(start)
+    CrossEncoder(str(start), device="cpu").save_pretrained(str(folder))
+    return folder
