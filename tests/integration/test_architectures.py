@@ -205,7 +205,7 @@ def test_prompts_that_were_saved_are_read(tmp_path, model_type):
     """On every backend, with one segment and with two."""
     from sentence_transformers import CrossEncoder
 
-    start = random_model(model_type, tmp_path / "start")
+    start = random_model(model_type, tmp_path / "start", max_position_embeddings=512)
     prompts = {"rank": "Judge the relevance: "}
     CrossEncoder(str(start), device="cpu", prompts=prompts, default_prompt_name="rank").save_pretrained(
         str(tmp_path / "prompted")

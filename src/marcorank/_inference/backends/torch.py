@@ -78,7 +78,7 @@ class TorchBackend:
         pair = self.cross_encoder.tokenizer(*_TRIED_PAIR)
         tokens = len(pair["input_ids"])
         # An even and an odd number of tokens: poolings of two see padding in one of them only.
-        rows = ([*range(tokens)], [0, *range(tokens)[1:2], *range(1, tokens)])
+        rows = ([*range(tokens)], [0, 1, *range(1, tokens)])
         batch = TokenBatch(*np.zeros((3, len(rows), tokens + _TRIED_PADDING), dtype=np.int64))
         batch.input_ids[:] = getattr(self.cross_encoder.config, "pad_token_id", None) or 0
         for row, order in enumerate(rows):
