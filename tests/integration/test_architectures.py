@@ -39,8 +39,8 @@ GRAPHS = (
     "xlm-roberta",
     "xlnet",
 )
-# Operators that ONNX lacks, and code that takes another way for other inputs.
-NO_GRAPHS = ("bart", "fnet", "mixtral", "t5", "zamba2")
+# Operators that ONNX lacks, code that takes another way for other inputs, and models of images and markup.
+NO_GRAPHS = ("bart", "fnet", "gemma3", "layoutlmv3", "markuplm", "mixtral", "t5", "zamba2")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -78,6 +78,13 @@ def _load_model(transformers: Any, source: Path) -> Any:
     config = _from_folder(transformers.AutoConfig, source)
     if config.num_labels != 1:
         raise ModelLoadError(f"The model in {str(source)!r} has {config.num_labels} labels: a reranker has exactly 1.")
+    processor = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    if processor is not None:
+        # It would be traced without the other inputs.
+        raise ModelLoadError(
+            f"The model in {str(source)!r} cannot be exported to ONNX: {config.model_type} reads more than texts; "
+            f"its inputs come from a {processor}."
+        )
     model, info = _from_folder(
         transformers.AutoModelForSequenceClassification,
         source,
@@ -171,7 +178,8 @@ def _example(torch: Any, model: Any, names: list[str], *, batch: int, sequence: 
     count = torch.arange(batch * sequence).reshape(batch, sequence)
     # The first ids are special tokens in most vocabularies, and RoBERTa reads positions from the padding id.
     inputs = {
-        "input_ids": 5 + count % (model.config.vocab_size - 5),
+        # Without a vocabulary, characters are the ids.
+        "input_ids": 5 + count % (getattr(model.config, "vocab_size", 128) - 5),
         "attention_mask": torch.ones_like(count),
         "token_type_ids": (count % sequence >= sequence // 2).long(),
     }
