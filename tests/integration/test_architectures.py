@@ -27,6 +27,7 @@ QUERIES = (QUERY, "museum river spree capital city germany")
 GRAPHS = (
     "albert",
     "camembert",
+    "canine",
     "convbert",
     "deberta",
     "distilbert",
