@@ -33,6 +33,7 @@ _COPIED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_to
 # Both sides compute in fp32: logits of standard deviation 4 differ by less than 1e-4. A baked-in shape or mask
 # differs by far more.
 _CHECK_TOLERANCE = 1e-3
+_SEVERITY_FATAL = 4
 
 
 def export_onnx(source: Path, target: Path) -> Path:
@@ -72,7 +73,8 @@ def export_onnx(source: Path, target: Path) -> Path:
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
         _copy_texts(source, tokenizer, staging, modules.files)
         try:
-            _trace(torch, model, head, _input_names(model, tokenizer), staging / _ONNX_FILE)
+            with _without_graph_dumps(torch):
+                _trace(torch, model, head, _input_names(model, tokenizer), staging / _ONNX_FILE)
         except Exception as error:
             # The exporter's own errors, and those of model code that cannot be traced, have no common class.
             raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {error}") from error
@@ -83,6 +85,13 @@ def _load_model(transformers: Any, source: Path) -> Any:
     config = _from_folder(transformers.AutoConfig, source)
     if config.num_labels != 1:
         raise ModelLoadError(f"The model in {str(source)!r} has {config.num_labels} labels: a reranker has exactly 1.")
+    processor = transformers.models.auto.processing_auto.PROCESSOR_MAPPING_NAMES.get(config.model_type)
+    if processor is not None:
+        # It would be traced without the other inputs.
+        raise ModelLoadError(
+            f"The model in {str(source)!r} cannot be exported to ONNX: {config.model_type} reads more than texts; "
+            f"its inputs come from a {processor}."
+        )
     model, info = _from_folder(
         transformers.AutoModelForSequenceClassification,
         source,
@@ -204,7 +213,8 @@ def _example(torch: Any, model: Any, names: list[str], *, batch: int, sequence: 
     count = torch.arange(batch * sequence).reshape(batch, sequence)
     # The first ids are special tokens in most vocabularies, and RoBERTa reads positions from the padding id.
     inputs = {
-        "input_ids": 5 + count % (model.config.vocab_size - 5),
+        # Without a vocabulary, characters are the ids.
+        "input_ids": 5 + count % (getattr(model.config, "vocab_size", 128) - 5),
         "attention_mask": torch.ones_like(count),
         "token_type_ids": (count % sequence >= sequence // 2).long(),
     }
@@ -216,7 +226,10 @@ def _check(module: Any, example: tuple[Any, ...], names: list[str], path: Path) 
     """Compare the file with the model on another shape: tracing follows one example and can miss a branch."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    # Its log goes to stderr; the errors are raised anyway.
+    options.log_severity_level = _SEVERITY_FATAL
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     feed = {name: tensor.numpy() for name, tensor in zip(names, example, strict=True)}
     found, expected = session.run(["logits"], feed)[0], module(*example).numpy()
     difference = float(abs(found - expected).max())
@@ -236,3 +249,18 @@ def _quiet(transformers: Any) -> Iterator[None]:
             yield
     finally:
         log.set_verbosity(level)
+
+
+@contextmanager
+def _without_graph_dumps(torch: Any) -> Iterator[None]:
+    """Keep torch from printing the whole graph when an export fails.
+
+    It means to ask whether its log is on, does not call the function, and always switches it on.
+    """
+    core, name = torch._C, "_jit_set_onnx_log_enabled"  # noqa: SLF001
+    switch = getattr(core, name)
+    setattr(core, name, lambda _enabled: None)
+    try:
+        yield
+    finally:
+        setattr(core, name, switch)

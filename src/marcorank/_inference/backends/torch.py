@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._forks import ProcessLock
+from marcorank._inference.pairs import TokenBatch
 from marcorank._progress import without_transformers_bars
 from marcorank._text import first_few, message_of, quoted
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from marcorank._inference.pairs import PairEncoder, TokenBatch
+    from marcorank._inference.pairs import PairEncoder
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
 # Of different scripts, cases and accents, and with spaces that a tokenizer may join.
@@ -29,6 +30,12 @@ _TRIED_PAIRS = (
 )
 _FIRST_WITH_MODULES = "5.4"
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+# Whose chunks see the padding of some lengths only.
+_READ_PADDING_AT_TIMES = ("reformer",)
+# Scored with and without padding when a model is loaded, to find out whether it changes a logit by more than rounding.
+_TRIED_PAIR = ("how many people live in berlin", "three million")
+_TRIED_PADDING = 16
+_ROUNDING = {"fp32": 5e-3, "bf16": 0.2, "fp16": 0.05}
 # transformers switches the default dtype of the whole process while it loads a model.
 _loading = ProcessLock()
 
@@ -69,6 +76,8 @@ class TorchBackend:
             for name in ("input_ids", "attention_mask", "token_type_ids")
             if name in self.cross_encoder.tokenizer.model_input_names
         ]
+        if self.reads_pairs and self._reads_padding():
+            self.max_padded_tokens = 1  # each pair runs alone
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit per row. Shape: (batch,), float32."""
@@ -87,6 +96,32 @@ class TorchBackend:
         for module in head:
             features = module(features)
         return features["scores"]
+
+    def _reads_padding(self) -> bool:
+        """Whether padding changes a logit, as it does where convolutions, poolings or the last position see it.
+
+        Raises:
+            ModelLoadError: The model cannot score a pair of texts.
+        """
+        if self.cross_encoder.config.model_type in _READ_PADDING_AT_TIMES:
+            return True
+        pair = self.cross_encoder.tokenizer(*_TRIED_PAIR)
+        tokens = len(pair["input_ids"])
+        # An even and an odd number of tokens: poolings of two see padding in one of them only.
+        rows = ([*range(tokens)], [0, 1, *range(1, tokens)])
+        batch = TokenBatch(*np.zeros((3, len(rows), tokens + _TRIED_PADDING), dtype=np.int64))
+        batch.input_ids[:] = getattr(self.cross_encoder.config, "pad_token_id", None) or 0
+        for row, order in enumerate(rows):
+            batch.input_ids[row, : len(order)] = np.array(pair["input_ids"])[order]
+            batch.attention_mask[row, : len(order)] = 1
+            batch.token_type_ids[row, : len(order)] = np.array(pair.get("token_type_ids", [0] * tokens))[order]
+        try:
+            alone = np.concatenate([self.logits(row) for row in batch.rows()])
+            return not np.allclose(self.logits(batch), alone, rtol=0, atol=_ROUNDING[self.precision])
+        except Exception as error:  # of the model's code
+            raise ModelLoadError(
+                f"{type(self.cross_encoder.model).__name__} cannot score a pair of texts: {message_of(error)}"
+            ) from error
 
     def tokens_of_predict(self, prompt: str) -> list[dict[str, Any]]:
         """Return what `predict` makes of a few pairs.
