@@ -46,6 +46,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "visual_embed": False},
     "lilt": {"hidden_size": 48},
     "mistral4": {"head_dim": 32},
+    # Their logits would be far from 0 and close to each other, and rounding would be scaled with them.
+    "modernbert": {"initializer_range": 0.3},
+    "roberta": {"initializer_range": 0.3},
     "mra": {"max_position_embeddings": 128},
     "qwen3_5_text": {"layer_types": _LINEAR_AND_FULL},
     "qwen3_next": {"layer_types": _LINEAR_AND_FULL},
