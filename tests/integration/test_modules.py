@@ -225,10 +225,12 @@ class TestPrompts:
             < TOLERANCE
         )
 
-    def test_windows(self, prompted):
-        """Each window has the prompt before its query."""
+    @pytest.mark.parametrize("backend", BACKENDS)
+    @pytest.mark.parametrize("max_length", [24, 64])
+    def test_windows(self, prompted, backend, max_length):
+        """Each window has the prompt before its query, also where little room is left."""
         text = PASSAGES[-1]
-        reranker = Reranker(prompted, backend="onnx", precision="fp32", max_length=64, long_passages="windows")
+        reranker = Reranker(prompted, backend=backend, precision="fp32", max_length=max_length, long_passages="windows")
         best = reranker.rank(QUERY, [text])[0]
         start, end = best.span
         assert abs(best.logit - predict(prompted, [text[start:end]])[0]) < TOLERANCE

@@ -384,9 +384,12 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
     check_vocabulary(fast_tokenizer, config, model=_described(files), files={"tokenizer.json", *names})
     if backend.backend.reads_pairs and (modules.pools_prompt or not prompt):
         tokenizer = Tokenizer.from_str(fast_tokenizer.to_str())
-        first = first_position_of_module(cross_encoder)
-        encoder = _encoder(tokenizer, files, config, modules, settings, first_position=first)
-        if backend.backend.tokenises_like(encoder, prompt):
+        untruncated = PairEncoder(
+            tokenizer, max_length=_NO_LIMIT, special_tokens=settings.special_tokens, prompt=prompt
+        )
+        if backend.backend.tokenises_like(untruncated, prompt):
+            first = first_position_of_module(cross_encoder)
+            encoder = _encoder(tokenizer, files, config, modules, settings, first_position=first)
             return CrossEncoderScorer(backend, encoder, name=files.name)
     for name, value in _PAIR_SETTINGS.items():
         if getattr(settings, name) != value:

@@ -131,14 +131,19 @@ class TorchBackend:
         """
         try:
             with self.predict_lock:
-                return [self.cross_encoder.preprocess([pair], prompt=prompt) for pair in _TRIED_PAIRS]
+                return [
+                    self.cross_encoder.preprocess(
+                        [pair], prompt=prompt, processing_kwargs={"text": {"truncation": False}}
+                    )
+                    for pair in _TRIED_PAIRS
+                ]
         except Exception as error:  # a template may raise anything
             raise ModelLoadError(
                 f"sentence-transformers cannot tokenise a query and a passage: {message_of(error)}"
             ) from error
 
     def tokenises_like(self, encoder: PairEncoder, prompt: str) -> bool:
-        """Whether `predict` makes the same tokens as an encoder, tried on a few pairs.
+        """Whether `predict` makes the same tokens as an encoder that truncates nothing, tried on a few pairs.
 
         Raises:
             ModelLoadError: sentence-transformers makes no tokens of a pair.
