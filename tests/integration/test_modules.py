@@ -20,6 +20,7 @@ from marcorank._models.export import export_onnx
 from marcorank._models.loading import LocalFolder
 from marcorank._models.modules import read_modules
 from marcorank.cli import main
+from random_architectures import random_modular
 from random_models import MINILM_L6, QUERY, bert, bi_encoder, bundled_folder, export_encoder, modular, passages
 
 PASSAGES = passages(12, seed=3)
@@ -108,6 +109,17 @@ class TestModules:
         graph, added = complete(shared_core().read_model(file), file, head)
         assert added
         assert keep_first_token(graph) is changed
+
+    def test_last_layer_with_rotary_positions(self, tmp_path):
+        """ModernBERT turns its queries by their position; the layer behind that runs on one token all the same."""
+        folder = random_modular("modernbert", tmp_path, pooling="cls", activation="GELU")
+        export_onnx(folder, folder)
+        graph = shared_core().read_model(folder / "onnx/model.onnx")
+        assert keep_first_token(graph)
+        for text in (PASSAGES[-1], "short"):
+            expected = predict(folder, [text], max_length=64)
+            found = scores(folder, [text], backend="openvino", max_length=64)
+            assert np.abs(found - expected).max() < TOLERANCE
 
     @pytest.mark.parametrize("precision", ["bf16", "int8"])
     def test_precision(self, tmp_path, precision):

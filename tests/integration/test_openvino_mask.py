@@ -58,7 +58,6 @@ def test_padded_batches_are_still_right(small_bert, precision):
     backend = OpenvinoBackend(
         small_bert / "onnx/model.onnx", device="cpu", precision=precision, workers=Workers.of(None), longest=512
     )
-    assert backend._reads_mask is False
     padded = batch([30, 7, 19, 1])
     alone = [backend.logits(row)[0] for row in padded.rows()]
     assert np.array_equal(backend.logits(padded), alone)

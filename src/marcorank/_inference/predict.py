@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from marcorank._inference.backends.torch import UNTRUNCATED
 from marcorank._inference.pairs import encodable_text
 from marcorank._inference.scorer import PassageScores, PlainScorer
 
@@ -69,7 +70,7 @@ class _Predict:
             return np.zeros(len(passages), dtype=np.bool_)
         with self._backend.predict_lock:
             features = self._backend.cross_encoder.preprocess(
-                _pairs(query, passages), prompt=self._prompt, processing_kwargs={"text": {"truncation": False}}
+                _pairs(query, passages), prompt=self._prompt, processing_kwargs={"text": UNTRUNCATED}
             )
         lengths = features["attention_mask"].sum(dim=1).numpy()
         return np.asarray(lengths > self._max_length)

@@ -146,7 +146,9 @@ def _last_layer(nodes: list[Any], varying: set[str], head: Any) -> tuple[list[An
         of_all_tokens = _ancestors([node.input_value(1) for node in attention])
     else:
         return None
-    names = (above & varying) - of_all_tokens
+    # Queries with rotary positions pass through nodes that are not understood; they are cut behind these.
+    odd = [node for node in nodes if node.get_name() in (above & varying) - of_all_tokens and not _is_tokenwise(node)]
+    names = (above & varying) - of_all_tokens - _ancestors([output for node in odd for output in node.outputs()])
     layer = [node for node in nodes if node.get_name() in names]
     return (layer, attention) if names.issuperset(node.get_name() for node in attention) else None
 
@@ -173,12 +175,15 @@ def _plan(
                 continue
             # Keys and values keep all tokens.
             whole = node.get_name() in mixes and port in ({1} if kind == "MatMul" else {1, 2})
-            if whole or name_of(source) not in varying:
+            if whole:
                 continue
             rank = _rank(source)
+            axis = rank - 2
+            of_tokens = rank in {3, 4} and source.get_partial_shape()[axis].is_dynamic
+            if name_of(source) not in varying and not of_tokens:
+                continue  # weights
             if rank not in {3, 4}:
                 return None
-            axis = rank - 2
             axes.add(axis)
             size = source.get_partial_shape()[axis]
             if not (size.is_static and size.get_length() == 1):
@@ -201,6 +206,8 @@ def _is_tokenwise(node: Any) -> bool:
     kind = node.get_type_name()
     if kind == "Transpose":
         return bool(_constant(node.input_value(1)) == _SWAPS_TOKENS_AND_HEADS)
+    if kind == "Slice":
+        return _constant(node.input_value(4)) in ([-1], [_rank(node.input_value(0)) - 1])
     if kind in {"MVN", "ReduceMean"}:
         return _constant(node.input_value(1)) in ([-1], [_rank(node.input_value(0)) - 1])
     if kind == "Softmax":

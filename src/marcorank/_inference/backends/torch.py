@@ -29,6 +29,8 @@ _TRIED_PAIRS = (
     ("e\u0301 Å 東京", "ﬁne Москва 서울 العربية 🙂 "),
 )
 _FIRST_WITH_MODULES = "5.4"
+# Arguments of a tokenizer; it would warn of texts beyond the limit of the model.
+UNTRUNCATED = {"truncation": False, "verbose": False}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 # Whose chunks see the padding of some lengths only.
 _READ_PADDING_AT_TIMES = ("reformer",)
@@ -132,9 +134,7 @@ class TorchBackend:
         try:
             with self.predict_lock:
                 return [
-                    self.cross_encoder.preprocess(
-                        [pair], prompt=prompt, processing_kwargs={"text": {"truncation": False}}
-                    )
+                    self.cross_encoder.preprocess([pair], prompt=prompt, processing_kwargs={"text": UNTRUNCATED})
                     for pair in _TRIED_PAIRS
                 ]
         except Exception as error:  # a template may raise anything
