@@ -171,6 +171,18 @@ def answers(status: int) -> Fault:
     return fault
 
 
+def answers_for(file: str, status: int) -> Fault:
+    """Answer requests for one file with a status."""
+
+    def fault(handler: _Handler, body: bytes) -> bool:
+        if not handler.path.endswith(file):
+            return False
+        handler.send(status, {}, b"")
+        return True
+
+    return fault
+
+
 def hangs(handler: _Handler, body: bytes) -> bool:
     """Accept and never answer."""
     handler.hub.stopped.wait()

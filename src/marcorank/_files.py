@@ -15,7 +15,7 @@ import uuid
 import zlib
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
@@ -278,6 +278,12 @@ def write_durably(
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+
+def stays_in_folder(name: str) -> bool:
+    """Whether a relative path, as files of models name others, leads to something in the same folder."""
+    path = PurePosixPath(name)
+    return not (path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive)
 
 
 @contextmanager

@@ -196,7 +196,8 @@ class ModelSettings:
     max_length: int | None = setting(
         512,
         "Maximum number of tokens of query and passage together, including special tokens; at least 16. A lower limit "
-        "of the model takes precedence. None, on the command line `none`, for the limit of the model.",
+        "of the model takes precedence. None, on the command line `none`, for the limit of the model, or 512 if it has "
+        "none.",
         partial(_optional, _at_least(16)),
         from_text=_whole_number_or_none,
         metavar="TOKENS",

@@ -526,9 +526,22 @@ def test_local_files_only_sends_nothing(published, cache):
 def test_a_cache_filled_by_other_tools_works_offline(published, cache):
     """A full copy of the repository, made by `hf download`, is enough: nothing more is looked for."""
     huggingface_hub.snapshot_download(OLD, cache_dir=cache)
+    published.requests.clear()
+    assert len(Reranker(OLD, backend="onnx", cache_folder=cache).rank(QUERY, PASSAGES)) == 3
+    assert published.requests == []
     published.stop()
     for settings in ({}, {"local_files_only": True}):
         assert len(Reranker(NEW, backend="onnx", cache_folder=cache, **settings).rank(QUERY, PASSAGES)) == 3
+
+
+def test_a_prompt_that_cannot_be_fetched_is_not_left_out(hub, cache, small_bert):
+    """While the hub fails for one small file, a model is not ranked as if it had no such file."""
+    hub.add(OWN, OTHER, small_bert)
+    hub.fault = hub_server.answers_for("config_sentence_transformers.json", 503)
+    with pytest.raises(ModelLoadError, match="config_sentence_transformers.json cannot be downloaded .* status 503"):
+        Reranker(OWN, backend="onnx", cache_folder=cache).warm_up()
+    hub.fault = None
+    Reranker(OWN, backend="onnx", cache_folder=cache).warm_up()
 
 
 def test_an_onnx_model_without_its_tokenizer(hub, cache, small_bert):

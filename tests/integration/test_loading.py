@@ -613,7 +613,7 @@ def test_a_language_model_scores_through_predict(tmp_path):
     np.testing.assert_allclose(by_index, expected, atol=3e-4)
     assert ranking[0].truncated is False
     assert ranking[0].unknown_tokens is None
-    with pytest.raises(InvalidInputError, match=r"`special_tokens` is 'text'; .*knows no such setting\. Leave it out"):
+    with pytest.raises(InvalidInputError, match=r"`special_tokens` is 'text'; .*does not support it\. Leave it out"):
         Reranker(folder, backend="torch", special_tokens="text").warm_up()
 
 

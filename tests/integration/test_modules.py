@@ -21,7 +21,7 @@ from marcorank._models.loading import LocalFolder
 from marcorank._models.modules import read_modules
 from marcorank.cli import main
 from random_architectures import random_modular
-from random_models import MINILM_L6, QUERY, bert, bi_encoder, bundled_folder, export_encoder, modular, passages
+from random_models import MINILM_L6, QUERY, Shape, bert, bi_encoder, bundled_folder, export_encoder, modular, passages
 
 PASSAGES = passages(12, seed=3)
 PROMPT = "Judge the relevance: "
@@ -176,9 +176,14 @@ class TestNotUnderstood:
         shown = " ".join(capsys.readouterr().out.split())
         assert f"(only torch can run this model: {reason}" in shown
 
-    def test_auto_takes_torch(self, tmp_path):
-        folder = export_encoder(modular(tmp_path, include_prompt=False))
+    @pytest.mark.parametrize("pooling", ["mean", "cls"])
+    def test_auto_takes_torch(self, tmp_path, pooling):
+        """The tokens of the prompt are read, and left out of the pooling."""
+        prompts = {"prompts": {"rank": PROMPT}, "default_prompt_name": "rank"}
+        folder = export_encoder(modular(tmp_path, pooling=pooling, include_prompt=False, **prompts))
         assert np.abs(scores(folder) - predict(folder)).max() < TOLERANCE
+        instructed = predict(folder, prompt="Another one. ")
+        assert np.abs(scores(folder, instruction="Another one. ") - instructed).max() < TOLERANCE
 
     def test_a_bi_encoder_is_refused(self, tmp_path):
         """Also one with a list of modules."""
@@ -191,8 +196,19 @@ class TestNotUnderstood:
             with pytest.raises(ModelLoadError):
                 Reranker(tmp_path / "model", backend=backend).warm_up()
 
+
+class TestDamaged:
+    """A folder that sentence-transformers refuses, or that could be read in two ways, is refused by name."""
+
     @pytest.mark.parametrize(
-        "file", ["2_Dense/config.json", "2_Dense/model.safetensors", "3_LayerNorm/model.safetensors"]
+        "file",
+        [
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "3_LayerNorm/config.json",
+            "3_LayerNorm/model.safetensors",
+        ],
     )
     def test_a_missing_or_damaged_file_is_named(self, modules, tmp_path, file):
         folder = shutil.copytree(modules, tmp_path / "model")
@@ -200,9 +216,101 @@ class TestNotUnderstood:
         with pytest.raises(ModelLoadError, match=re.escape(file)):
             Reranker(folder, backend="onnx").warm_up()
         (folder / file).unlink()
-        if file.endswith("safetensors"):
-            with pytest.raises(ModelLoadError, match=re.escape(file)):
-                Reranker(folder, backend="onnx").warm_up()
+        with pytest.raises(ModelLoadError, match=re.escape(file)):
+            Reranker(folder, backend="onnx").warm_up()
+
+    @pytest.mark.parametrize(
+        ("file", "values", "message"),
+        [
+            ("2_Dense/config.json", {"out_features": 5}, "`linear.weight` .* is of shape .*; expected shape"),
+            ("2_Dense/config.json", {"in_features": 5}, "has 5 `in_features` .* has 32 outputs"),
+            ("1_Pooling/config.json", {"embedding_dimension": "wide"}, "expected the width of the encoder"),
+            ("config_sentence_transformers.json", {"prompts": ["a"]}, "`prompts` in .*; expected an object"),
+            ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "expected one of `prompts`"),
+            (
+                "config_sentence_transformers.json",
+                {"default_prompt_name": "x", "prompts": {"x": 3}},
+                "The prompt 'x' in .* is 3; expected a string",
+            ),
+            ("sentence_bert_config.json", {"max_seq_length": "128"}, "`max_seq_length` in .* expected a number of"),
+            ("sentence_bert_config.json", {"max_seq_length": -1}, "`max_seq_length` in .* expected a number of"),
+            ("sentence_bert_config.json", {"modality_config": 3}, "`modality_config` in .*; expected an object"),
+            ("tokenizer_config.json", {"model_max_length": "512"}, "`model_max_length` in .* expected a number of"),
+        ],
+    )
+    @pytest.mark.parametrize("backend", ["onnx", "openvino"])
+    def test_values(self, modules, tmp_path, backend, file, values, message):
+        folder = changed(modules, tmp_path / "model", file, **values)
+        with pytest.raises(ModelLoadError, match=message):
+            Reranker(folder, backend=backend).warm_up()
+
+    @pytest.mark.parametrize(
+        ("module", "name", "shape"),
+        [
+            ("2_Dense", "linear.bias", None),
+            ("2_Dense", "linear.bias", (1,)),
+            ("2_Dense", "linear.weight", (32,)),
+            ("3_LayerNorm", "norm.weight", (1,)),
+            ("3_LayerNorm", "norm.bias", None),
+        ],
+    )
+    def test_weights(self, modules, tmp_path, module, name, shape):
+        """A weight that is missing, or that numpy would broadcast."""
+        from safetensors.torch import load_file, save_file
+
+        folder = shutil.copytree(modules, tmp_path / "model")
+        weights = load_file(folder / module / "model.safetensors")
+        if shape is None:
+            del weights[name]
+        else:
+            weights[name] = torch.ones(shape)
+        save_file(weights, folder / module / "model.safetensors")
+        for backend in BACKENDS:
+            with pytest.raises(ModelLoadError, match=re.escape(name)):
+                Reranker(folder, backend=backend).warm_up()
+
+    @pytest.mark.parametrize("layers", [1, 3])
+    def test_layers(self, tmp_path, layers):
+        """Layers of the encoder that no file holds would be random numbers."""
+        folder = changed(modular(tmp_path / "start"), tmp_path / "model", "config.json", num_hidden_layers=layers)
+        if layers == 1:
+            Reranker(folder, backend="torch").warm_up()
+            return
+        with pytest.raises(ModelLoadError, match=r"no weights for 'encoder\.layer\.2"):
+            Reranker(folder, backend="torch").warm_up()
+        with pytest.raises(ModelLoadError, match=r"no weights for 'encoder\.layer\.2"):
+            export_onnx(folder, tmp_path / "exported")
+
+    @pytest.mark.parametrize("path", ["../evil", "/evil", "C:evil"])
+    def test_folders_elsewhere(self, modules, tmp_path, path):
+        """Modules are in the model's folder; nothing outside of it is read or written."""
+        folder = shutil.copytree(modules, tmp_path / "model")
+        listed = json.loads((folder / "modules.json").read_text())
+        listed[2]["path"] = path
+        (folder / "modules.json").write_text(json.dumps(listed))
+        for backend in ("onnx", "openvino"):
+            with pytest.raises(ModelLoadError, match="as the folder of a module; expected a folder inside its own"):
+                Reranker(folder, backend=backend).warm_up()
+
+    def test_a_head_for_another_encoder(self, tmp_path):
+        """The widths of a graph and a head have to agree."""
+        wide = export_encoder(modular(tmp_path / "wide", shape=Shape(2, 64, 2, 64)))
+        narrow = modular(tmp_path / "narrow")
+        shutil.copytree(wide / "onnx", narrow / "onnx")
+        for backend in ("onnx", "openvino"):
+            with pytest.raises(ModelLoadError, match=r"last_hidden_state of shape \(batch, tokens, 32\)"):
+                Reranker(narrow, backend=backend).warm_up()
+
+    def test_a_changed_head_is_another_model(self, tmp_path):
+        """Also where another reranker still has the old one loaded, and onnx would not understand it."""
+        from safetensors.torch import load_file, save_file
+
+        folder = modular(tmp_path, include_prompt=False)
+        before = Reranker(folder, backend="torch", precision="fp32")
+        old = np.array(before.score(QUERY, PASSAGES))
+        weights = load_file(folder / "4_Dense/model.safetensors")
+        save_file({name: 2 * value for name, value in weights.items()}, folder / "4_Dense/model.safetensors")
+        assert np.abs(scores(folder, backend="torch") - 2 * old).max() < TOLERANCE
 
 
 class TestPrompts:
@@ -259,6 +367,11 @@ class TestPrompts:
         assert np.abs(found - expected).max() < TOLERANCE
         with pytest.raises(InvalidInputError, match=r"the prompt of the model has the special token '\[SEP\]'"):
             Reranker(prompted, backend="onnx", instruction=instruction, special_tokens="text").warm_up()
+
+    def test_odd_unicode(self, prompted):
+        """Half a surrogate pair in an instruction is replaced, as it is in texts."""
+        found = scores(prompted, backend="onnx", instruction="\ud800 Judge: ")
+        assert np.abs(found - scores(prompted, backend="onnx", instruction="\ufffd Judge: ")).max() == 0
 
     def test_export_keeps_the_prompt(self, prompted, tmp_path):
         export_onnx(prompted, tmp_path)
@@ -345,6 +458,12 @@ class TestLanguageModels:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings))
         with pytest.raises(ModelLoadError, match="sentence-transformers cannot tokenise a query and a passage"):
             Reranker(folder).warm_up()
+
+    def test_a_query_that_leaves_no_room_is_refused(self, tmp_path):
+        """Truncated inside the template, every passage would score the same."""
+        folder = language_model(tmp_path, template=True, causal=True)
+        with pytest.raises(InvalidInputError, match=r"has \d+ tokens; that leaves none of 128 for a passage"):
+            scores(folder, query="how many people " * 60)
 
     def test_max_length(self, tmp_path):
         """A lower limit is respected as well."""

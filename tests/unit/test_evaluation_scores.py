@@ -215,7 +215,7 @@ def test_settings_that_change_logits_are_told_apart(tmp_path, folder):
     assert paths[1].name.startswith("my-model-")
 
 
-@pytest.mark.parametrize("name", ["onnx/model.onnx", "config.json", "tokenizer.json", "onnx/model.onnx_data"])
+@pytest.mark.parametrize("name", ["onnx/model.onnx", "config.json", "tokenizer.json"])
 def test_a_model_that_was_trained_again_is_another_one(folder, name):
     """Models are distinguished by the content of their files, not by time or folder."""
     before = scorer_fingerprint(Reranker(folder, backend="onnx"))

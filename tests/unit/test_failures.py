@@ -141,7 +141,7 @@ def test_a_fault_of_the_program_is_raised_and_never_passed_through(rank, monkeyp
 
 def test_a_model_folder_that_cannot_be_read_is_an_outage(tmp_path, monkeypatch):
     """An error of the disk becomes a `ModelLoadError`, which the fallback makes up for."""
-    monkeypatch.setattr("marcorank._models.loading._read_json", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
+    monkeypatch.setattr("marcorank._models.loading.read_json", lambda *_: (_ for _ in ()).throw(PermissionError("no")))
     ranking = Reranker("bundled", fallback=WordOverlapScorer()).rank(QUERY, PASSAGES)
     assert (ranking.status.outcome, ranking.status.error) == ("fallback", "ModelLoadError")
 

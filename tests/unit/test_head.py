@@ -44,7 +44,7 @@ def test_pooling(modes):
     """Each pooling mode, and two of them joined, give the vector of sentence-transformers."""
     hidden = random_values(1, TOKENS, WIDTH)
     weight = random_values(1, WIDTH * len(modes))
-    head = Head(modes, (Dense(weight, None, "Identity"),))
+    head = Head(WIDTH, modes, (Dense(weight, None, "Identity"),))
     expected = (pooled(modes, hidden) @ torch.from_numpy(weight).T)[:, 0].numpy()
     padded = np.concatenate([hidden, random_values(1, 3, WIDTH, seed=9)], axis=1)
     assert np.allclose(logits_of(head, padded, np.array([TOKENS])), expected, atol=1e-5)
@@ -59,7 +59,7 @@ def test_dense(activation, residual):
     last = random_values(1, WIDTH, seed=3)
     projection = random_values(WIDTH, WIDTH, seed=2) if residual == "projected" else None
     layer = Dense(random_values(WIDTH, WIDTH), random_values(WIDTH), activation, residual != "none", projection)
-    head = Head(("cls",), (layer, Dense(last, np.ones(1, dtype=np.float32), "Identity")))
+    head = Head(WIDTH, ("cls",), (layer, Dense(last, np.ones(1, dtype=np.float32), "Identity")))
     first = torch.from_numpy(hidden[:, 0])
     values = getattr(torch.nn, activation)()(
         FUNCTIONAL.linear(first, torch.from_numpy(layer.weight), torch.from_numpy(layer.bias))
@@ -77,7 +77,7 @@ def test_norms():
     """Layer normalisation and unit length."""
     hidden = random_values(1, TOKENS, WIDTH)
     scale, shift, last = random_values(WIDTH), random_values(WIDTH, seed=1), random_values(1, WIDTH, seed=2)
-    head = Head(("cls",), (LayerNorm(scale, shift), UnitLength(), Dense(last, None, "Identity")))
+    head = Head(WIDTH, ("cls",), (LayerNorm(scale, shift), UnitLength(), Dense(last, None, "Identity")))
     values = FUNCTIONAL.layer_norm(
         torch.from_numpy(hidden[:, 0]), (WIDTH,), torch.from_numpy(scale), torch.from_numpy(shift)
     )

@@ -71,10 +71,10 @@ class Dense:
 
     def apply(self, array: Arithmetic, values: Any) -> Any:
         """Return the output of the layer."""
-        found = array.activate(self.activation, array.linear(values, self.weight, self.bias))
+        output = array.activate(self.activation, array.linear(values, self.weight, self.bias))
         if not self.adds_input:
-            return found
-        return array.add(found, values if self.residual is None else array.linear(values, self.residual, None))
+            return output
+        return array.add(output, values if self.residual is None else array.linear(values, self.residual, None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +103,12 @@ class Head:
     """Pooling of the hidden states, then layers that end in one number.
 
     Attributes:
+        width: Width of the hidden states.
         pooling: The modes whose vectors are joined.
         layers: In order; the last one has a single output.
     """
 
+    width: int
     pooling: tuple[PoolingMode, ...]
     layers: tuple[Dense | LayerNorm | UnitLength, ...]
 

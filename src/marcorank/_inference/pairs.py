@@ -185,8 +185,8 @@ class PairEncoder:
         self._special_tokens = len(layout.prefix) + len(layout.middle) + len(layout.suffix)
         self._pad_id = pad_id
         self._windows = long_passages == "windows"
-        self._prompt = prompt
-        self._prompt_tokens = self._count_prompt_tokens(prompt)
+        self._prompt = encodable_text(prompt)
+        self._prompt_tokens = self._count_prompt_tokens(self._prompt)
         other_tokens = self._special_tokens + self._prompt_tokens
         capacity = max_length - other_tokens
         if capacity < 2:

@@ -9,6 +9,7 @@ import numpy as np
 from marcorank._inference.backends.torch import UNTRUNCATED
 from marcorank._inference.pairs import encodable_text
 from marcorank._inference.scorer import PassageScores, PlainScorer
+from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +25,8 @@ _BATCH_SIZE = 4
 class PredictScorer(PlainScorer):
     """A cross-encoder that inserts each pair into a chat template, or tokenises it in a way of its own.
 
-    Truncation is reported; windows are not supported.
+    Truncation of passages is reported, and a query that leaves no room for a passage is an error. Windows are not
+    supported.
     """
 
     def __init__(self, scheduler: Scheduler, *, name: str, prompt: str, max_length: int | None) -> None:
@@ -35,7 +37,7 @@ class PredictScorer(PlainScorer):
     def score_requests(self, requests: Sequence[Request]) -> list[PassageScores]:
         """Score the requests one after the other."""
         return [
-            PassageScores(scores.logits, truncated=self._predict.truncated(query, passages))
+            PassageScores(scores.logits, truncated=self._predict.truncated(query, passages), query_truncated=False)
             for (query, passages), scores in zip(requests, super().score_requests(requests), strict=True)
         ]
 
@@ -45,7 +47,7 @@ class _Predict:
         self.name = name
         self._scheduler = scheduler
         self._backend = scheduler.backend
-        self._prompt = prompt
+        self._prompt = encodable_text(prompt)
         limits = [limit for limit in (max_length, self._backend.cross_encoder.max_seq_length) if limit is not None]
         self._max_length = min(limits, default=None)
 
@@ -53,6 +55,12 @@ class _Predict:
         """Return one logit per passage, in input order. Shape: (passages,), float32."""
         import torch
 
+        others = self._count_tokens(query, "")
+        if self._max_length is not None and others >= self._max_length:
+            raise InvalidInputError(
+                f"The query, with the prompt or template of `{self.name}`, has {others} tokens; that leaves none of "
+                f"{self._max_length} for a passage. Shorten the query or `instruction`, or raise `max_length`."
+            )
         with self._backend.predict_lock:
             scores = self._backend.cross_encoder.predict(
                 _pairs(query, passages),
@@ -66,14 +74,24 @@ class _Predict:
 
     def truncated(self, query: str, passages: Sequence[str]) -> NDArray[np.bool_]:
         """Return whether each pair is longer than the limit. Shape: (passages,), bool."""
-        if self._max_length is None or not passages:
+        limit = self._max_length
+        if limit is None:
             return np.zeros(len(passages), dtype=np.bool_)
+        others = self._count_tokens(query, "")
+        return np.array(
+            [
+                others + len(text.encode("utf-8", "replace")) > limit and self._count_tokens(query, text) > limit
+                for text in passages
+            ],
+            dtype=np.bool_,
+        )
+
+    def _count_tokens(self, query: str, passage: str) -> int:
         with self._backend.predict_lock:
             features = self._backend.cross_encoder.preprocess(
-                _pairs(query, passages), prompt=self._prompt, processing_kwargs={"text": UNTRUNCATED}
+                _pairs(query, [passage]), prompt=self._prompt, processing_kwargs={"text": UNTRUNCATED}
             )
-        lengths = features["attention_mask"].sum(dim=1).numpy()
-        return np.asarray(lengths > self._max_length)
+        return int(features["attention_mask"].sum())
 
     def _processing(self) -> dict[str, Any]:
         return {} if self._max_length is None else {"text": {"max_length": self._max_length}}

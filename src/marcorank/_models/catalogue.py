@@ -30,7 +30,7 @@ class ModelInfo:
         revision: Commit that is loaded unless you pass another.
         licence: SPDX identifier of the licence.
         languages: ISO 639-1 codes of the languages it was trained on, or only `multilingual`.
-        max_length: Most tokens that it reads of a query and a passage together.
+        max_length: Maximum number of tokens of a query and a passage together.
         layers: Transformer layers.
         hidden_size: Width of the hidden states.
         parameters: Number of trainable parameters.

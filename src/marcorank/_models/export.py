@@ -12,6 +12,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
+from marcorank._inference.backends.torch import load_cross_encoder
 from marcorank._models.loading import LocalFolder
 from marcorank._models.modules import read_modules
 from marcorank._models.vocabulary import has_vocabulary
@@ -69,7 +70,11 @@ def export_onnx(source: Path, target: Path) -> Path:
         modules = read_modules(LocalFolder(source, str(source)))
         if modules.torch_only is not None:
             raise ModelLoadError(f"The model in {str(source)!r} cannot be exported to ONNX: {modules.torch_only}.")
-        model, head = _load_modules(source) if modules.head else (_load_model(transformers, source), [])
+        head: list[Any] = []
+        if modules.head is None:
+            model = _load_model(transformers, source)
+        else:
+            model, head = _load_modules(source, modules.saved_with)
         tokenizer = _from_folder(transformers.AutoTokenizer, source)
         _copy_texts(source, tokenizer, staging, modules.files)
         try:
@@ -110,16 +115,17 @@ def _load_model(transformers: Any, source: Path) -> Any:
     return model.float().eval()
 
 
-def _load_modules(source: Path) -> tuple[Any, list[Any]]:
+def _load_modules(source: Path, saved_with: str | None) -> tuple[Any, list[Any]]:
     """Return the encoder of a cross-encoder that is made of modules, and the modules that follow it."""
-    from sentence_transformers import CrossEncoder
-
-    options = {"attn_implementation": "eager", "use_safetensors": True, "dtype": "float32"}
-    try:
-        model = CrossEncoder(str(source), device="cpu", local_files_only=True, model_kwargs=options)
-    except Exception as error:
-        raise ModelLoadError(f"Cannot load a cross-encoder from {str(source)!r}: {error}") from error
-    transformer, *head = model.float().eval()
+    model = load_cross_encoder(
+        source,
+        device="cpu",
+        precision="fp32",
+        allow_pickle=False,
+        saved_with=saved_with,
+        attn_implementation="eager",
+    )
+    transformer, *head = model
     return transformer.model, head
 
 
@@ -255,7 +261,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 def _without_graph_dumps(torch: Any) -> Iterator[None]:
     """Keep torch from printing the whole graph when an export fails.
 
-    It means to ask whether its log is on, does not call the function, and always switches it on.
+    The exporter means to dump it only if its log is on, but tests the function and not its result.
     """
     core, name = torch._C, "_jit_set_onnx_log_enabled"  # noqa: SLF001
     switch = getattr(core, name)

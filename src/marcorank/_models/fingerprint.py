@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import errors_named, sha256_of
 from marcorank._inference.backends.base import UnreadableGraphError
 from marcorank._inference.backends.weights import weight_files
-from marcorank._models.catalogue import PICKLED_WEIGHTS
-from marcorank._models.hub import TORCH_FILES, HubModel
+from marcorank._models.graphs import load_without_openvino
+from marcorank._models.hub import HubModel
 from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve
-from marcorank._models.modules import read_modules
-from marcorank._models.weights import load_without_openvino
+from marcorank._models.modules import read_modules, torch_files
 from marcorank._text import brief
 from marcorank.remote import is_remote
 from marcorank.scorer import scorer_name
 from marcorank.settings import RerankerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     from marcorank._models.loading import ModelFiles
@@ -54,10 +51,7 @@ def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
         return {"model": model.name, "scorer": "server", "marcorank": _version()}
     files = locate(model)
     choice, graph = _resolved_as_loaded(files, model)
-    if graph is None:
-        read = _torch_files(files.snapshot(allow_pickle=model.allow_pickle))
-    else:
-        read = _graph_files(files, graph)
+    read = _files_of_torch(files, model) if graph is None else _graph_files(files, graph)
     return {
         # A folder may be mounted elsewhere on another machine.
         "model": files.path.resolve().name if isinstance(files, LocalFolder) else files.name,
@@ -130,31 +124,15 @@ def advice(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     return f"To continue, set {', '.join(f'`{name}={value!r}`' for name, value in wanted.items())}."
 
 
+def _files_of_torch(files: ModelFiles, settings: RerankerSettings) -> dict[str, Path]:
+    return torch_files(files.snapshot(allow_pickle=settings.allow_pickle))
+
+
 def _graph_files(files: ModelFiles, graph: Path) -> dict[str, Path]:
     """Return the files that the onnx and openvino backends read, by name."""
     texts = {name: path for name in TEXT_FILES if (path := files.fetch(name))}
     weights = {name: graph.parent / name for name in weight_files(graph)}
     return {graph.name: graph, **weights, **texts, **read_modules(files).files}
-
-
-def _torch_files(folder: Path) -> dict[str, Path]:
-    """Return the files that sentence-transformers reads, by their path in the folder."""
-    folders = [folder, *(folder / path for path in _module_paths(folder / "modules.json"))]
-    read = {path for parent in folders for path in _matching(parent)}
-    return {path.relative_to(folder).as_posix(): path for path in read}
-
-
-def _matching(folder: Path) -> Iterable[Path]:
-    found = [path for pattern in TORCH_FILES for path in folder.glob(pattern)]
-    # Pickled weights are not read where there are others, and may have been downloaded by another program.
-    return found if any(path.suffix == ".safetensors" for path in found) else [*found, *folder.glob(PICKLED_WEIGHTS)]
-
-
-def _module_paths(modules: Path) -> list[str]:
-    # A file that cannot be read is for the backend to report.
-    with suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
-        return [str(module["path"]) for module in json.loads(modules.read_bytes()) if module["path"]]
-    return []
 
 
 def _digest(path: Path) -> str:

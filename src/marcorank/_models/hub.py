@@ -26,6 +26,7 @@ _MAIN = "main"
 _CONFIG = "config.json"
 # An allow list, so that a repository cannot add pickles, code or the weights of other backends to a download.
 TORCH_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.jinja")
+_WEIGHTS = ("*.safetensors", "*.onnx", "*.xml", "onnx/*.onnx", "openvino/*.xml", catalogue.PICKLED_WEIGHTS)
 _OTHER_BACKENDS = ("onnx/*", "openvino/*")
 
 
@@ -55,7 +56,6 @@ class HubModel:
     token: str | None = field(default=None, repr=False)
     _resolved: _Source | None = field(default=None, init=False, repr=False, compare=False)
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
-    _optional_unknown: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # HTTP libraries quote an invalid header in their errors, and the token with it.
@@ -87,26 +87,23 @@ class HubModel:
             return next((path for file in candidates if (path := self._fetch(file, source))), None)
 
     def fetch_optional(self, file: str) -> Path | None:
-        """Return a file that most models lack; None as well, with a warning, if only that file needs the Hub.
+        """Return a small file that most models lack; None if there is none.
 
-        A cache that another program has filled does not record which files a model lacks.
+        Small files are fetched before the weights. So a commit whose weights are cached has all that it will have, and
+        no request is sent: a cache that another program has filled does not record which files a model lacks.
 
         Raises:
-            MarcoRankError: As `fetch`, if nothing of the model is cached.
+            MarcoRankError: As `fetch`.
         """
-        if self._optional_unknown:
-            found = self._lookup(file, self._resolve(file))
-            return Path(found) if isinstance(found, str) else None
-        try:
-            return self.fetch(file)
-        except ModelLoadError as error:
-            if self._resolved is None:
-                raise
-            self._optional_unknown = True
-            _log.warning(
-                "Model `%s` is loaded from the cache, as if the Hub had no %s of it: %s", self.name, file, error
-            )
-            return None
+        with self._map_errors(file):
+            source = self._resolve(file)
+            found = self._lookup(file, source)
+            if isinstance(found, str):
+                return Path(found)
+            config = self._lookup(_CONFIG, source)
+            if isinstance(config, str) and any(any(Path(config).parent.glob(one)) for one in _WEIGHTS):
+                return None
+            return self._fetch(file, source)
 
     def snapshot(self, *, allow_pickle: bool) -> Path:
         """Return a folder with all files that the torch backend needs."""

@@ -17,9 +17,10 @@ from marcorank._inference.predict import PredictScorer
 from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer, RequestScorer
 from marcorank._models import catalogue
+from marcorank._models.graphs import fetch_weights, load_without_openvino
 from marcorank._models.hub import HubModel
 from marcorank._models.loaded import loaded, versions_of
-from marcorank._models.modules import read_json, read_modules
+from marcorank._models.modules import read_json, read_modules, token_limit, torch_files
 from marcorank._models.positions import (
     first_position_of_graph,
     first_position_of_module,
@@ -28,7 +29,6 @@ from marcorank._models.positions import (
 )
 from marcorank._models.selection import choose, installed
 from marcorank._models.vocabulary import check_vocabulary
-from marcorank._models.weights import fetch_weights, load_without_openvino
 from marcorank._text import first_few, message_of, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
@@ -49,7 +49,7 @@ _log = logging.getLogger("marcorank")
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-# Tokenizers without a limit have a huge number, or infinity.
+# More than any pair has.
 _NO_LIMIT = 1_000_000
 # Without a limit of the user's or the model's.
 _DEFAULT_LENGTH = 512
@@ -312,7 +312,7 @@ def _load_graph(files: ModelFiles, file: Path, choice: Choice, settings: Reranke
         (choice.backend, versions_of(used), choice.device, choice.precision, workers),
         lambda: Scheduler(_open_graph(file, choice, workers, config, modules.head)),
     )
-    first = first_position_of_graph(file, padding_id(config))
+    first = first_position_of_graph(file, config)
     encoder = _encoder(tokenizer, files, config, modules, settings, first_position=first)
     return CrossEncoderScorer(backend, encoder, name=files.name)
 
@@ -356,7 +356,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
     backend = loaded.shared(
         (
             "torch",
-            versions_of([*folder.iterdir(), *modules.files.values()]),
+            versions_of(torch_files(folder).values()),
             choice.device,
             choice.precision,
             settings.allow_pickle,
@@ -382,7 +382,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
         )
     names = cross_encoder.tokenizer.vocab_files_names.values()
     check_vocabulary(fast_tokenizer, config, model=_described(files), files={"tokenizer.json", *names})
-    if backend.backend.reads_pairs and (modules.pools_prompt or not prompt):
+    if backend.backend.reads_pairs:
         tokenizer = Tokenizer.from_str(fast_tokenizer.to_str())
         untruncated = PairEncoder(
             tokenizer, max_length=_NO_LIMIT, special_tokens=settings.special_tokens, prompt=prompt
@@ -395,7 +395,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
         if getattr(settings, name) != value:
             raise InvalidInputError(
                 f"`{name}` is {quoted(getattr(settings, name))}; sentence-transformers makes the tokens of "
-                f"`{files.name}`, and knows no such setting. Leave it out."
+                f"`{files.name}`, and does not support it. Leave it out."
             )
     backend.backend.tokens_of_predict(prompt)
     return PredictScorer(backend, name=files.name, prompt=prompt, max_length=settings.max_length)
@@ -427,9 +427,11 @@ def _encoder(
 ) -> PairEncoder:
     limits = [] if settings.max_length is None else [settings.max_length]
     # As sentence-transformers reads them, the modules overrule the tokenizer.
-    tokenizer_limit = modules.max_length or read_json(files, "tokenizer_config.json", {}).get("model_max_length")
-    if tokenizer_limit is not None and tokenizer_limit < _NO_LIMIT:
-        limits.append(int(tokenizer_limit))
+    saved_limit = modules.max_length or token_limit(
+        read_json(files, "tokenizer_config.json", {}), "model_max_length", "tokenizer_config.json"
+    )
+    if saved_limit is not None:
+        limits.append(saved_limit)
     positions = usable_positions(config, first=first_position)
     if positions is not None:
         limits.append(positions)

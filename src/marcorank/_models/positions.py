@@ -18,6 +18,10 @@ _RELATIVE = "relative_attention_num_buckets"
 # up to that id have no token.
 _TABLE = "position_embeddings"
 _COUNTING = "CumSum"
+_COUNTING_FAMILIES = (
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke", "markuplm", "mpnet",
+    "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 def usable_positions(config: Mapping[str, Any], *, first: int) -> int | None:
@@ -42,9 +46,15 @@ def first_position_of_module(model: Any) -> int:
     return max((index + 1 for index in padding if index is not None), default=0)
 
 
-def first_position_of_graph(file: Path, pad_id: int) -> int:
+def first_position_of_graph(file: Path, config: Mapping[str, Any]) -> int:
     """Return the position that an ONNX file or an OpenVINO IR gives to the first token."""
-    return pad_id + 1 if mentions(file, _COUNTING) and mentions(file, _TABLE) else 0
+    first = padding_id(config) + 1
+    positions = usable_positions(config, first=0)
+    if positions is None or first >= positions:
+        return 0
+    counts = mentions(file, _COUNTING) and mentions(file, _TABLE)
+    # The names in a graph may have been replaced by numbers.
+    return first if counts or config.get("model_type") in _COUNTING_FAMILIES else 0
 
 
 def padding_id(config: Mapping[str, Any]) -> int:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from marcorank._inference.head import Head
     from marcorank._inference.pairs import TokenBatch
 
 _INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
-# Of optimum and of sentence-transformers.
+# The names that optimum and sentence-transformers give to hidden states.
 _HIDDEN = ("last_hidden_state", "token_embeddings")
 _HIDDEN_RANK = 3
-_OR_HIDDEN = f", or {_HIDDEN[0]} of shape (batch, tokens, width)"
 
 
 class UnreadableGraphError(ModelLoadError):
@@ -49,7 +49,7 @@ class Backend(Protocol):
 
 
 def hidden_output(
-    file: Path, inputs: set[str], outputs: Mapping[str, Sequence[object]], *, has_head: bool
+    file: Path, inputs: set[str], outputs: Mapping[str, Sequence[object]], head: Head | None
 ) -> str | None:
     """Check a graph, and return its output with hidden states if a head has to follow it; None if it returns logits.
 
@@ -57,7 +57,7 @@ def hidden_output(
         file: The graph, for messages.
         inputs: Names of its inputs.
         outputs: Shapes of its outputs by name; a dynamic size is not an int.
-        has_head: Whether the model has a head beside the graph, which may be part of the graph as well.
+        head: The head beside the graph, which may be part of the graph as well; None if there is none.
 
     Raises:
         ModelLoadError: The graph does not accept token batches, or returns neither one logit per row nor hidden states
@@ -70,12 +70,16 @@ def hidden_output(
         )
     if len(outputs) == 1 and _is_one_per_row(*outputs.values()):
         return None
-    hidden = next((name for name in _HIDDEN if len(outputs.get(name, ())) == _HIDDEN_RANK), None)
-    if has_head and hidden is not None:
-        return hidden
+    expected = "one output with one logit per pair, shape (batch, 1)"
+    if head is not None:
+        for name in _HIDDEN:
+            shape = outputs.get(name, ())
+            if len(shape) == _HIDDEN_RANK and (shape[2] == head.width or not isinstance(shape[2], int)):
+                return name
+        expected += f", or {_HIDDEN[0]} of shape (batch, tokens, {head.width})"
     raise ModelLoadError(
         f"{str(file)!r} has outputs of shapes {[list(shape) for shape in outputs.values()]}; a reranker needs "
-        f"one output with one logit per pair, shape (batch, 1){_OR_HIDDEN if has_head else ''}."
+        f"{expected}."
     )
 
 

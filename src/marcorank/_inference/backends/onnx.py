@@ -67,7 +67,7 @@ class OnnxBackend:
             )
         inputs = {node.name: node.type for node in session.get_inputs()}
         outputs = {node.name: node.shape for node in session.get_outputs()}
-        hidden = hidden_output(file, set(inputs), outputs, has_head=head is not None)
+        hidden = hidden_output(file, set(inputs), outputs, head)
         self.device = device
         self.precision = precision
         # Dynamic quantisation uses one scale per batch; a pair that runs alone does not depend on others.

@@ -201,7 +201,7 @@ def complete(model: Any, file: Path, head: Head | None) -> tuple[Any, bool]:
         _name_of(node, number): [size.get_length() if size.is_static else None for size in node.partial_shape]
         for number, node in enumerate(model.outputs)
     }
-    hidden = hidden_output(file, {node.any_name for node in model.inputs}, outputs, has_head=head is not None)
+    hidden = hidden_output(file, {node.any_name for node in model.inputs}, outputs, head)
     if hidden is None or head is None:
         return model, False
     return with_head(model, head, model.output(hidden)), True

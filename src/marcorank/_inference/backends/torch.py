@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,17 +23,17 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import PairEncoder
 
 _MAX_PADDED_TOKENS = {"cpu": 1024, "cuda": 32768, "mps": 8192}
-# Of different scripts, cases and accents, and with spaces that a tokenizer may join.
+# Texts with different scripts, cases and accents, and with spaces that a tokenizer may join.
 _TRIED_PAIRS = (
     ("How many people live in Berlin?", "Berlin had 3,520,031 inhabitants in 2016."),
     ("ÜBERFALL on naïve Façades", "Two\n\nlines,  two spaces\tand a tab: don't!"),
     ("e\u0301 Å 東京", "ﬁne Москва 서울 العربية 🙂 "),
 )
-_FIRST_WITH_MODULES = "5.4"
+_READ_MODULES_SINCE = (5, 4)
 # Arguments of a tokenizer; it would warn of texts beyond the limit of the model.
 UNTRUNCATED = {"truncation": False, "verbose": False}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-# Whose chunks see the padding of some lengths only.
+# Families whose chunks see the padding at some lengths only.
 _READ_PADDING_AT_TIMES = ("reformer",)
 # Scored with and without padding when a model is loaded, to find out whether it changes a logit by more than rounding.
 _TRIED_PAIR = ("how many people live in berlin", "three million")
@@ -66,7 +67,7 @@ class TorchBackend:
         self.precision = precision
         self.max_padded_tokens = _MAX_PADDED_TOKENS.get(device.partition(":")[0], _MAX_PADDED_TOKENS["cpu"])
         self.predict_lock = threading.Lock()
-        self.cross_encoder = _load(
+        self.cross_encoder = load_cross_encoder(
             folder, device=device, precision=precision, allow_pickle=allow_pickle, saved_with=saved_with
         )
         self._modules = _modules_of(self.cross_encoder)
@@ -78,8 +79,12 @@ class TorchBackend:
             for name in ("input_ids", "attention_mask", "token_type_ids")
             if name in self.cross_encoder.tokenizer.model_input_names
         ]
-        if self.reads_pairs and self._reads_padding():
-            self.max_padded_tokens = 1  # each pair runs alone
+        if self.reads_pairs:
+            # Not in this thread, which may be the one that forks: the threads that torch starts for it do not exist in
+            # the child, and it would wait for them.
+            with ThreadPoolExecutor(1) as executor:
+                if executor.submit(self._reads_padding).result():
+                    self.max_padded_tokens = 1  # each pair runs alone
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit per row. Shape: (batch,), float32."""
@@ -150,6 +155,8 @@ class TorchBackend:
         """
         if not self._modules:
             return True  # a version without other ways
+        if prompt and not all(getattr(module, "include_prompt", True) for module in self._modules):
+            return False
         for (query, passage), features in zip(_TRIED_PAIRS, self.tokens_of_predict(prompt), strict=True):
             encoded = encoder.encode(query, [passage])
             batch = encoder.batch([(encoded.query_ids, encoded.windows[0])])
@@ -162,7 +169,19 @@ class TorchBackend:
         return True
 
 
-def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, saved_with: str | None) -> Any:
+def load_cross_encoder(
+    folder: Path, *, device: str, precision: str, allow_pickle: bool, saved_with: str | None, **options: Any
+) -> Any:
+    """Return the `CrossEncoder` of a folder, if it has one logit and all its weights are there.
+
+    Args:
+        folder: Where the model is.
+        device: Device name, as in torch.
+        precision: Precision of the encoder; its head is in fp32.
+        allow_pickle: Whether pickled weights may be loaded.
+        saved_with: Version of sentence-transformers that saved it, if older ones may not understand it.
+        options: More arguments for the model's `from_pretrained`.
+    """
     try:
         import torch
         from sentence_transformers import CrossEncoder
@@ -181,7 +200,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, save
             f"({message_of(error)}). Use 'cpu'."
         ) from error
     dtype = getattr(torch, _DTYPES[precision])
-    _check_version(CrossEncoder, folder, saved_with)
+    _check_version(folder, saved_with)
     try:
         with _loading, without_transformers_bars:
             model = CrossEncoder(
@@ -190,7 +209,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, save
                 local_files_only=True,
                 trust_remote_code=False,
                 # None accepts any format; True rejects pickles.
-                model_kwargs={"use_safetensors": None if allow_pickle else True, _dtype_argument(): dtype},
+                model_kwargs={"use_safetensors": None if allow_pickle else True, _dtype_argument(): dtype, **options},
             )
     except Exception as error:  # transformers, safetensors and torch each raise their own
         raise ModelLoadError(
@@ -202,7 +221,7 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, save
     if labels != 1:
         raise ModelLoadError(f"{str(folder)!r} has {labels} labels; a reranker needs a model with one logit per pair.")
     if not allow_pickle:
-        _check_head(folder, model.model)
+        _check_weights(folder, model.model)
     # Modules with their own precision get the requested one.
     model.to(dtype)
     if dtype != torch.float32:
@@ -215,15 +234,16 @@ def _load(folder: Path, *, device: str, precision: str, allow_pickle: bool, save
     return model
 
 
-def _check_version(cross_encoder: Any, folder: Path, saved_with: str | None) -> None:
+def _check_version(folder: Path, saved_with: str | None) -> None:
     """Reject a model of which an old sentence-transformers would load the encoder alone, with a random head."""
     import sentence_transformers
 
-    if issubclass(cross_encoder, _sequential()):
+    installed = tuple(int(part) for part in sentence_transformers.__version__.split(".")[:2])
+    if installed >= _READ_MODULES_SINCE:
         return
     if saved_with is None and not _is_causal(_config_of(folder).get("architectures")):
         return
-    needed = saved_with or _FIRST_WITH_MODULES
+    needed = saved_with or ".".join(map(str, _READ_MODULES_SINCE))
     raise ModelLoadError(
         f"{str(folder)!r} is a cross-encoder made of modules, which sentence-transformers "
         f"{sentence_transformers.__version__} does not read: pip install 'sentence-transformers>={needed}'"
@@ -232,13 +252,9 @@ def _check_version(cross_encoder: Any, folder: Path, saved_with: str | None) -> 
 
 def _modules_of(cross_encoder: Any) -> list[Any]:
     """Return the modules of a cross-encoder; empty before sentence-transformers 5.4, where it has none."""
-    return list(cross_encoder) if isinstance(cross_encoder, _sequential()) else []
-
-
-def _sequential() -> Any:
     import torch
 
-    return torch.nn.Sequential
+    return list(cross_encoder) if isinstance(cross_encoder, torch.nn.Sequential) else []
 
 
 def _is_causal(architectures: list[str] | None) -> bool:
@@ -268,18 +284,18 @@ def _keep_head_in_fp32(model: Any) -> None:
             part.register_forward_pre_hook(widened)
 
 
-def _check_head(folder: Path, model: Any) -> None:
+def _check_weights(folder: Path, model: Any) -> None:
     """Reject a model of which transformers has initialised a part randomly, such as the head of an embedding model."""
     from safetensors import safe_open
 
-    if not type(model).__name__.endswith("ForSequenceClassification"):
-        return
     inner = f"{model.base_model_prefix}."
     # The layer with the single output; other layers of the head may come from pre-training.
     head = {
         name
         for name, values in model.named_parameters()
-        if not name.startswith(inner) and tuple(values.shape[:1]) == (1,)
+        if type(model).__name__.endswith("ForSequenceClassification")
+        and not name.startswith(inner)
+        and tuple(values.shape[:1]) == (1,)
     }
     stored: set[str] = set()
     for file in folder.glob("*.safetensors"):
@@ -308,7 +324,9 @@ def _without_weights(model: Any, stored: set[str]) -> list[str]:
     names_of: dict[int, list[str]] = {}
     for name, values in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(id(values), []).append(name)
-    return [tied[0] for tied in names_of.values() if stored.isdisjoint(tied)]
+    missing = [tied[0] for tied in names_of.values() if stored.isdisjoint(tied)]
+    # Of an encoder, only the hidden states are read.
+    return [name for name in missing if not name.startswith("pooler.")]
 
 
 def _check_own_code(folder: Path, model: Any) -> None:
@@ -317,7 +335,9 @@ def _check_own_code(folder: Path, model: Any) -> None:
     Where transformers has an architecture of that type, it loads that one instead, with random numbers for the weights
     that are missing. A repository may keep the code of an architecture that transformers has taken over.
     """
-    own_code = _config_of(folder).get("auto_map") or {}
+    own_code = _config_of(folder).get("auto_map")
+    if not isinstance(own_code, dict):
+        return
     kind = type(model).__name__
     head = next((head for head in ("ForSequenceClassification", "ForCausalLM") if kind.endswith(head)), "")
     for auto_class, loaded in ((f"AutoModel{head}", kind), ("AutoConfig", type(model.config).__name__)):

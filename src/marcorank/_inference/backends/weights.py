@@ -7,10 +7,11 @@ import os
 import shutil
 from contextlib import contextmanager
 from functools import lru_cache
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from marcorank._files import stays_in_folder
 from marcorank._text import quoted
 from marcorank.errors import ModelLoadError
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 # What stands before the name of such a file in an ONNX file: a StringStringEntryProto with its key, and the tag of its
 # value. The package onnx, which could read it, is large and not needed for anything else.
 _KEY = b"\n\x08location\x12"
+# The tag of such an entry of a tensor. Entries of a model's metadata have another one.
+_EXTERNAL_DATA = b"\x6a"
 
 
 def weight_files(graph: Path) -> tuple[str, ...]:
@@ -33,8 +36,7 @@ def weight_files(graph: Path) -> tuple[str, ...]:
     found = graph.stat()
     names = _external_files(graph, (found.st_size, found.st_mtime_ns, found.st_ino))
     for name in names:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or PureWindowsPath(name).drive:
+        if not stays_in_folder(name):
             raise ModelLoadError(
                 f"{str(graph)!r} names {quoted(name)} as a file with its weights; expected a file in its own folder. "
                 "Export the model again."
@@ -53,12 +55,20 @@ def _external_files(graph: Path, version: tuple[int, int, int]) -> tuple[str, ..
         end = 0
         while (key := content.find(_KEY, end)) >= 0:
             end = key + len(_KEY)
+            if not _is_external_data(content[max(key - 3, 0) : key]):
+                continue
             length, start = _varint(content[end : end + 2], end)
             name = content[start : start + length].decode(errors="replace")
             # Numbers of a tensor may look like a key.
             if name and name.isprintable():
                 names[name] = None
     return tuple(names)
+
+
+def _is_external_data(before: bytes) -> bool:
+    """Whether these bytes, the tag and the length of an entry, begin one of a tensor's external data."""
+    is_short = before[-2:-1] == _EXTERNAL_DATA
+    return is_short or (before[-3:-2] == _EXTERNAL_DATA and before[-2:-1] >= b"\x80")
 
 
 def _varint(encoded: bytes, at: int) -> tuple[int, int]:
