@@ -538,7 +538,7 @@ def test_a_prompt_that_cannot_be_fetched_is_not_left_out(hub, cache, small_bert)
     """While the hub fails for one small file, a model is not ranked as if it had no such file."""
     hub.add(OWN, OTHER, small_bert)
     hub.fault = hub_server.answers_for("config_sentence_transformers.json", 503)
-    with pytest.raises(ModelLoadError, match="config_sentence_transformers.json cannot be downloaded .* status 503"):
+    with pytest.raises(ModelLoadError, match=r"config_sentence_transformers\.json cannot be downloaded .* status 503"):
         Reranker(OWN, backend="onnx", cache_folder=cache).warm_up()
     hub.fault = None
     Reranker(OWN, backend="onnx", cache_folder=cache).warm_up()
