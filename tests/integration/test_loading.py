@@ -215,7 +215,7 @@ def test_a_missing_file_is_named(small_bert, tmp_path, file, match):
 def test_a_folder_without_a_tokenizer_is_not_scored(small_bert, tmp_path, backend):
     """A checkpoint of a trainer, for which transformers makes a tokenizer without words, names the missing files."""
     folder = copy(small_bert, tmp_path, without=["tokenizer*", "onnx"])
-    match = r"(?s)has no vocabulary: .*Expected tokenizer.json or vocab.txt|cannot load .*tokenizer"
+    match = r"(?s)has no vocabulary: .*Expected tokenizer.json or vocab.txt|The folder has no tokenizer.json"
     fails(folder, match, backend=backend)
 
 
@@ -254,7 +254,7 @@ def test_a_tokenizer_that_only_transformers_runs_is_refused(tmp_path):
     model = CanineForSequenceClassification(CanineConfig(**sizes, num_hash_buckets=64, num_labels=1))
     model.save_pretrained(tmp_path)
     CanineTokenizer().save_pretrained(tmp_path)
-    fails(tmp_path, "has a CanineTokenizer, which has no fast version", backend="torch")
+    fails(tmp_path, "has a CanineTokenizer, which has no fast version", backend="torch", precision="fp32")
 
 
 def test_a_file_is_no_folder(small_bert):

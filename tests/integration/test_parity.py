@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import transformers
 
 from marcorank import Reranker
 from marcorank._models.export import export_onnx
@@ -65,7 +66,8 @@ def test_no_model_reads_behind_its_positions(family, tmp_path):
     del tokenizer_config["model_max_length"]
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
     backends = ["torch"]
-    if family != "Longformer":  # its windows cannot be exported
+    # The windows of Longformer cannot be exported, nor can the code of GPT-2 in transformers 4.
+    if family != "Longformer" and not (family == "GPT2" and transformers.__version__.startswith("4.")):
         export_onnx(folder, folder)
         backends += ["onnx", "openvino"]
     for backend in backends:

@@ -30,6 +30,7 @@ _TRIED_PAIRS = (
     ("e\u0301 Å 東京", "ﬁne Москва 서울 العربية 🙂 "),
 )
 _READ_MODULES_SINCE = (5, 4)
+_TOKENIZER_FILES = ("tokenizer.json", "*vocab*", "*.model", "*.tiktoken")
 # Arguments of a tokenizer; it would warn of texts beyond the limit of the model.
 UNTRUNCATED = {"truncation": False, "verbose": False}
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -212,8 +213,10 @@ def load_cross_encoder(
                 model_kwargs={"use_safetensors": None if allow_pickle else True, _dtype_argument(): dtype, **options},
             )
     except Exception as error:  # transformers, safetensors and torch each raise their own
+        has_tokenizer = any(any(folder.glob(pattern)) for pattern in _TOKENIZER_FILES)
+        hint = "" if has_tokenizer else ". The folder has no tokenizer.json, nor other files of a tokenizer."
         raise ModelLoadError(
-            f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}"
+            f"sentence-transformers cannot load {str(folder)!r} as a cross-encoder: {error}{hint}"
         ) from error
     _check_own_code(folder, model.model)
     modules = _modules_of(model)
