@@ -44,7 +44,10 @@ class _Openvino:
         return vectors[0] if len(vectors) == 1 else ops.concat(vectors, -1)
 
     def linear(self, values: Any, weight: Weights, bias: Weights | None) -> Any:
-        product = ops.matmul(values, ops.constant(weight), transpose_a=False, transpose_b=True)
+        # Not a MatMul: OpenVINO computes what follows the last one in fp32, also in bf16. In bf16, the few bits that tell
+        # passages apart would be lost in the norms of a head.
+        products = ops.multiply(ops.unsqueeze(values, -2), ops.constant(weight))
+        product = ops.reduce_sum(products, _LAST)
         return product if bias is None else ops.add(product, ops.constant(bias))
 
     def add(self, first: Any, second: Any) -> Any:
