@@ -22,6 +22,7 @@ from marcorank._models.modules import read_modules
 from marcorank.cli import main
 from random_architectures import random_modular
 from random_models import (
+    MINILM_L6,
     QUERY,
     Shape,
     bert,
