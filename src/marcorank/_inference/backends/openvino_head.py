@@ -44,8 +44,8 @@ class _Openvino:
         return vectors[0] if len(vectors) == 1 else ops.concat(vectors, -1)
 
     def linear(self, values: Any, weight: Weights, bias: Weights | None) -> Any:
-        # Not a MatMul: what follows the last one is computed in fp32 even if the rest is in bf16, in which the norms of a
-        # head would lose what tells passages apart.
+        # Not a MatMul: what follows the last one is computed in fp32 even if the rest is in bf16, in which the norms of
+        # a head would lose what tells passages apart.
         products = ops.multiply(ops.unsqueeze(values, -2), ops.constant(weight))
         product = ops.reduce_sum(products, _LAST)
         return product if bias is None else ops.add(product, ops.constant(bias))
