@@ -651,7 +651,7 @@ def test_weights_behind_links_are_read_where_the_file_system_has_no_hard_links(
     monkeypatch.setattr(Path, "hardlink_to", fails)
     large = Reranker(OWN, backend="openvino", precision="fp32", cache_folder=cache)
     if linking == "copies":
-        monkeypatch.setattr("marcorank._inference.backends.weights.shutil.copyfile", fails)
+        monkeypatch.setattr("marcorank._inference.backends.graph_files.shutil.copyfile", fails)
         with pytest.raises(ModelLoadError, match=r"weights of '.*model.onnx' cannot be linked or copied: .*No space"):
             large.warm_up()
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from marcorank._files import errors_named, sha256_of
 from marcorank._inference.backends.base import UnreadableGraphError
-from marcorank._inference.backends.weights import weight_files
+from marcorank._inference.backends.graph_files import weight_files
 from marcorank._models.graphs import load_without_openvino
 from marcorank._models.hub import HubModel
 from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve

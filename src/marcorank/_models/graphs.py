@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from marcorank._inference.backends.weights import weight_files
+from marcorank._inference.backends.graph_files import weight_files
 from marcorank._models.selection import installed
 from marcorank._text import first_few
 from marcorank.errors import ModelLoadError

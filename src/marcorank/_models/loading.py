@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from marcorank._inference.backends.base import UnreadableGraphError
+from marcorank._inference.backends.graph_files import weight_files
 from marcorank._inference.backends.onnx import OnnxBackend
-from marcorank._inference.backends.weights import weight_files
 from marcorank._inference.cpu import Workers, cpu_features
 from marcorank._inference.pairs import PairEncoder
 from marcorank._inference.predict import PredictScorer

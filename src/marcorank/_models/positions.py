@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from marcorank._inference.backends.onnx import mentions
+from marcorank._inference.backends.graph_files import mentions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

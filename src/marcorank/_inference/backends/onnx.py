@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import mmap
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from marcorank._inference.backends.base import hidden_output
-from marcorank._inference.backends.weights import without_links
+from marcorank._inference.backends.graph_files import mentions, without_links
 from marcorank._inference.head import logits_of
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
@@ -86,12 +85,3 @@ class OnnxBackend:
             return logits_of(self._head, np.asarray(output, dtype=np.float32), batch.attention_mask.sum(axis=1))
         logits = np.asarray(output, dtype=np.float32)
         return logits[:, 0] if logits.ndim == 2 and logits.shape[1] == 1 else logits
-
-
-def mentions(file: Path, word: str) -> bool:
-    """Whether a word, such as an operator or the name of another file, occurs in an ONNX file."""
-    try:
-        with file.open("rb") as graph, mmap.mmap(graph.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return content.find(word.encode()) >= 0
-    except (OSError, ValueError):  # onnxruntime reports empty and unreadable files
-        return False

@@ -10,8 +10,8 @@ import numpy as np
 
 from marcorank._forks import ForkLock
 from marcorank._inference.backends.base import UnreadableGraphError, hidden_output
+from marcorank._inference.backends.graph_files import without_links
 from marcorank._inference.backends.telemetry import without_telemetry
-from marcorank._inference.backends.weights import without_links
 from marcorank._text import message_of, quoted, shorten
 from marcorank.errors import InvalidInputError, MissingExtraError, ModelLoadError
 
