@@ -55,8 +55,7 @@ class _Predict:
         """Return one logit per passage, in input order. Shape: (passages,), float32."""
         import torch
 
-        others = self._count_tokens(query, "")
-        if self._max_length is not None and others >= self._max_length:
+        if self._max_length is not None and (others := self._count_tokens(query, "")) >= self._max_length:
             raise InvalidInputError(
                 f"The query, with the prompt or template of `{self.name}`, has {others} tokens; that leaves none of "
                 f"{self._max_length} for a passage. Shorten the query or `instruction`, or raise `max_length`."

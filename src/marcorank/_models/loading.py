@@ -20,7 +20,7 @@ from marcorank._models import catalogue
 from marcorank._models.graphs import fetch_weights, load_without_openvino
 from marcorank._models.hub import HubModel
 from marcorank._models.loaded import loaded, versions_of
-from marcorank._models.modules import read_json, read_modules, token_limit, torch_files
+from marcorank._models.modules import NO_LIMIT, read_json, read_modules, token_limit, torch_files
 from marcorank._models.positions import (
     first_position_of_graph,
     first_position_of_module,
@@ -49,8 +49,6 @@ _log = logging.getLogger("marcorank")
 
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
-# More than any pair has.
-_NO_LIMIT = 1_000_000
 # Without a limit of the user's or the model's.
 _DEFAULT_LENGTH = 512
 # Settings that need our own tokenisation, with their defaults.
@@ -384,9 +382,7 @@ def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -
     check_vocabulary(fast_tokenizer, config, model=_described(files), files={"tokenizer.json", *names})
     if backend.backend.reads_pairs:
         tokenizer = Tokenizer.from_str(fast_tokenizer.to_str())
-        untruncated = PairEncoder(
-            tokenizer, max_length=_NO_LIMIT, special_tokens=settings.special_tokens, prompt=prompt
-        )
+        untruncated = PairEncoder(tokenizer, max_length=NO_LIMIT, special_tokens=settings.special_tokens, prompt=prompt)
         if backend.backend.tokenises_like(untruncated, prompt):
             first = first_position_of_module(cross_encoder)
             encoder = _encoder(tokenizer, files, config, modules, settings, first_position=first)

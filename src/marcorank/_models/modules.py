@@ -41,6 +41,8 @@ _LEGACY_POOLING: dict[str, PoolingMode] = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
+# Tokenizers without a limit have a huge number, or infinity.
+NO_LIMIT = 1_000_000
 # Settings of the transformer module that change how a pair is tokenised.
 _TOKENISING = ("do_lower_case", "processing_kwargs", "tokenizer_name_or_path", "query_length", "document_length")
 
@@ -155,13 +157,9 @@ def token_limit(config: Mapping[str, Any], name: str, file: str) -> int | None:
     value = config.get(name)
     if value is None:
         return None
-    # Tokenizers without a limit have a huge number, or infinity.
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 1:
         raise ModelLoadError(f"`{name}` in {file} is {quoted(value)}; expected a number of tokens.")
-    return None if value >= _NO_LIMIT else int(value)
-
-
-_NO_LIMIT = 1_000_000
+    return None if value >= NO_LIMIT else int(value)
 
 
 def torch_files(folder: Path) -> dict[str, Path]:
