@@ -102,3 +102,39 @@ class ForkLock(ProcessLock):
     def release(self) -> None:
         """Release the lock."""
         self._lock.release()
+
+
+class ForkGate:
+    """Any number of threads may be inside, but none at the moment of a fork: the thread that forks waits for them."""
+
+    def __init__(self) -> None:
+        self._renew()
+        reset_in_child(self, ForkGate._renew)
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self._close, after_in_parent=self._open)
+
+    def _renew(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = 0
+        self._forking = 0
+
+    def __enter__(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._forking)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._changed:
+            self._inside -= 1
+            if self._forking:
+                self._changed.notify_all()
+
+    def _close(self) -> None:
+        with self._changed:
+            self._forking += 1
+            self._changed.wait_for(lambda: not self._inside, _MAX_WAIT_S)
+
+    def _open(self) -> None:
+        with self._changed:
+            self._forking -= 1
+            self._changed.notify_all()

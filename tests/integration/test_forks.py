@@ -8,6 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from contextlib import contextmanager
 
@@ -120,6 +122,30 @@ def test_a_forked_child_ranks_whatever_its_parent_did(small_bert, broken, engine
     found = json.loads(done.stdout)
     assert found == dict.fromkeys(found, 0)
     assert len(found) == 8
+
+
+def test_a_fork_waits_for_a_forward_pass_of_torch():
+    """A lock of MKL that is held at this moment would never be released in the child."""
+    from marcorank._inference.backends.torch import computing
+
+    entered, ended = threading.Event(), []
+
+    def compute():
+        with computing:
+            entered.set()
+            time.sleep(0.2)
+            ended.append(True)
+
+    thread = threading.Thread(target=compute)
+    thread.start()
+    entered.wait()
+    child = os.fork()
+    if child == 0:
+        with computing:
+            os._exit(0)
+    assert ended
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 WITH_MULTIPROCESSING = """

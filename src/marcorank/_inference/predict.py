@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._inference.backends.torch import UNTRUNCATED
+from marcorank._inference.backends.torch import UNTRUNCATED, computing
 from marcorank._inference.pairs import encodable_text
 from marcorank._inference.scorer import PassageScores, PlainScorer
 from marcorank.errors import InvalidInputError
@@ -60,7 +60,7 @@ class _Predict:
                 f"The query, with the prompt or template of `{self.name}`, has {others} tokens; that leaves none of "
                 f"{self._max_length} for a passage. Shorten the query or `instruction`, or raise `max_length`."
             )
-        with self._backend.predict_lock:
+        with self._backend.predict_lock, computing:
             scores = self._backend.cross_encoder.predict(
                 _pairs(query, passages),
                 prompt=self._prompt,

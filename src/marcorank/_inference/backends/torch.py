@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._forks import ProcessLock
+from marcorank._forks import ForkGate, ProcessLock
 from marcorank._inference.pairs import TokenBatch
 from marcorank._progress import without_transformers_bars
 from marcorank._text import first_few, message_of, quoted
@@ -42,6 +42,8 @@ _TRIED_PADDING = 16
 _ROUNDING = {"fp32": 5e-3, "bf16": 0.2, "fp16": 0.05}
 # transformers switches the default dtype of the whole process while it loads a model.
 _loading = ProcessLock()
+# MKL holds a lock at times while it computes, for which a child that is forked then would wait for ever.
+computing = ForkGate()
 
 
 class TorchBackend:
@@ -91,7 +93,7 @@ class TorchBackend:
         """Return one logit per row. Shape: (batch,), float32."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), computing:
             feed = {name: torch.from_numpy(getattr(batch, name)).to(self.device) for name in self._inputs}
             output = self._scores(feed) if len(self._modules) > 1 else self.cross_encoder.model(**feed).logits
             return np.asarray(output.squeeze(-1).float().cpu().numpy())
