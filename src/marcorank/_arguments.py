@@ -15,6 +15,8 @@ from marcorank.errors import InvalidInputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
 T = TypeVar("T")
 
 
@@ -97,6 +99,40 @@ def non_negative(name: str, value: object) -> float:
     if number is None or number < 0:
         raise InvalidInputError(f"`{name}` is {quoted(value)}; expected a number of at least 0.")
     return number
+
+
+def share(name: str, value: object) -> float:
+    """Return a number from 0 to 1 as a float.
+
+    Raises:
+        InvalidInputError: The value is invalid.
+    """
+    number = finite_number(value)
+    if number is None or not 0 <= number <= 1:
+        raise InvalidInputError(f"`{name}` is {quoted(value)}; expected a number from 0 to 1.")
+    return number
+
+
+def first_stage_scores(name: str, value: object, count: int) -> NDArray[np.float64] | None:
+    """Return the first-stage scores of the passages; None if they are not given, or one of them is missing.
+
+    Shape: (count,), float64.
+
+    Raises:
+        InvalidInputError: They are not one number, or None, for each passage.
+    """
+    if value is None:
+        return None
+    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        raise InvalidInputError(f"`{name}` is a {type(value).__name__}; expected one number, or None, per passage.")
+    scores = list(value)
+    if len(scores) != count:
+        raise InvalidInputError(f"`{name}` has {len(scores)} numbers for {count} passages; expected one per passage.")
+    numbers = [None if score is None else finite_number(score) for score in scores]
+    for index, (score, number) in enumerate(zip(scores, numbers, strict=True)):
+        if number is None and score is not None:
+            raise InvalidInputError(f"`{name}[{index}]` is {quoted(score)}; expected a finite number or None.")
+    return None if None in numbers else np.array(numbers, dtype=np.float64)
 
 
 def text_or_none(name: str, value: object) -> str | None:

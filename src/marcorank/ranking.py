@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 
 ActivationName = Literal["identity", "sigmoid"]
 ScoreKind = Literal["logit", "probability"]
-Outcome = Literal["fallback", "passthrough"]
+Outcome = Literal["fallback", "skim", "passthrough"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
 _MAX_REASON_CHARS = 500
 _MAX_CAUSE_CHARS = 120
+_UNSCORED: dict[str | None, str] = {
+    "passthrough": "in the order of the input",
+    "skim": "in the order of the skimming model",
+}
+_OF_OPTIONS = {"scored_by", "skim_logit", "blended_score"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +70,17 @@ class RankedPassage:
     Attributes:
         index: Position of the passage in the input, from 0.
         rank: Position in the ranking, from 1.
-        score: The logit after the activation, on the scale of `score_threshold`. None if the passages were not
-            ranked, which happens only with `on_error="passthrough"`.
+        score: The logit after the activation, on the scale of `score_threshold`. None if the model did not read the
+            passage, which happens only with `on_error="passthrough"` and with `skim`.
         logit: Raw model output; None without a score, and for a server that returns only probabilities.
         text: Text of the passage.
         truncated: Whether the model read only the beginning of the passage; None if unknown.
         span: Character range `(start, end)` of the best window, with `long_passages="windows"`, else None.
         unknown_tokens: Number of tokens read by the model that stand for text which is not in its vocabulary; None if
             that number is unknown.
+        scored_by: Name of the model of `skim`, if it alone read the passage; else None.
+        skim_logit: Raw output of that model, if it read the passage; it is not on the scale of `logit`.
+        blended_score: What the passage was ranked by, with `blend`; from 0 to 1.
     """
 
     index: int
@@ -83,12 +91,30 @@ class RankedPassage:
     truncated: bool | None = None
     span: tuple[int, int] | None = None
     unknown_tokens: int | None = None
+    scored_by: str | None = None
+    skim_logit: float | None = None
+    blended_score: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as plain JSON-ready values."""
+        """Return the fields as plain JSON-ready values, without those of `skim` and `blend` where they are None."""
         fields = asdict(self)
         fields["span"] = None if self.span is None else list(self.span)
-        return fields
+        return {name: value for name, value in fields.items() if value is not None or name not in _OF_OPTIONS}
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedPassage:
+    """A passage that `max_similarity` left out of a ranking.
+
+    Attributes:
+        index: Position of the passage in the input, from 0.
+        similar_to: Position in the input of the better passage that it resembles.
+        similarity: Of the two texts, from 0 to 1.
+    """
+
+    index: int
+    similar_to: int
+    similarity: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +122,8 @@ class RerankStatus:
     """Why a ranking was not made by the requested model.
 
     Attributes:
-        outcome: `"fallback"`: the fallback model ranked; `"passthrough"`: the passages are unranked, in input order.
+        outcome: `"fallback"`: the fallback model ranked; `"skim"`: the model of `skim` ranked alone; `"passthrough"`:
+            the passages are unranked, in input order.
         error: Class name of the error.
         reason: Message of the error.
     """
@@ -129,6 +156,7 @@ class Ranking(Sequence[RankedPassage]):
         query_truncated: Whether the query was truncated to `max_query_tokens`; None if unknown.
         score_kind: Output of the model: `"logit"`, or `"probability"` for a server that returns nothing else.
         status: Why the requested model did not rank; None if it did.
+        skipped: Passages that `max_similarity` left out, best first.
     """
 
     query: str
@@ -137,6 +165,7 @@ class Ranking(Sequence[RankedPassage]):
     query_truncated: bool | None = None
     score_kind: ScoreKind = "logit"
     status: RerankStatus | None = None
+    skipped: tuple[SkippedPassage, ...] = ()
 
     def __len__(self) -> int:
         return len(self.results)
@@ -153,21 +182,21 @@ class Ranking(Sequence[RankedPassage]):
         return [result.to_dict() for result in self.results]
 
     def __str__(self) -> str:
-        unscored = self.status is not None and self.status.outcome == "passthrough"
-        how = "in the order of the input" if unscored else f"scored by {self.model}"
+        outcome = None if self.status is None else self.status.outcome
+        how = _UNSCORED.get(outcome, f"scored by {self.model}")
         head = f"{len(self)} passages for {self.query!r}, {how}"
         if self.status is not None:
             head = f"{head}\n{self.status}"
-        rows = [_row_cells(result) for result in self.results]
-        return encodable("\n".join([head, *table(_HEADER, rows, left=["text"])]))
+        if self.skipped:
+            head = f"{head}\nNear-duplicates left out: {len(self.skipped)}"
+        header, rows = _cells(self.results)
+        return encodable("\n".join([head, *table(header, rows, left=["text"])]))
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks, with all texts escaped."""
-        head = "".join(f"<th>{name}</th>" for name in _HEADER)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _row_cells(result)) + "</tr>"
-            for result in self.results
-        )
+        header, rows = _cells(self.results)
+        head = "".join(f"<th>{name}</th>" for name in header)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
         status = "" if self.status is None else f" — {self.status}"
         caption = html.escape(f"{self.query} — {self.model}{status}")
         page = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
@@ -180,18 +209,25 @@ def unranked(query: str, model: str, passages: Sequence[str], status: RerankStat
     return Ranking(query, model, results, status=status)
 
 
-_HEADER = ("rank", "index", "score", "logit", "text")
+def _cells(results: Sequence[RankedPassage]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Return the header and the rows of the table; the columns of `skim` and `blend` only where there are values."""
+    columns = {"blended": "blended_score", "score": "score", "logit": "logit", "skim": "skim_logit"}
+    for header, name in list(columns.items()):
+        if name in _OF_OPTIONS and all(getattr(result, name) is None for result in results):
+            del columns[header]
+    return ("rank", "index", *columns, "text"), [
+        (
+            str(result.rank),
+            str(result.index),
+            *(shown_number(getattr(result, name)) for name in columns.values()),
+            shorten(" ".join(_shown_text(result).split()), _PREVIEW_CHARS),
+        )
+        for result in results
+    ]
 
 
-def _row_cells(result: RankedPassage) -> tuple[str, ...]:
-    text = result.text if result.span is None else result.text[slice(*result.span)]
-    return (
-        str(result.rank),
-        str(result.index),
-        shown_number(result.score),
-        shown_number(result.logit),
-        shorten(" ".join(text.split()), _PREVIEW_CHARS),
-    )
+def _shown_text(result: RankedPassage) -> str:
+    return result.text if result.span is None else result.text[slice(*result.span)]
 
 
 def shown_number(value: float | None) -> str:
@@ -218,6 +254,7 @@ def order_logits(
     activation: Activation,
     score_threshold: float | None,
     top_n: int | None,
+    order_by: NDArray[np.float64] | None = None,
 ) -> Order:
     """Sort by logit, apply the threshold, then keep the first `top_n`.
 
@@ -228,8 +265,9 @@ def order_logits(
         activation: Turns logits into scores.
         score_threshold: Minimum score to keep, on the scale of the activation.
         top_n: Maximum number of results.
+        order_by: What to sort by instead. Shape: (passages,), float64.
     """
-    indices = np.argsort(-logits, kind="stable")
+    indices = np.argsort(-(logits if order_by is None else order_by), kind="stable")
     scores = activate(logits, activation)[indices]
     if score_threshold is not None:
         kept = scores >= score_threshold

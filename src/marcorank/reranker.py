@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from marcorank._arguments import (
     check_names,
     did_you_mean,
+    first_stage_scores,
     passage_texts,
     query_text,
     request_pair,
@@ -17,12 +18,13 @@ from marcorank._arguments import (
 )
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank._calls.model import LazyModel
-from marcorank._calls.ranker import Ranker, RankOptions
+from marcorank._calls.ranker import Ranker, RankRequest, Skim
 from marcorank._forks import reset_in_child
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import load_scorer, validate_model
+from marcorank._selection.selecting import Selection
 from marcorank._steps import arun, run
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
-    from marcorank._inference.scorer import Request
     from marcorank._steps import Steps
     from marcorank.ranking import Activation, Outcome, ScoreKind
     from marcorank.scorer import Scorer
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 RerankerSettings.__init__.__qualname__ = "Reranker.__init__"
 _SETTINGS = tuple(descriptions(RerankerSettings))
 _CHANGEABLE = ("activation", "on_error", "timeout_s", "fallback")
+_SHARED_WITH_FALLBACK = ("special_tokens", "threads", "cache_folder", "local_files_only")
+_SHARED_WITH_SKIM = (*_SHARED_WITH_FALLBACK, "cache_size", "max_length", "max_query_tokens", "long_passages")
 # A custom scorer may block each of them.
 _THREADS_FOR_A_SCORER = 16
 
@@ -69,6 +72,7 @@ class Reranker:
         on_error: `"raise"` or `"passthrough"`.
         timeout_s: Timeout of a call in seconds; None for no limit.
         fallback: The reranker that ranks if the model fails, or None.
+        skim: The reranker of the model that reads all passages first, or None.
 
     Raises:
         InvalidInputError: A setting has a value that is not allowed.
@@ -79,6 +83,7 @@ class Reranker:
     on_error: OnError
     timeout_s: float | None
     fallback: Reranker | None
+    skim: Reranker | None
     _settings: RerankerSettings
     _score_kind: ScoreKind
 
@@ -115,8 +120,15 @@ class Reranker:
                 f"`activation` is {quoted(given.activation)}, which is fitted on logits; {self.name} gives "
                 "probabilities only."
             )
+        if given.max_drop is not None and not isinstance(given.activation, Logistic):
+            raise InvalidInputError(
+                f"`max_drop` is {given.max_drop} with `activation={given.activation!r}`, whose scores are not "
+                "calibrated: the same difference means something else for another query. Fit a Logistic with "
+                "`marcorank eval`, and pass it as `activation`."
+            )
         vars(self).update(
             fallback=_fallback_reranker(given) if renew_fallback else self.fallback,
+            skim=_skim_reranker(given) if "skim" not in vars(self) else self.skim,
             activation=given.activation,
             on_error=given.on_error,
             timeout_s=given.timeout_s,
@@ -128,6 +140,10 @@ class Reranker:
     def _owns_fallback(self) -> bool:
         return not isinstance(self._settings.fallback, Reranker)
 
+    @property
+    def _runs_scorers(self) -> bool:
+        return self._custom is not None or (self.skim is not None and self.skim._runs_scorers)  # noqa: SLF001
+
     def _start(self) -> None:
         custom, settings = self._custom, self._settings
         self._model = LazyModel(
@@ -137,7 +153,7 @@ class Reranker:
             is_server=custom is None and is_remote(settings.name),
             cache_size=settings.cache_size if custom is None else 0,
             # One thread is enough for a model: it tokenises and sorts, and logits are computed elsewhere.
-            max_workers=1 if custom is None else _THREADS_FOR_A_SCORER,
+            max_workers=_THREADS_FOR_A_SCORER if self._runs_scorers else 1,
         )
 
     def _restart(self) -> None:
@@ -181,6 +197,7 @@ class Reranker:
         *,
         top_n: int | None = None,
         score_threshold: float | None = None,
+        retrieval_scores: Iterable[float | None] | None = None,
     ) -> Ranking:
         """Rank passages, best first; ties keep the order of the input.
 
@@ -189,13 +206,15 @@ class Reranker:
             passages: Texts; blank ones are allowed. Equal ones are scored once.
             top_n: Maximum number of results; None for all.
             score_threshold: Minimum score of a result, on the scale of the activation; applied before `top_n`.
+            retrieval_scores: First-stage scores for `blend`, one per passage, the greater the better. If any is None,
+                the order of the passages counts instead.
 
         Raises:
             InvalidInputError: An argument is not allowed.
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        request = (query_text(query), passage_texts(passages))
+        request = _request(query, passages, retrieval_scores)
         return run(self._rank([request], top_n, score_threshold))[0]
 
     def rank_many(
@@ -217,7 +236,8 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        return run(self._rank([request_pair(request) for request in requests], top_n, score_threshold))
+        checked = [RankRequest(*request_pair(request)) for request in requests]
+        return run(self._rank(checked, top_n, score_threshold))
 
     async def arank(
         self,
@@ -226,17 +246,18 @@ class Reranker:
         *,
         top_n: int | None = None,
         score_threshold: float | None = None,
+        retrieval_scores: Iterable[float | None] | None = None,
     ) -> Ranking:
         """Rank passages like `rank`, without blocking the event loop.
 
         Texts are tokenised in a thread of this reranker, and concurrent calls share batches. If the task is
         cancelled, passages that have not been scored yet are dropped.
         """
-        request = (query_text(query), passage_texts(passages))
+        request = _request(query, passages, retrieval_scores)
         return (await arun(self._rank([request], top_n, score_threshold, may_block=False)))[0]
 
     def warm_up(self) -> Self:
-        """Load the model and the fallback and run each once, so that the first call is as fast as the others.
+        """Load all models and run each once, so that the first call is as fast as the others.
 
         `timeout_s` does not apply here. A model that fails is logged if calls can be answered without it.
 
@@ -246,6 +267,8 @@ class Reranker:
         failures: list[tuple[str, Exception]] = []
         try:
             try:
+                if self.skim is not None:
+                    self.skim.warm_up()
                 run(self._model.run(self._model.score([("warm", ["up"])]), None))
             except OPERATIONAL_ERRORS as error:
                 failures.append((self.name, error))
@@ -272,6 +295,8 @@ class Reranker:
         self._model.close()
         if self._owns_fallback and self.fallback is not None:
             self.fallback.close()
+        if self.skim is not None and self.skim is not self._settings.skim:
+            self.skim.close()
 
     def __enter__(self) -> Self:
         return self
@@ -290,7 +315,12 @@ class Reranker:
                 f"The model is the object {quoted(self._custom)}; only a reranker with a model name or folder has a "
                 "dict form. Pickle keeps the object."
             )
-        return {**self._settings.values(), "fallback": plain_fallback(self._settings.fallback)}
+        settings = self._settings
+        return {
+            **settings.values(),
+            "fallback": plain_second_model("fallback", settings.fallback),
+            "skim": plain_second_model("skim", settings.skim),
+        }
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> Self:
@@ -321,17 +351,38 @@ class Reranker:
 
     def _ranker(self) -> Ranker:
         fallback = None if self.fallback is None else self.fallback._ranker()  # noqa: SLF001
-        return Ranker(self._model, self._score_kind, self.activation, self.on_error, self.timeout_s, fallback)
+        skim = None if self.skim is None else Skim(self.skim._model, self._settings.skim_keep)  # noqa: SLF001
+        return Ranker(self._model, self._score_kind, self.activation, self.on_error, self.timeout_s, fallback, skim)
 
     def _rank(
-        self, requests: Sequence[Request], top_n: object, score_threshold: object, *, may_block: bool = True
+        self, requests: Sequence[RankRequest], top_n: object, score_threshold: object, *, may_block: bool = True
     ) -> Steps[list[Ranking]]:
         """Check the options and return the steps that rank; `may_block` allows them to run in the calling thread."""
-        options = RankOptions(top_n_or_none(top_n), score_threshold_or_none(score_threshold))
-        ranker = self._ranker()
-        if options.score_threshold is not None:
-            ranker.check_scale(options.score_threshold)
-        return ranker.rank(requests, options, may_block=may_block)
+        selection = self._selection(top_n, score_threshold)
+        return self._ranker().rank(requests, selection, may_block=may_block)
+
+    def _selection(self, top_n: object, score_threshold: object) -> Selection:
+        settings = self._settings
+        selection = Selection(
+            top_n_or_none(top_n),
+            score_threshold_or_none(score_threshold),
+            settings.blend,
+            settings.max_similarity,
+            settings.max_drop,
+            settings.min_n,
+        )
+        selection.check()
+        self._ranker().check(selection)
+        return selection
+
+
+def check_options(reranker: Reranker, *, top_n: object, score_threshold: object) -> None:
+    """Check the options of a call before there is one.
+
+    Raises:
+        InvalidInputError: They contradict each other or the settings.
+    """
+    reranker._selection(top_n, score_threshold)  # noqa: SLF001
 
 
 def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
@@ -344,42 +395,64 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     return fingerprint(settings if isinstance(reranker.model, str) else cast("Scorer", reranker.model))
 
 
+def _request(query: object, passages: object, retrieval_scores: object) -> RankRequest:
+    text, texts = query_text(query), passage_texts(passages)
+    return RankRequest(text, texts, first_stage_scores("retrieval_scores", retrieval_scores, len(texts)))
+
+
+def _skim_reranker(settings: RerankerSettings) -> Reranker | None:
+    """Return the reranker whose model skims.
+
+    Raises:
+        InvalidInputError: It has settings that mean nothing there.
+    """
+    given = settings.skim
+    if given is None:
+        return None
+    skim = _second_reranker(given, {name: getattr(settings, name) for name in _SHARED_WITH_SKIM}, settings)
+    for name in ("skim", "fallback", "timeout_s"):
+        if getattr(skim, name) is not None:
+            raise InvalidInputError(
+                f"`skim` is a reranker with `{name}`, which it would not use; expected one without it. Pass `{name}` "
+                "to the reranker that has the `skim`."
+            )
+    return skim
+
+
 def _fallback_reranker(settings: RerankerSettings) -> Reranker | None:
-    given, activation = settings.fallback, cast("Activation", settings.activation)
-    if given is None or isinstance(given, Reranker):
+    shared = {name: getattr(settings, name) for name in ("activation", *_SHARED_WITH_FALLBACK)}
+    return None if settings.fallback is None else _second_reranker(settings.fallback, shared, settings)
+
+
+def _second_reranker(given: object, shared: Mapping[str, Any], settings: RerankerSettings) -> Reranker:
+    """Return the reranker of a fallback or of a skimming model; one given by name has the shared settings."""
+    if isinstance(given, Reranker):
         return given
+    activation = {name: value for name, value in shared.items() if name == "activation"}
     if isinstance(given, Mapping):
         if "url" in given:
-            return Reranker(RemoteScorer.from_dict(given), activation=activation)
-        return Reranker.from_dict({"activation": activation, **given})
+            return Reranker(RemoteScorer.from_dict(given), **activation)
+        return Reranker.from_dict({**activation, **given})
     if not isinstance(given, str):
-        return Reranker(given, activation=activation)
+        return Reranker(cast("Scorer", given), **activation)
     if is_remote(given):
-        limit = settings.max_passages_per_request
-        return Reranker(given, activation=activation, max_passages_per_request=limit)
-    return Reranker(
-        given,
-        activation=activation,
-        special_tokens=settings.special_tokens,
-        threads=settings.threads,
-        cache_folder=settings.cache_folder,
-        local_files_only=settings.local_files_only,
-    )
+        return Reranker(given, **activation, max_passages_per_request=settings.max_passages_per_request)
+    return Reranker(given, **shared)
 
 
-def plain_fallback(fallback: object) -> str | dict[str, Any] | None:
-    """Return the JSON-ready form of a fallback, without tokens.
+def plain_second_model(setting: str, model: object) -> str | dict[str, Any] | None:
+    """Return the JSON-ready form of a `fallback` or `skim`, without tokens.
 
     Raises:
         InvalidInputError: It is a scorer object, which has no such form.
     """
-    if isinstance(fallback, (Reranker, RemoteScorer)):
-        return fallback.to_dict()
-    if isinstance(fallback, Mapping):
-        return dict(fallback)
-    if fallback is None or isinstance(fallback, str):
-        return fallback
+    if isinstance(model, (Reranker, RemoteScorer)):
+        return model.to_dict()
+    if isinstance(model, Mapping):
+        return dict(model)
+    if model is None or isinstance(model, str):
+        return model
     raise InvalidInputError(
-        f"The fallback is the object {quoted(fallback)}; only a name, a server or a reranker of one has a dict form. "
+        f"The {setting} is the object {quoted(model)}; only a name, a server or a reranker of one has a dict form. "
         "Pickle keeps the object."
     )

@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field, fields
 from functools import partial
 from typing import Any, Concatenate, Literal, ParamSpec, cast, get_args
 
-from marcorank._arguments import one_of, positive, text_or_none, whole_number
+from marcorank._arguments import one_of, positive, share, text_or_none, whole_number
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.ranking import Activation, Logistic, checked_activation, plain_activation
@@ -149,7 +149,7 @@ def _model(name: str, value: object) -> str | Scorer:
     return value
 
 
-def _fallback(name: str, value: object) -> str | Scorer | Mapping[str, Any]:
+def _second_model(name: str, value: object) -> str | Scorer | Mapping[str, Any]:
     if not isinstance(value, Mapping):
         return _model(name, value)
     if "token" in value:
@@ -303,7 +303,53 @@ class SharedSettings(ModelSettings):
         "`timeout_s` the first one gets half of the time. A fallback given by name uses `activation`, "
         "`special_tokens`, `threads`, `cache_folder` and `local_files_only` of this reranker, a server "
         "`activation` and `max_passages_per_request`.",
-        partial(_optional, _fallback),
+        partial(_optional, _second_model),
+    )
+    skim: str | os.PathLike[str] | Scorer | Mapping[str, Any] | None = setting(
+        None,
+        "A cheaper model, a `Scorer`, a `Reranker`, or the dict of one, that reads all passages first; the model then "
+        "reads only the `skim_keep` best of them. The others follow in the order of the cheaper model, without a "
+        "score. One given by name uses `max_length`, `max_query_tokens`, `long_passages`, `special_tokens`, `threads`, "
+        "`cache_folder`, `local_files_only` and `cache_size` of this reranker, a server `max_passages_per_request`.",
+        partial(_optional, _second_model),
+    )
+    skim_keep: int = setting(
+        30,
+        "How many passages the model reads after `skim`; at least `top_n`.",
+        _at_least(1),
+        from_text=int,
+        metavar="N",
+    )
+    blend: float = setting(
+        0.0,
+        "Weight of the first stage in the order, from 0 for none to 1: of its scores where all passages have one, else "
+        "of its ranks. Scores stay those of the model.",
+        share,
+        from_text=float,
+        metavar="WEIGHT",
+    )
+    max_similarity: float | None = setting(
+        None,
+        "Skip a passage whose text is more similar than that to a better one, from 0 to 1, and rank the next in its "
+        "place; 0.8 skips near-copies. By default none is skipped.",
+        partial(_optional, share),
+        from_text=float,
+        metavar="SHARE",
+    )
+    max_drop: float | None = setting(
+        None,
+        "End a ranking before the first result whose probability is lower by more than that than the one before; from "
+        "0 to 1. Needs a `Logistic` as `activation`. By default it ends at `top_n`.",
+        partial(_optional, share),
+        from_text=float,
+        metavar="DROP",
+    )
+    min_n: int = setting(
+        1,
+        "How many results `max_drop` keeps at least.",
+        _at_least(1),
+        from_text=int,
+        metavar="N",
     )
 
 
@@ -318,8 +364,8 @@ class RerankerSettings(SharedSettings):
     model: str | os.PathLike[str] | Scorer = setting(
         DEFAULT_MODEL,
         "`bundled` for the small model in the wheel, a Hub name in any spelling, the path of a model folder, a server "
-        "such as `tei+http://host:8080`, or an object with `score(query, passages)`. For such an object only "
-        "`activation`, `on_error`, `timeout_s` and `fallback` apply. It and a server refuse settings for local models.",
+        "such as `tei+http://host:8080`, or an object with `score(query, passages)`. Such an object and a server "
+        "refuse settings for local models.",
         _model,
     )
     _: KW_ONLY

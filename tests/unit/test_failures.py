@@ -133,7 +133,7 @@ def test_a_fault_of_the_program_is_raised_and_never_passed_through(rank, monkeyp
     def broken(*_args, **_settings):
         raise AttributeError("a bug")
 
-    monkeypatch.setattr("marcorank._calls.ranker.order_logits", broken)
+    monkeypatch.setattr("marcorank._calls.ranker.select", broken)
     reranker = Reranker(WordOverlapScorer(), on_error="passthrough", fallback=WordOverlapScorer(), **settings)
     with pytest.raises(AttributeError, match="a bug"):
         rank(reranker, QUERY, PASSAGES)

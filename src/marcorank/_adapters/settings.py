@@ -25,7 +25,7 @@ from marcorank._arguments import did_you_mean, one_of, score_threshold_or_none, 
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
-from marcorank.reranker import Reranker, plain_fallback
+from marcorank.reranker import Reranker, plain_second_model
 from marcorank.scorer import Scorer
 from marcorank.settings import ModelSettings, RerankerSettings, SharedSettings, defaults, descriptions
 
@@ -41,6 +41,7 @@ WriteMetadata = Annotated[bool, BeforeValidator(partial(one_of, "write_metadata"
 
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
+_SECOND_MODELS = ("fallback", "skim")
 _MAX_NAME_CHARS = 60
 # In dumps, after the name of a scorer object that is the name of a model too.
 _OBJECT = " (object)"
@@ -74,6 +75,7 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     reranker: SkipJsonSchema[Reranker | Scorer | None] = Field(default=None, exclude=True)
     fallback: str | dict[str, Any] | SkipJsonSchema[Reranker | Scorer] | None = None
+    skim: str | dict[str, Any] | SkipJsonSchema[Reranker | Scorer] | None = None
     token: str | SecretStr | None = Field(default=None, exclude=True)
 
     _made: Reranker | None = PrivateAttr(default=None)
@@ -113,9 +115,9 @@ class AdapterSettings(BaseModel, SharedSettings):
                 f"`{field}` is {quoted(value)}; expected a model name or the path of a model folder. An object with "
                 "`score(query, passages)` goes in `reranker`."
             )
-        if field == "fallback" and isinstance(value, cls._no_scorers):
+        if field in _SECOND_MODELS and isinstance(value, cls._no_scorers):
             raise InvalidInputError(
-                f"`fallback` is {quoted(value)}; expected a model name, a marcorank.Reranker or an object with "
+                f"`{field}` is {quoted(value)}; expected a model name, a marcorank.Reranker or an object with "
                 "`score(query, passages)`."
             )
         value = _DESCRIPTIONS["model" if field == cls._model_field else field].check(field, value)
@@ -133,7 +135,7 @@ class AdapterSettings(BaseModel, SharedSettings):
                     f"`{field}` is {quoted(value)}, from the dump of an adapter with a scorer object, which dumps "
                     f"do not contain. Pass the object again: {cls.__name__}(**settings, reranker=...)."
                 )
-            if name in {"model", "fallback"}:
+            if name in {"model", *_SECOND_MODELS}:
                 Reranker(**cast("dict[str, Any]", {"model": BUNDLED, name: value}))
         elif name == "token" and value is not None:
             raise InvalidInputError("`token` was given beside a `reranker`, which has its own. Pass one of the two.")
@@ -146,8 +148,8 @@ class AdapterSettings(BaseModel, SharedSettings):
                     f"`{field}` is {quoted(value)}, but that of the given `reranker` is {quoted(own)}. Pass only one."
                 )
 
-    @field_serializer("fallback")
-    def _plain_fallback(self, value: object) -> str | dict[str, Any] | None:
+    @field_serializer("fallback", "skim")
+    def _plain_second_model(self, value: object) -> str | dict[str, Any] | None:
         """Return a name or settings; like `reranker`, a scorer object is not part of dumps."""
         return _dumped(value)
 
@@ -278,9 +280,9 @@ def _comparable(value: object) -> object:
     return {name: _comparable(own) for name, own in value.__getstate__().items()}
 
 
-def _dumped(fallback: object) -> str | dict[str, Any] | None:
+def _dumped(model: object) -> str | dict[str, Any] | None:
     try:
-        return plain_fallback(fallback)
+        return plain_second_model("fallback", model)
     except InvalidInputError:
         return None
 

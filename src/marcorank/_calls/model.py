@@ -92,8 +92,7 @@ class LazyModel:
             ClosedError: The reranker was closed.
             RerankTimeoutError: The time is over; what has not been scored by then is dropped.
         """
-        if self.closed:
-            raise ClosedError(f"The reranker of `{self.name}` was closed; make a new Reranker.")
+        self.check_open()
         if limit is None and may_block:
             return (yield from steps)
         task = self._tasks.start(steps)
@@ -106,6 +105,15 @@ class LazyModel:
             self._tasks.abandon(task)
             # It refers to its error, whose traceback refers to this frame.
             del task
+
+    def check_open(self) -> None:
+        """Check that the model was not closed.
+
+        Raises:
+            ClosedError: It was.
+        """
+        if self.closed:
+            raise ClosedError(f"The reranker of `{self.name}` was closed; make a new Reranker.")
 
     def close(self) -> None:
         """Finish the running calls and release the model."""

@@ -6,30 +6,54 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
-from marcorank.errors import InvalidInputError
-from marcorank.ranking import RankedPassage, Ranking, RerankStatus, order_logits, unranked
+from marcorank._selection.selecting import Read, Selection, select
+from marcorank.errors import InvalidInputError, RerankTimeoutError
+from marcorank.ranking import RankedPassage, Ranking, RerankStatus, unranked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from marcorank._calls.model import LazyModel
-    from marcorank._inference.scorer import Request
+    from marcorank._inference.scorer import PassageScores, Request
     from marcorank._steps import Steps
     from marcorank.ranking import Activation, ScoreKind
     from marcorank.settings import OnError
 
 
-class RankOptions(NamedTuple):
-    """Which results a ranking keeps.
+class RankRequest(NamedTuple):
+    """A query with its candidates.
 
     Attributes:
-        top_n: Maximum number of results; None for all.
-        score_threshold: Minimum score, on the scale of the activation; None for no threshold.
+        query: The query.
+        passages: Their texts.
+        retrieval_scores: Their first-stage scores. Shape: (passages,), float64; None if they are unknown.
     """
 
-    top_n: int | None = None
-    score_threshold: float | None = None
+    query: str
+    passages: Sequence[str]
+    retrieval_scores: NDArray[np.float64] | None = None
+
+    @property
+    def pair(self) -> Request:
+        """What a model is asked."""
+        return self.query, self.passages
+
+
+class Skim(NamedTuple):
+    """The model that reads all passages first.
+
+    Attributes:
+        model: The model.
+        keep: How many of its best passages the other model reads.
+    """
+
+    model: LazyModel
+    keep: int
 
 
 class Ranker(NamedTuple):
@@ -42,6 +66,7 @@ class Ranker(NamedTuple):
         on_error: What happens if no model can rank.
         timeout_s: Maximum number of seconds of a call; None for no limit.
         fallback: Ranks if the model fails.
+        skim: Chooses the passages that the model reads; None if it reads all.
     """
 
     model: LazyModel
@@ -50,25 +75,33 @@ class Ranker(NamedTuple):
     on_error: OnError
     timeout_s: float | None
     fallback: Ranker | None
+    skim: Skim | None
 
-    def check_scale(self, score_threshold: float) -> None:
-        """Check that the threshold is on the scale of the scores, also on that of the fallback.
+    def check(self, selection: Selection) -> None:
+        """Check a selection against the settings, also against those of the fallback.
 
         Raises:
-            InvalidInputError: The threshold is on the scale of logits, but a model returns only probabilities.
+            InvalidInputError: The threshold is on the scale of logits, but a model returns only probabilities; or there
+                may be more results than a model reads.
         """
-        if self.score_kind == "probability" and self.activation == "identity":
+        score_threshold, top_n = selection.score_threshold, selection.top_n
+        if self.skim is not None and top_n is not None and top_n > self.skim.keep:
+            raise InvalidInputError(
+                f"`top_n` is {top_n} and `skim_keep` {self.skim.keep}; expected at least as many passages for "
+                f"{self.model.name} to read as results. Raise `skim_keep`, or pass a lower `top_n`."
+            )
+        if score_threshold is not None and self.score_kind == "probability" and self.activation == "identity":
             raise InvalidInputError(
                 f"`score_threshold` is {score_threshold}, on the scale of logits; {self.model.name} gives "
                 "probabilities only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
             )
         if self.fallback is not None:
-            self.fallback.check_scale(score_threshold)
+            self.fallback.check(selection)
 
     def rank(
         self,
-        requests: Sequence[Request],
-        options: RankOptions,
+        requests: Sequence[RankRequest],
+        selection: Selection,
         *,
         limit: TimeLimit | None = None,
         may_block: bool = True,
@@ -77,7 +110,7 @@ class Ranker(NamedTuple):
 
         Args:
             requests: Checked queries with their passages.
-            options: Which results to keep.
+            selection: Which results to keep.
             limit: What is left of the time of the model that failed, in addition to `timeout_s`.
             may_block: Whether the steps of a model may run in the calling thread.
         """
@@ -87,60 +120,158 @@ class Ranker(NamedTuple):
         limit = min(limits, default=None)
         started = time.monotonic()
         failure: Exception | None = None
+        skimmed: list[PassageScores] = []
+        timed_out = False
         try:
             try:
                 own_limit = limit
                 if limit is not None and self.fallback is not None:
                     own_limit = limit._replace(seconds=limit.seconds / 2)
-                own = self._rank_with_model(requests, options)
+                own = self._rank_with_model(requests, selection, skimmed)
                 return (yield from self.model.run(own, own_limit, may_block=may_block))
             except OPERATIONAL_ERRORS as error:
-                failure = error
+                failure, timed_out = error, isinstance(error, RerankTimeoutError)
             if self.fallback is not None:
                 try:
                     if limit is not None:
                         left_s = limit.seconds - (time.monotonic() - started)
                         # A load that holds the interpreter may delay the end of the first half.
                         limit = limit._replace(seconds=max(left_s, limit.seconds / 2))
-                    rankings = yield from self.fallback.rank(requests, options, limit=limit, may_block=may_block)
+                    rankings = yield from self.fallback.rank(requests, selection, limit=limit, may_block=may_block)
                     return self._with_status(rankings, failure)
                 except OPERATIONAL_ERRORS as error:
                     _add_cause(error, failure)
                     failure = error
+            if skimmed and (timed_out or self.on_error == "passthrough"):
+                return self._rank_by_skim(requests, selection, skimmed, failure)
             if self.on_error == "raise":
                 raise failure
             status = RerankStatus.of("passthrough", failure)
             warnings.warn(self.model.name, status, "the order of the input was kept")
-            return [unranked(query, self.model.name, passages[: options.top_n], status) for query, passages in requests]
+            return [
+                unranked(request.query, self.model.name, request.passages[: selection.top_n], status)
+                for request in requests
+            ]
         finally:
             # The error refers to this frame, which must not refer to the error.
             failure = None
 
-    def _rank_with_model(self, requests: Sequence[Request], options: RankOptions) -> Steps[list[Ranking]]:
+    def _rank_with_model(
+        self, requests: Sequence[RankRequest], selection: Selection, skimmed: list[PassageScores]
+    ) -> Steps[list[Ranking]]:
+        """Rank with this model; `skimmed` gets the scores of the skimming model as soon as they are known."""
+        pairs = [request.pair for request in requests]
+        parts = [np.arange(len(request.passages)) for request in requests]
+        skim = self.skim
+        if skim is not None and any(len(part) > skim.keep for part in parts):
+            skim.model.check_open()
+            skimmed += yield from skim.model.score(pairs)
+            parts = [np.sort(_best_first(scores)[: skim.keep]) for scores in skimmed]
+            pairs = [
+                (query, [passages[index] for index in part.tolist()])
+                for (query, passages), part in zip(pairs, parts, strict=True)
+            ]
+        scored = yield from self.model.score(pairs)
+        return [
+            self._ranking(request, scores, Read(part, scores.logits), selection, skimmed[number] if skimmed else None)
+            for number, (request, scores, part) in enumerate(zip(requests, scored, parts, strict=True))
+        ]
+
+    def _ranking(
+        self,
+        request: RankRequest,
+        scores: PassageScores,
+        read: Read,
+        selection: Selection,
+        skimmed: PassageScores | None,
+    ) -> Ranking:
+        """Return the ranking of a request, of which the model read a part."""
         is_logit = self.score_kind == "logit"
+        unread = None
+        if skimmed is not None:
+            order = _best_first(skimmed)
+            unread = order[~np.isin(order, read.indices)]
+        selected = select(
+            request.passages,
+            read,
+            selection,
+            # A server that returns probabilities has applied its activation already.
+            activation=self.activation if is_logit else "identity",
+            retrieval_scores=request.retrieval_scores,
+            unread=unread,
+        )
+        scored = selected.indices[: len(selected.scores)]
+        places = np.searchsorted(read.indices, scored)
+        results = [
+            RankedPassage(
+                index=index,
+                rank=rank,
+                score=score,
+                logit=float(scores.logits[place]) if is_logit else None,
+                text=request.passages[index],
+                skim_logit=None if skimmed is None else float(skimmed.logits[index]),
+                blended_score=None if selected.blended is None else float(selected.blended[place]),
+                **scores.details(place),
+            )
+            for rank, (index, place, score) in enumerate(
+                zip(scored.tolist(), places.tolist(), selected.scores.tolist(), strict=True), 1
+            )
+        ]
+        if skimmed is not None:
+            results += self._skimmed_only(request, skimmed, selected.indices[len(results) :], len(results))
+        return Ranking(
+            request.query,
+            self.model.name,
+            tuple(results),
+            scores.query_truncated,
+            self.score_kind,
+            skipped=selected.skipped,
+        )
+
+    def _skimmed_only(
+        self, request: RankRequest, skimmed: PassageScores, indices: NDArray[np.int64], above: int
+    ) -> list[RankedPassage]:
+        """Return the results that only the skimming model read, below a number of others."""
+        return [
+            RankedPassage(
+                index=index,
+                rank=rank,
+                score=None,
+                logit=None,
+                text=request.passages[index],
+                scored_by=None if self.skim is None else self.skim.model.name,
+                skim_logit=float(skimmed.logits[index]),
+                **skimmed.details(index),
+            )
+            for rank, index in enumerate(indices.tolist(), above + 1)
+        ]
+
+    def _rank_by_skim(
+        self,
+        requests: Sequence[RankRequest],
+        selection: Selection,
+        skimmed: Sequence[PassageScores],
+        failure: Exception,
+    ) -> list[Ranking]:
+        """Rank by the skimming model alone, because this one failed; the threshold is on the scale of this one."""
+        status = RerankStatus.of("skim", failure)
+        warnings.warn(self.model.name, status, "the order of the skimming model was kept")
+        alone = Selection(top_n=selection.top_n, max_similarity=selection.max_similarity)
+        nothing = Read(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         rankings = []
-        for (query, passages), scores in zip(requests, (yield from self.model.score(requests)), strict=True):
-            order = order_logits(
-                scores.logits,
-                # A server that returns probabilities has applied its activation already.
-                activation=self.activation if is_logit else "identity",
-                score_threshold=options.score_threshold,
-                top_n=options.top_n,
-            )
-            results = tuple(
-                RankedPassage(
-                    index=int(index),
-                    rank=rank,
-                    score=float(score),
-                    logit=float(scores.logits[index]) if is_logit else None,
-                    text=passages[index],
-                    truncated=None if scores.truncated is None else bool(scores.truncated[index]),
-                    span=None if scores.spans is None else scores.spans[index],
-                    unknown_tokens=None if scores.unknown_tokens is None else int(scores.unknown_tokens[index]),
+        for request, scores in zip(requests, skimmed, strict=True):
+            selected = select(request.passages, nothing, alone, activation=self.activation, unread=_best_first(scores))
+            results = self._skimmed_only(request, scores, selected.indices, 0)
+            rankings.append(
+                Ranking(
+                    request.query,
+                    self.model.name,
+                    tuple(results),
+                    scores.query_truncated,
+                    status=status,
+                    skipped=selected.skipped,
                 )
-                for rank, (index, score) in enumerate(zip(order.indices, order.scores, strict=True), 1)
             )
-            rankings.append(Ranking(query, self.model.name, results, scores.query_truncated, self.score_kind))
         return rankings
 
     def _with_status(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:
@@ -149,6 +280,10 @@ class Ranker(NamedTuple):
         if rankings and (rankings[0].status is None or rankings[0].status.outcome == "fallback"):
             warnings.warn(self.model.name, status, f"{rankings[0].model} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
+
+
+def _best_first(scores: PassageScores) -> NDArray[np.int64]:
+    return np.argsort(-scores.logits, kind="stable")
 
 
 def _add_cause(error: BaseException, earlier: BaseException) -> None:

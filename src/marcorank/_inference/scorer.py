@@ -6,7 +6,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -61,6 +61,14 @@ class PassageScores:
     def empty(cls) -> PassageScores:
         """Return the scores of no passages."""
         return cls(np.empty(0, dtype=np.float32))
+
+    def details(self, index: int) -> dict[str, Any]:
+        """Return what is known of a passage beside its logit, by the names of the fields of `RankedPassage`."""
+        return {
+            "truncated": None if self.truncated is None else bool(self.truncated[index]),
+            "span": None if self.spans is None else self.spans[index],
+            "unknown_tokens": None if self.unknown_tokens is None else int(self.unknown_tokens[index]),
+        }
 
     def take(self, indices: Sequence[int]) -> PassageScores:
         """Return the scores of the passages at these positions."""

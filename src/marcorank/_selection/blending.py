@@ -1,0 +1,45 @@
+"""Mixes the order of the first stage into that of the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Constant of reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009).
+_RANK_CONSTANT = 60
+
+
+def scores_of_ranks(count: int) -> NDArray[np.float64]:
+    """Return what stands for the first-stage scores where only the ranks are known: `1 / (60 + rank)`."""
+    return np.asarray(1 / (_RANK_CONSTANT + np.arange(1, count + 1)), dtype=np.float64)
+
+
+def blend_scores(logits: NDArray[np.float32], first_stage: NDArray[np.float64], weight: float) -> NDArray[np.float64]:
+    """Return `(1 - weight) * model + weight * first stage`, each of them scaled to 0 to 1 over the passages.
+
+    Args:
+        logits: One per passage. Shape: (passages,), float32.
+        first_stage: Scores of the first stage, the greater the better. Shape: (passages,), float64.
+        weight: Of the first stage, from 0 to 1.
+
+    Returns:
+        Shape: (passages,), float64.
+    """
+    return np.asarray((1 - weight) * _scaled(logits) + weight * _scaled(first_stage))
+
+
+def _scaled(values: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scale values so that the least becomes 0 and the greatest 1; all 0 if they are equal."""
+    if not len(values):
+        return np.empty(0)
+    wide = np.asarray(values, dtype=np.float64)
+    least, greatest = wide.min(), wide.max()
+    if least == greatest:
+        return np.zeros(len(wide))
+    # Divided first: the difference of two floats may be beyond their range.
+    span = greatest / 2 - least / 2
+    return np.asarray((wide / 2 - least / 2) / span)
