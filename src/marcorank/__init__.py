@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         ScoreError,
         UnknownModelError,
     )
-    from marcorank.ranking import Logistic, RankedPassage, Ranking
+    from marcorank.ranking import Logistic, RankedPassage, Ranking, SkippedPassage
     from marcorank.reranker import Reranker
     from marcorank.scorer import Scorer
 
@@ -38,6 +38,7 @@ _HOME = {
     "Reranker": "marcorank.reranker",
     "Ranking": "marcorank.ranking",
     "RankedPassage": "marcorank.ranking",
+    "SkippedPassage": "marcorank.ranking",
     "Logistic": "marcorank.ranking",
     "Scorer": "marcorank.scorer",
     "ClosedError": "marcorank.errors",
@@ -58,6 +59,7 @@ __all__ = [
     "Reranker",
     "Ranking",
     "RankedPassage",
+    "SkippedPassage",
     "Logistic",
     "Scorer",
     "ClosedError",

@@ -212,3 +212,16 @@ def request_pair(value: object) -> tuple[str, list[str]]:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise InvalidInputError(f"A request is {quoted(value)}; expected a pair of a query and a list of passages.")
     return query_text(value[0]), passage_texts(value[1])
+
+
+def request_parts(value: object) -> tuple[str, list[str], NDArray[np.float64] | None]:
+    """Return a query, its passages, and their first-stage scores if these are the third part.
+
+    Raises:
+        InvalidInputError: It is not such a tuple.
+    """
+    pair, scores = value, None
+    if isinstance(value, (tuple, list)) and len(value) == 3:
+        pair, scores = value[:2], value[2]
+    query, passages = request_pair(pair)
+    return query, passages, first_stage_scores("retrieval_scores", scores, len(passages))

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 from marcorank._arguments import (
     check_names,
     did_you_mean,
-    first_stage_scores,
     passage_texts,
     query_text,
-    request_pair,
+    request_parts,
     score_threshold_or_none,
     top_n_or_none,
 )
@@ -219,7 +218,7 @@ class Reranker:
 
     def rank_many(
         self,
-        requests: Iterable[tuple[str, Iterable[str]]],
+        requests: Iterable[tuple[str, Iterable[str]] | tuple[str, Iterable[str], Iterable[float | None] | None]],
         *,
         top_n: int | None = None,
         score_threshold: float | None = None,
@@ -227,7 +226,7 @@ class Reranker:
         """Rank the passages of several queries in shared batches; returns one ranking per query, in order.
 
         Args:
-            requests: Pairs of a query and its passages.
+            requests: Pairs of a query and its passages, or triples with their first-stage scores.
             top_n: Maximum number of results of each ranking; None for all.
             score_threshold: Minimum score of a result, on the scale of the activation; applied before `top_n`.
 
@@ -236,7 +235,7 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        checked = [RankRequest(*request_pair(request)) for request in requests]
+        checked = [RankRequest(*request_parts(request)) for request in requests]
         return run(self._rank(checked, top_n, score_threshold))
 
     async def arank(
@@ -396,8 +395,7 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
 
 
 def _request(query: object, passages: object, retrieval_scores: object) -> RankRequest:
-    text, texts = query_text(query), passage_texts(passages)
-    return RankRequest(text, texts, first_stage_scores("retrieval_scores", retrieval_scores, len(texts)))
+    return RankRequest(*request_parts((query, passages, retrieval_scores)))
 
 
 def _skim_reranker(settings: RerankerSettings) -> Reranker | None:
