@@ -121,7 +121,7 @@ class Reranker:
             )
         if given.max_drop is not None and not isinstance(given.activation, Logistic):
             raise InvalidInputError(
-                f"`max_drop` is {given.max_drop} with `activation={given.activation!r}`, whose scores are not "
+                f"`max_drop` is {given.max_drop} with `activation={quoted(given.activation)}`, whose scores are not "
                 "calibrated: the same difference means something else for another query. Fit a Logistic with "
                 "`marcorank eval`, and pass it as `activation`."
             )

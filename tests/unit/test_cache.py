@@ -53,6 +53,16 @@ def remembered() -> int:
     return sum(len(thing) for thing in gc.get_objects() if type(thing) is ScoreCache)
 
 
+def test_a_cascade_caches_the_scores_of_both_models(scorer):
+    """The skimming model keeps those of all passages, the other one those of the passages that it read."""
+    passages = ["a", "bc", "def", "ghij"]
+    cascade = Reranker("bundled", skim="bundled", skim_keep=2, cache_size=10)
+    first = cascade.rank(QUERY, passages)
+    assert scorer.asked == [(QUERY, passages), (QUERY, ["def", "ghij"])]
+    assert cascade.rank(QUERY, passages) == first
+    assert len(scorer.asked) == 2
+
+
 def test_a_hit_is_not_scored_and_gives_the_same_ranking(scorer):
     """Hits, misses and mixtures of both give what a reranker without a cache gives, down to spans and flags."""
     cached, plain = Reranker("bundled", cache_size=10), Reranker("bundled")

@@ -103,12 +103,12 @@ class _Shingles:
 
 def _hashed_shingles(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
     """Return the position of its text and a hash of each shingle. Shape: (shingles,), uint64, both."""
-    lowered = [text.lower() for text in texts]
+    lowered = [text.lower().strip() for text in texts]
     # Zeros at the end of each text keep shingles from reaching into the next one.
     end = "\0" * _SHINGLE_CHARS
     codes = np.frombuffer(end.join([*lowered, ""]).encode("utf-32-le", "surrogatepass"), dtype="<u4")
     offsets = np.cumsum([0, *(len(text) + _SHINGLE_CHARS for text in lowered)])[:-1]
-    is_space = (codes <= 0x20) & (codes > 0)
+    is_space = (codes == 0x20) | ((codes >= 0x09) & (codes <= 0x0D)) | ((codes >= 0x1C) & (codes <= 0x1F))
     if codes.max(initial=0) >= _SPACES[0]:
         is_space |= np.isin(codes, _SPACES)
     codes = np.where(is_space, 0x20, codes)
