@@ -52,19 +52,18 @@ def without_near_duplicates(
     shingles = _Shingles(texts)
     kept: list[int] = []
     skipped: list[NearDuplicate] = []
-    # Of each text, the greatest similarity to one that was kept, and the position of that one.
+    # The greatest similarity of each text to one that was kept.
     closest = np.full(len(texts), -1.0)
-    closest_to = np.zeros(len(texts), dtype=np.int64)
     for position in range(len(texts)):
         if limit is not None and len(kept) >= limit:
             break
         if closest[position] > max_similarity:
-            skipped.append(NearDuplicate(position, int(closest_to[position]), float(closest[position])))
-            continue
-        kept.append(position)
-        similarities = shingles.similarities(position)
-        closer = similarities > closest
-        closest[closer], closest_to[closer] = similarities[closer], position
+            similarities = shingles.similarities(position)[kept]
+            similar_to = int(similarities.argmax())
+            skipped.append(NearDuplicate(position, kept[similar_to], float(similarities[similar_to])))
+        else:
+            kept.append(position)
+            np.maximum(closest, shingles.similarities(position), out=closest)
     return kept, skipped
 
 
@@ -76,29 +75,37 @@ class _Shingles:
         # The lowest bits of a number are the position of its text, so that one sort groups equal shingles.
         bits = np.uint64(max(1, len(texts)).bit_length())
         low = np.uint64((1 << int(bits)) - 1)
-        numbers = np.unique((hashes & ~low) | rows)
+        numbers = np.sort((hashes & ~low) | rows)
+        numbers = numbers[_differs(numbers)]
         rows, hashes = (numbers & low).astype(np.int64), numbers >> bits
         self._counts = np.bincount(rows, minlength=len(texts))
-        same = hashes[1:] == hashes[:-1]
-        shared = np.zeros(len(hashes), dtype=np.bool_)
-        shared[1:] |= same
-        shared[:-1] |= same
+        starts = _differs(hashes)
+        shared = ~starts
+        shared[:-1] |= ~starts[1:]
         self._rows = rows[shared]
         # Equal shingles have the same group.
-        distinct, self._groups = np.unique(hashes[shared], return_inverse=True)
-        self._group_count = len(distinct)
+        self._groups = np.cumsum(starts[shared]) - 1
+        self._is_of_text = np.zeros(int(starts[shared].sum()), dtype=np.bool_)
 
     def similarities(self, position: int) -> NDArray[np.float64]:
         """Return how similar each other text is to one of them. Shape: (texts,), float64."""
-        counts = self._counts
-        is_member = np.zeros(self._group_count, dtype=np.bool_)
-        is_member[self._groups[self._rows == position]] = True
-        common = np.bincount(self._rows[is_member[self._groups]], minlength=len(counts))
+        counts, is_of_text = self._counts, self._is_of_text
+        own = self._groups[self._rows == position]
+        is_of_text[own] = True
+        common = np.bincount(self._rows[is_of_text[self._groups]], minlength=len(counts))
+        is_of_text[own] = False
         either = counts + counts[position] - common
         # Two blank texts are equal, without any shingle.
         similarities = np.ones(len(counts))
         np.divide(common, either, out=similarities, where=either > 0)
         return similarities
+
+
+def _differs(values: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Return whether each value differs from the one before; the first one always does."""
+    differs = np.ones(len(values), dtype=np.bool_)
+    differs[1:] = values[1:] != values[:-1]
+    return differs
 
 
 def _hashed_shingles(texts: Sequence[str]) -> tuple[NDArray[np.uint64], NDArray[np.uint64]]:
