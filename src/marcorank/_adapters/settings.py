@@ -186,13 +186,13 @@ class AdapterSettings(BaseModel, SharedSettings):
             if self.reranker is not None:
                 self._check_together(name, getattr(self, name), self.reranker)
         core = self.core  # made now, so that threads and copies share it
-        self._check_core()
         if self.reranker is not None:
             settings = _settings_of(core)
             shown = {self._model_field: settings.pop("model"), **settings}
             self.__dict__.update(shown)
             # Else a dump of what was set would leave them out, and bring back the default model.
             self.model_fields_set.update(shown)
+        self._check_core()
 
     @property
     def core(self) -> Reranker:

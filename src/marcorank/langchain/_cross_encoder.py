@@ -37,16 +37,16 @@ class MarcoCrossEncoder(LangChainSettings, BaseCrossEncoder):
         """Check `on_error` of a shared reranker, and of the fallbacks, as that of the field is checked."""
         for name, value in self._options_on().items():
             raise InvalidInputError(
-                f"`{name}` is {quoted(value)}; a cross-encoder returns a score for every pair, in input order, so it "
-                "has no effect there. Use MarcoRerank, or leave it out."
+                f"`{name}` is {quoted(value)}; a cross-encoder returns a score for every pair, in the order of the "
+                "pairs. Use MarcoRerank, or leave it out."
             )
         core: Reranker | None = self.core
         while core is not None:
             self._check_on_error(core.on_error)
             if core.skim is not None:
                 raise InvalidInputError(
-                    f"The `fallback` has the `skim` {quoted(core.skim.name)}; a cross-encoder returns a score for "
-                    "every pair, and a skimming model gives none. Use MarcoRerank, or leave it out."
+                    f"`skim` of the fallback is {quoted(core.skim.name)}; a cross-encoder returns a score for every "
+                    "pair. Use MarcoRerank, or leave it out."
                 )
             core = core.fallback
 
