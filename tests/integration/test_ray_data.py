@@ -124,6 +124,20 @@ def test_no_row_is_lost_when_an_actor_dies(candidates, expected, tmp_path):
 
 
 @pytest.mark.usefixtures("local_ray")
+def test_a_cascade_ranks_in_actors_as_here(candidates, tmp_path, small_bert, monkeypatch):
+    """Byte for byte, also with a skimming model in a folder below the working directory, and with a scorer."""
+    monkeypatch.chdir(small_bert.parent)
+    options = {"skim_keep": 3, "blend": 0.3, "max_similarity": 0.9, "device": "cpu"}
+    for number, skim in enumerate((small_bert.name, WordOverlapScorer())):
+        here, there = tmp_path / f"here-{number}", tmp_path / f"there-{number}"
+        with Reranker("bundled", skim=skim, **options) as reranker:
+            planned = plan(candidates, here, reranker, output_format="parquet")
+            planned.follow(planned.rank_here(reranker), None)
+        rerank_dataset(candidates, there, skim=skim, **options, output_format="parquet")
+        assert shards_of(there) == shards_of(here)
+
+
+@pytest.mark.usefixtures("local_ray")
 def test_errors_in_actors_are_raised_unchanged(candidates, tmp_path):
     """The caller gets the same error as the actor."""
 
