@@ -44,6 +44,17 @@ class LangChain:
         """Return an item with the score of an earlier stage, as a vector store or another reranker leaves it."""
         return Document(page_content="red", metadata={"relevance_score": score})
 
+    def with_scores(self, texts, scores):
+        """Return what a first stage gives for these texts, with its scores."""
+        items = self.items(texts)
+        for document, score in zip(items, scores, strict=True):
+            document.metadata["retrieval_score"] = score
+        return items
+
+    def score(self, found):
+        """Return the score of a result; None if it has none."""
+        return found.metadata.get("relevance_score")
+
     def metadata(self, found):
         """Return the metadata of a result, after JSON."""
         return json.loads(json.dumps(found.metadata, allow_nan=False))
@@ -118,6 +129,17 @@ class LlamaIndex(LangChain):
         found = NodeWithScore(node=TextNode(text="red"))
         found.score = score  # LlamaIndex does not check it, and its own reranker assigns numbers of NumPy
         return found
+
+    def with_scores(self, texts, scores):
+        """Return what a first stage gives for these texts, with its scores."""
+        items = self.items(texts)
+        for found, score in zip(items, scores, strict=True):
+            found.score = score
+        return items
+
+    def score(self, found):
+        """Return the score of a result; None if it has none."""
+        return found.score
 
     def metadata(self, found):
         """Return the metadata of a result, after JSON."""

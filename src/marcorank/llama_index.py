@@ -9,6 +9,7 @@ It returns new `NodeWithScore` objects; the nodes and lists that you pass are ne
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 from marcorank._arguments import one_of
@@ -26,7 +27,7 @@ try:
     from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle, TextNode
     from pydantic import ValidationInfo, field_serializer, field_validator, model_validator
 
-    from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
+    from marcorank._adapters.metadata import OPTION_KEYS, STATUS_KEYS, option_metadata, plain_score, status_metadata
     from marcorank._adapters.settings import AdapterSettings, ScoreThreshold, TopN, WriteMetadata
 except ModuleNotFoundError as error:
     raise MissingExtraError(
@@ -36,7 +37,8 @@ except ModuleNotFoundError as error:
 __all__ = ["MarcoRerank"]
 
 _RETRIEVAL_SCORE = "retrieval_score"
-_OF_RERANKERS = {_RETRIEVAL_SCORE, *STATUS_KEYS}
+_OF_EACH_STAGE = {*STATUS_KEYS, *OPTION_KEYS}
+_OF_RERANKERS = {_RETRIEVAL_SCORE, *_OF_EACH_STAGE}
 
 dispatcher = get_dispatcher(__name__)
 
@@ -59,6 +61,10 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     If the model failed and `on_error` or `fallback` answered, copies of the nodes have `rerank_outcome`, `rerank_error`
     and `rerank_reason` in their metadata, which are excluded from the texts as `retrieval_score` is. After a
     passthrough the nodes keep the scores that they came with, and both event systems get an exception event.
+
+    With `blend`, copies of the nodes have their `blended_score` in the metadata, hidden likewise. What only the model
+    of `skim` read has its name there as `scored_by`, and None for a score: a number of another model would be compared
+    with those of the other nodes.
 
     Attributes:
         model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
@@ -126,13 +132,14 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _checked_query(nodes, query_bundle)
-        with self._events(nodes, query_bundle) as ranked:
+        with self._events(nodes, query_bundle) as (ranked, skipped):
             if nodes:
                 ranking = self._image_query(nodes, query_bundle) or self.core.rank(
-                    query, self._texts(nodes), top_n=self.top_n, score_threshold=self.score_threshold
+                    query, self._texts(nodes), **self._options(nodes)
                 )
                 self._report_passthrough(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
+                skipped.extend(asdict(one) for one in ranking.skipped)
         return ranked
 
     @dispatcher.span
@@ -140,28 +147,35 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _checked_query(nodes, query_bundle)
-        with self._events(nodes, query_bundle) as ranked:
+        with self._events(nodes, query_bundle) as (ranked, skipped):
             if nodes:
                 ranking = self._image_query(nodes, query_bundle) or await self.core.arank(
-                    query, self._texts(nodes), top_n=self.top_n, score_threshold=self.score_threshold
+                    query, self._texts(nodes), **self._options(nodes)
                 )
                 self._report_passthrough(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
+                skipped.extend(asdict(one) for one in ranking.skipped)
         return ranked
 
     @contextmanager
     def _events(
         self, nodes: Sequence[NodeWithScore], query_bundle: QueryBundle | None
-    ) -> Iterator[list[NodeWithScore]]:
+    ) -> Iterator[tuple[list[NodeWithScore], list[dict[str, Any]]]]:
         """Send a start event to both event systems, and an end event whatever happens.
 
-        Yields the list that the end event reports: empty after an error or a cancellation, when no node came out.
+        Yields the lists that the end event reports: the nodes, empty after an error or a cancellation, when no node
+        came out, and the near-duplicates that were left out. These, and the options that are on, are tags of the
+        events, and `additional_kwargs` of the others.
         """
         name = self.core.name
         # The events have no value for "all".
         top_n = len(nodes) if self.top_n is None else self.top_n
         ranked: list[NodeWithScore] = []
-        dispatcher.event(ReRankStartEvent(query=query_bundle, nodes=list(nodes), top_n=top_n, model_name=name))
+        skipped: list[dict[str, Any]] = []
+        options = self._options_on()
+        dispatcher.event(
+            ReRankStartEvent(query=query_bundle, nodes=list(nodes), top_n=top_n, model_name=name, tags={**options})
+        )
         try:
             payload: dict[str, Any] = {
                 EventPayload.NODES: nodes,
@@ -169,11 +183,16 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
                 EventPayload.QUERY_STR: None if query_bundle is None else query_bundle.query_str,
                 EventPayload.TOP_K: top_n,
             }
+            if options:
+                payload[EventPayload.ADDITIONAL_KWARGS] = options
             with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
-                yield ranked
-                event.on_end(payload={EventPayload.NODES: ranked})
+                yield ranked, skipped
+                ended: dict[str, Any] = {EventPayload.NODES: ranked}
+                if skipped:
+                    ended[EventPayload.ADDITIONAL_KWARGS] = {"skipped": skipped}
+                event.on_end(payload=ended)
         finally:
-            dispatcher.event(ReRankEndEvent(nodes=ranked))
+            dispatcher.event(ReRankEndEvent(nodes=ranked, tags={"skipped": skipped} if skipped else {}))
 
     def _report_passthrough(self, ranking: Ranking) -> None:
         if ranking.status is not None and ranking.status.outcome == "passthrough":
@@ -193,18 +212,29 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
         return [_scored_node(found.node).get_content(metadata_mode=self.metadata_mode) for found in nodes]
 
+    def _options(self, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
+        options: dict[str, Any] = {"top_n": self.top_n, "score_threshold": self.score_threshold}
+        if self.blend:
+            kept = all(_keeps_retrieval_score(found.node) for found in nodes)
+            options["retrieval_scores"] = [
+                plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score) for found in nodes
+            ]
+        return options
+
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
         ranked = []
-        replaced = {*STATUS_KEYS, *([_RETRIEVAL_SCORE] if self.keep_retrieval_score else [])}
+        replaced = {*_OF_EACH_STAGE, *([_RETRIEVAL_SCORE] if self.keep_retrieval_score else [])}
         for result in ranking.results:
             found = nodes[result.index]
-            hidden: dict[str, Any] = dict(status_metadata(ranking.status))
+            hidden: dict[str, Any] = {**status_metadata(ranking.status), **option_metadata(result)}
             if self.keep_retrieval_score:
                 kept = _keeps_retrieval_score(found.node)
                 earlier = plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score)
                 if earlier is not None:
                     hidden[_RETRIEVAL_SCORE] = earlier
-            score = plain_score(found.score) if result.score is None else result.score
+            score = result.score
+            if score is None and result.scored_by is None:
+                score = plain_score(found.score)
             node = _with_hidden(found.node, hidden, replaced) if self.write_metadata else found.node
             ranked.append(found.model_copy(update={"node": node, "score": score}))
         return ranked

@@ -394,6 +394,26 @@ def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     return fingerprint(settings if isinstance(reranker.model, str) else cast("Scorer", reranker.model))
 
 
+def ranking_fingerprint(reranker: Reranker) -> dict[str, Any]:
+    """Return everything that decides the rankings of a reranker: its logits, and the options that are on.
+
+    Raises:
+        MarcoRankError: The settings contradict each other, or a file of a model is missing or cannot be fetched.
+    """
+    settings = reranker._settings  # noqa: SLF001
+    found = scorer_fingerprint(reranker)
+    if reranker.skim is not None:
+        of_skim = {f"skim_{name}": value for name, value in scorer_fingerprint(reranker.skim).items()}
+        found |= {**of_skim, "skim_keep": settings.skim_keep}
+    if settings.blend:
+        found["blend"] = settings.blend
+    if settings.max_similarity is not None:
+        found["max_similarity"] = settings.max_similarity
+    if settings.max_drop is not None:
+        found |= {"max_drop": settings.max_drop, "min_n": settings.min_n}
+    return found
+
+
 def _request(query: object, passages: object, retrieval_scores: object) -> RankRequest:
     return RankRequest(*request_parts((query, passages, retrieval_scores)))
 

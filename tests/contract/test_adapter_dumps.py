@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from pydantic import ValidationError
 
@@ -31,3 +33,30 @@ def test_a_scorer_with_the_name_of_a_model_is_not_that_model(adapter, name, wrap
     again = adapter.from_plain(plain, reranker=shared)
     assert again == rerank
     assert adapter.plain(again) == plain
+
+
+@pytest.mark.parametrize(
+    ("skim", "plain"),
+    [
+        ("bundled", "bundled"),
+        ({"model": "bundled", "max_length": 64}, {"model": "bundled", "max_length": 64}),
+        (Reranker("bundled", max_length=64), Reranker("bundled", max_length=64).to_dict()),
+        (WordOverlapScorer(), None),
+    ],
+    ids=["name", "dict", "reranker", "scorer"],
+)
+def test_a_skimming_model_in_every_form(adapter, skim, plain):
+    """Dumps say it as they say a fallback; a scorer object is in pickles alone."""
+    rerank = adapter.make(model="bundled", skim=skim, skim_keep=5)
+    assert adapter.plain(rerank)["skim"] == plain
+    assert "skim=" in repr(rerank)
+    assert "skim_keep=5" in repr(rerank)
+    again = pickle.loads(pickle.dumps(rerank))  # noqa: S301
+    assert again.core.skim.name == rerank.core.skim.name
+    if plain is not None:
+        for copied in adapter.copies(rerank):
+            assert copied.core.to_dict() == rerank.core.to_dict()
+            assert adapter.plain(copied) == adapter.plain(rerank)
+    core = Reranker("bundled", skim=skim)
+    beside = adapter.make(reranker=core)
+    assert adapter.from_plain(adapter.plain(beside), reranker=core) == beside

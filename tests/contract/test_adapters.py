@@ -20,7 +20,7 @@ from pydantic import SecretStr, ValidationError
 
 from adapters import ADAPTERS
 from engines import word_overlap
-from marcorank import InvalidInputError, Logistic, Reranker, ScoreError, UnknownModelError
+from marcorank import InvalidInputError, Logistic, Reranker, RerankTimeoutError, ScoreError, UnknownModelError
 from marcorank.testing import WordOverlapScorer
 
 pytestmark = pytest.mark.usefixtures("engine")
@@ -351,11 +351,16 @@ EVERY_SETTING = {
     "cache_folder": "cache",
     "local_files_only": True,
     "allow_pickle": True,
+    "skim": "bundled",
+    "skim_keep": 20,
+    "blend": 0.25,
+    "max_similarity": 0.8,
 }
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, EVERY_SETTING, {"activation": Logistic(0.8, -1.2)}, {"activation": {"a": 0.8, "b": -1.2}}]
+    "settings",
+    [{}, EVERY_SETTING, {"activation": Logistic(0.8, -1.2), "max_drop": 0.3}, {"activation": {"a": 0.8, "b": -1.2}}],
 )
 def test_settings_round_trip(adapter, settings):
     """Dict, JSON, pickle and copies give an equal adapter over an equal core; a pickle is a few hundred bytes."""
@@ -536,3 +541,122 @@ def test_the_other_frameworks_name_of_the_model_is_explained(adapter):
     message = f"MarcoRerank has no field `{adapter.other_model_field}`; name it `{adapter.model_field}`"
     with pytest.raises(ValidationError, match=message):
         adapter.rerank_class(**{adapter.other_model_field: "bundled"})
+
+
+class Length(WordOverlapScorer):
+    """Finds longer passages better, on a scale of its own."""
+
+    name = "length"
+
+    def score(self, query, passages):
+        self.calls += 1
+        return [100.0 * len(passage) for passage in passages]
+
+
+class TimesOut(WordOverlapScorer):
+    """A model that fails because of its time limit."""
+
+    name = "slow"
+
+    def score(self, query, passages):
+        raise RerankTimeoutError("The call took longer than 1 s.")
+
+
+async def test_a_cascade_ranks_as_the_core_and_says_who_read_what(adapter):
+    """What only the skimming model read comes last, with its name, and without a number of another scale."""
+    rerank = adapter.with_overlap(skim=Length(), skim_keep=2, top_n=None)
+    found = adapter.rerank(rerank, adapter.items(TEXTS), QUERY)
+    assert await adapter.arerank(rerank, adapter.items(TEXTS), QUERY) == found
+    expected = Reranker(word_overlap(), skim=Length(), skim_keep=2).rank(QUERY, TEXTS)
+    assert adapter.indexes(found) == [result.index for result in expected] == [1, 0, 4, 3, 5, 2]
+    assert [adapter.score(one) for one in found] == [result.score for result in expected] == [5.0, -5.0, *[None] * 4]
+    names = [adapter.metadata(one).get("scored_by") for one in found]
+    assert names == [None, None, *["length"] * 4]
+    plain = adapter.rerank(adapter.with_overlap(top_n=None), found, QUERY)
+    assert all("scored_by" not in adapter.metadata(one) for one in plain)
+    unwritten = adapter.with_overlap(skim=Length(), skim_keep=2, top_n=None, write_metadata=False)
+    assert all("scored_by" not in one.metadata for one in adapter.rerank(unwritten, adapter.items(TEXTS), QUERY))
+
+
+def test_after_a_timeout_the_order_of_the_skimming_model_has_no_scores(adapter):
+    """The results say so as after any failure, and no score of an earlier stage passes for one of this stage."""
+    rerank = adapter.make(reranker=TimesOut(), skim=Length(), skim_keep=4, timeout_s=60)
+    found = adapter.rerank(rerank, adapter.items(TEXTS), QUERY)
+    assert adapter.indexes(found) == [1, 0, 4]
+    assert [adapter.score(one) for one in found] == [None] * 3
+    metadata = adapter.metadata(found[0])
+    assert (metadata["rerank_outcome"], metadata["rerank_error"]) == ("skim", "RerankTimeoutError")
+    assert metadata["scored_by"] == "length"
+
+
+def test_blend_goes_by_the_scores_that_the_items_came_with(adapter):
+    """The order and the blended scores are those of the core; scores stay those of the model."""
+    texts, scores = ["red", "red apple", "pear"], [0.9, 0.2, 0.1]
+    found = adapter.rerank(adapter.with_overlap(blend=0.7), adapter.with_scores(texts, scores), "red apple")
+    expected = Reranker(word_overlap(), blend=0.7).rank("red apple", texts, retrieval_scores=scores)
+    assert adapter.indexes(found) == [result.index for result in expected] == [0, 1, 2]
+    assert adapter.scores(found) == [result.score for result in expected]
+    blended = [adapter.metadata(one)["blended_score"] for one in found]
+    assert blended == [result.blended_score for result in expected]
+    # A second stage goes by the scores of the first stage again, and leaves nothing of the other behind.
+    kept = adapter.rerank(adapter.with_overlap(**adapter.keeping), adapter.with_scores(texts, scores), "red apple")
+    again = adapter.rerank(adapter.with_overlap(blend=0.7), kept, "red apple")
+    assert adapter.indexes(again) == [0, 1, 2]
+    plain = adapter.rerank(adapter.with_overlap(), found, "red apple")
+    assert all("blended_score" not in adapter.metadata(one) for one in plain)
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "high"])
+def test_blend_goes_by_positions_where_a_score_is_missing(adapter, missing):
+    """One item without a usable score, and the order of all of them counts."""
+    texts = ["red", "red apple", "pear"]
+    items = adapter.with_scores(texts, [0.9, missing, 0.1])
+    found = adapter.rerank(adapter.with_overlap(blend=0.9), items, "red apple")
+    expected = Reranker(word_overlap(), blend=0.9).rank("red apple", texts)
+    assert [adapter.metadata(one)["blended_score"] for one in found] == [one.blended_score for one in expected]
+    assert adapter.indexes(found) == [one.index for one in expected]
+
+
+def test_near_duplicates_make_room_for_the_next(adapter):
+    """`top_n` items come back, without the near-copy."""
+    texts = ["the red apple is on the table", "The red  apple is on the table", "a red car", "pear"]
+    found = adapter.rerank(adapter.with_overlap(max_similarity=0.8, top_n=2), adapter.items(texts), "red apple")
+    assert adapter.indexes(found) == [0, 2]
+
+
+def test_a_ranking_ends_at_a_drop(adapter):
+    """Only with a fitted activation; the limits are checked together."""
+    texts = ["red apple", "red", "pear"]
+    fitted = {"activation": Logistic(1, 0), "max_drop": 0.3}
+    assert adapter.indexes(adapter.rerank(adapter.with_overlap(**fitted), adapter.items(texts), "red apple")) == [0]
+    longer = adapter.with_overlap(**fitted, min_n=2)
+    assert adapter.indexes(adapter.rerank(longer, adapter.items(texts), "red apple")) == [0, 1]
+    with pytest.raises(ValidationError, match=r"`max_drop` is 0\.3 .* not calibrated"):
+        adapter.make(max_drop=0.3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "value", "message"),
+    [
+        ({"skim": "bundled", "skim_keep": 3}, "top_n", 4, "`top_n` is 4 and `skim_keep` 3; expected at least as many"),
+        ({"skim": "bundled", "top_n": 5}, "skim_keep", 4, "`top_n` is 5 and `skim_keep` 4; expected"),
+        (
+            {"activation": Logistic(1, 0), "max_drop": 0.1, "top_n": 2},
+            "min_n",
+            3,
+            "`min_n` is 3 and `top_n` 2; expected a minimum number",
+        ),
+    ],
+)
+def test_options_are_checked_together_at_once(adapter, settings, name, value, message):
+    """Also when one of them changes, and what it was stays."""
+    with pytest.raises(ValidationError, match=message):
+        adapter.make(model="bundled", **settings, **{name: value})
+    rerank = adapter.make(model="bundled", **settings)
+    before, core = adapter.plain(rerank), rerank.core
+    with pytest.raises(InvalidInputError, match=message):
+        setattr(rerank, name, value)
+    with pytest.raises(InvalidInputError, match=message):
+        rerank.model_copy(update={name: value})
+    assert adapter.plain(rerank) == before
+    assert rerank.core is core

@@ -19,7 +19,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
 from engines import word_overlap
-from marcorank import InvalidInputError, Reranker
+from marcorank import InvalidInputError, Logistic, Reranker
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
@@ -89,6 +89,29 @@ def test_a_cross_encoder_refuses_a_fallback_that_passes_through_also_later():
         encoder.model_copy(update={"fallback": passes_through})
     assert encoder.fallback is None
     assert encoder.score([("a", "a")]) == [5.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"skim": WordOverlapScorer()}, "`skim` is 'word-overlap'; a cross-encoder returns a score for every pair"),
+        ({"blend": 0.3}, r"`blend` is 0\.3; a cross-encoder"),
+        ({"max_similarity": 0.8}, r"`max_similarity` is 0\.8; a cross-encoder"),
+        ({"activation": Logistic(1, 0), "max_drop": 0.3}, r"`max_drop` is 0\.3; a cross-encoder"),
+        (
+            {"fallback": Reranker(WordOverlapScorer(), skim=WordOverlapScorer())},
+            "`skim` of the fallback is 'word-overlap'; a cross-encoder",
+        ),
+    ],
+)
+def test_a_cross_encoder_refuses_what_orders_and_leaves_out(settings, message):
+    """Also those of a shared reranker, and in a copy; a pair without a score would be an error later."""
+    with pytest.raises(ValueError, match=message):
+        MarcoCrossEncoder(reranker=WordOverlapScorer(), **settings)
+    with pytest.raises(ValueError, match=message):
+        MarcoCrossEncoder(reranker=Reranker(WordOverlapScorer(), **settings))
+    with pytest.raises(ValueError, match=message):
+        MarcoCrossEncoder(model_name="bundled").model_copy(update=settings)
 
 
 @pytest.mark.parametrize("settings", [{}, {"activation": "sigmoid", "text_fields": ["title"]}])
@@ -319,6 +342,52 @@ def test_rerank_returns_positions_and_plain_scores():
     json.dumps(rerank.rerank(documents, QUERY))
 
 
+def test_rerank_says_what_a_cascade_and_a_blend_add():
+    """Beside index and score where they are on, as in the metadata of documents; first-stage scores are read too."""
+    documents = [{"text": "pear", "retrieval_score": 3}, {"text": "red apple", "score": 1}, "red apple tart"]
+    cascade = MarcoRerank(reranker=word_overlap(), skim=WordOverlapScorer(), skim_keep=1, top_n=None)
+    assert cascade.rerank(documents, QUERY)[1:] == [
+        {"index": 1, "relevance_score": None, "scored_by": "word-overlap"},
+        {"index": 0, "relevance_score": None, "scored_by": "word-overlap"},
+    ]
+    blend = MarcoRerank(reranker=word_overlap(), blend=1.0, top_n=1)
+    scored = [{"text": "pear", "retrieval_score": 1}, {"text": "red", "retrieval_score": 2}]
+    assert blend.rerank(scored, QUERY) == [
+        {"index": 1, "relevance_score": pytest.approx(10 / 3 - 5), "blended_score": 1.0}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("metadata", "order"),
+    [
+        ([{"retrieval_score": 0.1}, {"retrieval_score": 0.3}, {"retrieval_score": 0.2}], [1, 2, 0]),
+        ([{"relevance_score": 0.3}, {"relevance_score": 0.2}, {"relevance_score": -9.0}], [0, 1, 2]),
+        ([{"score": 0.3, "relevance_score": "a"}, {"score": 0.3}, {"score": 0.2}], [0, 1, 2]),
+        # Scores of several retrievers, distances, and scores of which some are missing: the order counts.
+        ([{"score": 0.7}, {"score": 12.3}, {"score": 0.6}], [0, 1, 2]),
+        ([{"score": 0.7}, {"relevance_score": 12.3}, {"score": 0.6}], [0, 1, 2]),
+        ([{"score": 0.1}, {"score": 0.2}, {"score": 0.3}], [0, 1, 2]),
+        ([{"retrieval_score": 0.1}, {"retrieval_score": 0.3}, {}], [0, 1, 2]),
+        ([{}, {}, {}], [0, 1, 2]),
+    ],
+)
+def test_the_scores_that_a_blend_goes_by(metadata, order):
+    """The first stage alone, with a weight of 1: its scores if all documents have one of the same kind."""
+    documents = [Document(page_content="red", metadata=one, id=str(index)) for index, one in enumerate(metadata)]
+    found = MarcoRerank(reranker=word_overlap(), blend=1.0).compress_documents(documents, "red")
+    assert [int(document.id) for document in found] == order
+
+
+def test_what_only_the_skimming_model_read_has_its_first_stage_score():
+    """It stays under its own key, and none passes for a score of this stage."""
+    documents = [Document(page_content=text, metadata={"relevance_score": 0.5}) for text in ("pear", "red apple")]
+    rerank = MarcoRerank(reranker=word_overlap(), skim=WordOverlapScorer(), skim_keep=1, top_n=None)
+    assert [document.metadata for document in rerank.compress_documents(documents, "red apple")] == [
+        {"relevance_score": 5.0, "retrieval_score": 0.5},
+        {"retrieval_score": 0.5, "scored_by": "word-overlap"},
+    ]
+
+
 def test_rerank_arguments_count_before_the_fields():
     """None in a call means all and no threshold, whatever the fields say."""
     rerank = MarcoRerank(reranker=word_overlap(), top_n=1, score_threshold=4.0)
@@ -329,6 +398,9 @@ def test_rerank_arguments_count_before_the_fields():
         rerank.rerank(TEXTS, QUERY, top_n=0)
     with pytest.raises(InvalidInputError, match="`score_threshold` is 'high'; expected"):
         rerank.compress_documents(documents_of(TEXTS), QUERY, score_threshold="high")
+    cascade = MarcoRerank(reranker=word_overlap(), skim=WordOverlapScorer(), skim_keep=3)
+    with pytest.raises(InvalidInputError, match="`top_n` is 4 and `skim_keep` 3"):
+        cascade.rerank(TEXTS, QUERY, top_n=4)
 
 
 @pytest.mark.parametrize("document", [None, 5, {"content": "a"}, {"text": None}])

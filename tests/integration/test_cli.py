@@ -181,6 +181,34 @@ def test_every_option_reaches_the_core(run, write, small_bert):
     assert all(row["span"] for row in rows(out))
 
 
+def test_options_of_order_and_selection_reach_the_core(run, write):
+    """With the first-stage scores of the input: in CSV they are texts. What was left out is counted in the table."""
+    texts = [*PASSAGES, PASSAGES[1].upper()]
+    scores = [0.2, 0.3, 0.9, 0.1]
+    core = Reranker("bundled", skim="bundled", skim_keep=2, blend=0.4, max_similarity=0.9)
+    ranking = core.rank(QUERY, texts, retrieval_scores=scores)
+    assert len(ranking) == 3
+    options = ("--skim", "bundled", "--skim-keep", 2, "--blend", 0.4, "--max-similarity", 0.9)
+    given = [{"text": text, "retrieval_score": score} for text, score in zip(texts, scores, strict=True)]
+    table = ["text,score", *(f'"{text}",{score}' for text, score in zip(texts, scores, strict=True))]
+    for source in (write(given, "hits.jsonl"), write(table, "hits.csv")):
+        _, out, _ = run("rerank", QUERY, source, *options)
+        for row, result in zip(rows(out), ranking, strict=True):
+            expected = {name: value for name, value in result.to_dict().items() if value is not None}
+            assert row.items() >= expected.items()
+            assert ("score" in row) == ("scored_by" not in row)
+    _, out, _ = run("rerank", QUERY, write(given, "hits.jsonl"), *options, "--format", "table")
+    head, header, *lines = out.splitlines()
+    assert head == f"3 of 4 passages for '{QUERY}', ranked by bundled; near-duplicates left out: 1"
+    assert header.split() == ["rank", "index", "blended", "score", "skim", "text"]
+    assert lines[-1].split()[2:4] == ["-", "-"]
+    fitted = ("--activation", "logistic:1,0", "--max-drop", 0.0, "--min-n", 2)
+    assert len(rows(run("rerank", QUERY, write(PASSAGES), *fitted)[1])) == 2
+    status, _, error = run("rerank", QUERY, write(PASSAGES), "--max-drop", 0.3)
+    assert status == 1
+    assert "`--max-drop` is 0.3 with `--activation identity`" in error
+
+
 def test_fields_of_the_input_come_along(run, write):
     """Ids and first-stage scores are still there after reranking, and none of them is overwritten."""
     given = [

@@ -19,6 +19,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 from pydantic import ValidationError
 
 import marcorank.llama_index
+from marcorank import Reranker
 from marcorank.langchain import MarcoCrossEncoder, MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
@@ -90,6 +91,33 @@ async def test_an_ensemble_recognises_what_was_reranked():
         rerank = MarcoRerank(reranker=WordOverlapScorer(), write_metadata=write_metadata)
         reranked = RerankRetriever(base_retriever=Texts(), reranker=rerank)
         assert sorted(await contents(EnsembleRetriever(retrievers=[reranked, Texts()]))) == sorted(TEXTS)
+
+
+class Scored(BaseRetriever):
+    """Finds its own documents, with scores on its own scale."""
+
+    found: dict[str, float]
+
+    def _get_relevant_documents(self, query: str, *, run_manager: Any) -> list[Document]:
+        return [Document(page_content=text, metadata={"score": score}) for text, score in self.found.items()]
+
+
+@pytest.mark.parametrize("cosines", [{"red pear": 0.9, "blue car": 0.7}, {}], ids=["scores", "none"])
+async def test_a_blend_goes_by_the_order_of_an_ensemble(cosines):
+    """It is fused by rank: a score of BM25 does not outweigh a cosine, whether all documents have a score or not."""
+    exact = Scored(found={"red plum": 12.3, "red apple": 7.1})
+    other = Scored(found=cosines) if cosines else Texts()
+    ensemble = EnsembleRetriever(retrievers=[other, exact], weights=[0.7, 0.3])
+    order = [document.page_content for document in ensemble.invoke("apples and cars")]
+    by_scores_alone = RerankRetriever(
+        base_retriever=ensemble, reranker=MarcoRerank(reranker=WordOverlapScorer(), blend=1.0, top_n=None)
+    )
+    assert await contents(by_scores_alone) == order
+    core = Reranker(WordOverlapScorer(), blend=0.4).rank("apples and cars", order)
+    blended = RerankRetriever(
+        base_retriever=ensemble, reranker=MarcoRerank(reranker=WordOverlapScorer(), blend=0.4, top_n=None)
+    )
+    assert await contents(blended) == [result.text for result in core]
 
 
 def test_documents_are_copies_also_without_written_metadata():

@@ -214,6 +214,34 @@ def test_a_chroma_store_on_disk(tmp_path, rerank):
     assert len(retriever.invoke(QUERY, k=1, top_n=None)) == 1
 
 
+def test_a_blend_with_the_scores_of_a_store():
+    """Scores of the store that are written into the metadata decide with the weight that they are given."""
+    store = Chroma(
+        client=chromadb.EphemeralClient(),
+        collection_name="scored",
+        embedding_function=HashedWords(),
+        collection_metadata={"hnsw:space": "cosine"},
+    )
+    store.add_texts(TEXTS, ids=list("abcde"))
+
+    def with_scores(query: str) -> list[Document]:
+        found = store.similarity_search_with_relevance_scores(query, k=5)
+        return [document.model_copy(update={"metadata": {"retrieval_score": score}}) for document, score in found[::-1]]
+
+    base = RunnableLambda(with_scores)
+    scores = {document.page_content: document.metadata["retrieval_score"] for document in base.invoke(QUERY)}
+    for blend in (0.5, 1.0):
+        rerank = MarcoRerank(reranker=WordOverlapScorer(), blend=blend)
+        found = RerankRetriever(base_retriever=base, reranker=rerank, top_n=5).invoke(QUERY)
+        expected = Reranker(WordOverlapScorer(), blend=blend).rank(
+            QUERY, list(scores), retrieval_scores=scores.values()
+        )
+        assert contents(found) == [result.text for result in expected]
+        assert [document.metadata["blended_score"] for document in found] == [one.blended_score for one in expected]
+    store.delete_collection()
+    assert contents(found) == sorted(scores, key=lambda text: -scores[text])
+
+
 def rounded(metadata):
     """Older releases of Chroma may change the last bit of a number."""
     return {key: round(value, 9) if isinstance(value, float) else value for key, value in metadata.items()}
@@ -226,8 +254,9 @@ def rounded(metadata):
         {"model_name": "bundled", "long_passages": "windows", "max_length": 32},
         {"reranker": Failing(), "on_error": "passthrough"},
         {"reranker": Failing(), "fallback": WordOverlapScorer()},
+        {"reranker": WordOverlapScorer(), "skim": WordOverlapScorer(), "skim_keep": 2, "blend": 0.3},
     ],
-    ids=["ranked", "windows", "passthrough", "fallback"],
+    ids=["ranked", "windows", "passthrough", "fallback", "cascade"],
 )
 def test_what_was_ranked_can_be_stored(settings):
     """Chroma takes the results whatever happened in the call, gives them back, and they can be ranked again."""

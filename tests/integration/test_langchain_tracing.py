@@ -14,7 +14,7 @@ from langchain_core.load import dumpd
 from langchain_core.runnables import RunnableLambda
 
 from collector import Collector
-from marcorank import ScoreError
+from marcorank import Logistic, RerankTimeoutError, ScoreError
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
@@ -62,6 +62,53 @@ async def test_a_call_is_a_run(tracer, rerank):
     assert len(tracer.roots) == 2
     for run in tracer.roots:
         check_run(run)
+
+
+async def test_a_run_shows_the_options_that_are_on(tracer):
+    """With what they go by, and which near-duplicates were left out."""
+    rerank = MarcoRerank(
+        reranker=WordOverlapScorer(),
+        skim=WordOverlapScorer(),
+        skim_keep=7,
+        blend=0.3,
+        max_similarity=0.8,
+        activation=Logistic(1, 0),
+        max_drop=0.5,
+        min_n=2,
+    )
+    documents = [*DOCUMENTS, Document(page_content="Red  apple")]
+    rerank.compress_documents(documents, "red", [tracer])
+    await rerank.acompress_documents(documents, "red", [tracer])
+    for run in tracer.roots:
+        assert (
+            run.inputs.items()
+            >= {
+                "skim": "word-overlap",
+                "skim_keep": 7,
+                "blend": 0.3,
+                "max_similarity": 0.8,
+                "max_drop": 0.5,
+                "min_n": 2,
+            }.items()
+        )
+        assert run.outputs["skipped"] == [{"index": 2, "similar_to": 1, "similarity": 1.0}]
+        json.dumps(dumpd({"inputs": run.inputs, "outputs": run.outputs}))
+
+
+class SlowScorer:
+    def score(self, query, passages):
+        raise RerankTimeoutError("the call took longer than 1 s")
+
+
+async def test_a_skim_without_the_model_ends_its_run(tracer):
+    """The documents are ranked, if by the cheaper model alone, so that the run is no error."""
+    rerank = MarcoRerank(reranker=SlowScorer(), skim=WordOverlapScorer(), skim_keep=1, top_n=1, timeout_s=60)
+    rerank.compress_documents(DOCUMENTS, "red", [tracer])
+    await rerank.acompress_documents(DOCUMENTS, "red", [tracer])
+    for run in tracer.roots:
+        assert run.error is None
+        (document,) = run.outputs["documents"]
+        assert document.metadata.items() >= {"rerank_outcome": "skim", "scored_by": "word-overlap"}.items()
 
 
 async def test_an_empty_call_is_a_run_too(tracer, rerank):

@@ -15,7 +15,7 @@ from llama_index.core.llms import MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.query_engine import RetrieverQueryEngine
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import MetadataMode, NodeWithScore, TextNode
 from llama_index.core.tools import RetrieverTool
 from llama_index.vector_stores.chroma import ChromaVectorStore
 
@@ -118,6 +118,25 @@ async def test_streaming_answers_from_the_best_nodes(index, rerank):
     assert "retrieval_score" not in prompt
     streamed = await query_engine(index, rerank, streaming=True, use_async=True).aquery(QUERY)
     assert "".join([token async for token in streamed.async_response_gen()]) == prompt
+
+
+def test_a_cascade_in_a_query_engine(index):
+    """What it writes reaches no prompt, and a cutoff after it drops the nodes without a score."""
+    cascade = MarcoRerank(reranker=WordOverlapScorer(), skim=WordOverlapScorer(), skim_keep=2, blend=0.1, top_n=None)
+    response = query_engine(index, cascade).query(QUERY)
+    assert [found.score is None for found in response.source_nodes] == [False, False, True, True, True]
+    assert response.source_nodes[4].node.metadata["scored_by"] == "word-overlap"
+    assert 0 <= response.source_nodes[0].node.metadata["blended_score"] <= 1
+    assert "scored_by" not in str(response)
+    assert "blended_score" not in str(response)
+    for found in response.source_nodes:
+        assert "scored_by" not in found.node.get_content(metadata_mode=MetadataMode.EMBED)
+    cutoff = SimilarityPostprocessor(similarity_cutoff=-100)
+    assert len(cutoff.postprocess_nodes(response.source_nodes, query_str=QUERY)) == 2
+    engine = RetrieverQueryEngine.from_args(
+        index.as_retriever(similarity_top_k=5), llm=MockLLM(), node_postprocessors=[cascade, cutoff]
+    )
+    assert engine.query(QUERY).source_nodes == response.source_nodes[:2]
 
 
 def test_the_nodes_of_an_index_stay_as_they_are(index, nodes, rerank):

@@ -115,6 +115,27 @@ async def test_events_tell_what_went_in_and_what_came_out(events, legacy, nodes,
 
 
 @both_ways
+async def test_events_show_the_options_that_are_on(events, legacy, nodes, way):
+    """Both systems, with which near-duplicates were left out."""
+    rerank = MarcoRerank(
+        reranker=WordOverlapScorer(),
+        skim=WordOverlapScorer(),
+        blend=0.3,
+        max_similarity=0.8,
+        callback_manager=CallbackManager([legacy]),
+    )
+    await rerank_by(way, rerank, [*nodes, NodeWithScore(node=TextNode(text="Red  apple"))], QueryBundle(QUERY))
+    start, end = events
+    options = {"skim": "word-overlap", "skim_keep": 30, "blend": 0.3, "max_similarity": 0.8}
+    skipped = {"skipped": [{"index": 3, "similar_to": 1, "similarity": 1.0}]}
+    assert start.tags == options
+    assert end.tags == skipped
+    ((first, last),) = legacy.get_event_pairs(CBEventType.RERANKING)
+    assert first.payload[EventPayload.ADDITIONAL_KWARGS] == options
+    assert last.payload[EventPayload.ADDITIONAL_KWARGS] == skipped
+
+
+@both_ways
 @pytest.mark.parametrize("query", [{}, {"query_str": QUERY}])
 async def test_an_empty_list_has_a_start_and_an_end(events, legacy, way, query):
     """No nodes are no reason to leave an event open."""

@@ -21,7 +21,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 
-from marcorank import InvalidInputError, Reranker
+from marcorank import InvalidInputError, Logistic, Reranker
 from marcorank.cli import main
 from marcorank.jobs.planning import plan
 from marcorank.testing import WordOverlapScorer
@@ -216,6 +216,8 @@ def test_a_run_with_its_queries_and_corpus(tmp_path, run):
             "max_length was 512 and is 64; max_query_tokens was null and is 8",
         ),
         (["--output-format", "parquet"], 'output_format was "jsonl" and is "parquet"'),
+        (["--blend", "0.3"], "blend was not known and is 0.3"),
+        (["--max-similarity", "0.8"], "max_similarity was not known and is 0.8"),
     ],
 )
 def test_other_settings_are_refused(candidates, tmp_path, run, options, message):
@@ -305,6 +307,129 @@ def test_options_that_do_not_go_together(run, arguments, message):
     status, stderr = run(*arguments)
     assert status == 2
     assert message in stderr
+
+
+OTHERS = [
+    ({"skim_keep": 2}, "skim_keep was 3 and is 2"),
+    ({"skim": None}, 'skim_model was "bundled" and is not known'),
+    ({"skim": WordOverlapScorer()}, 'skim_model was "bundled" and is "word-overlap"'),
+    ({"skim": Reranker("bundled", max_length=64)}, "skim_max_length was 512 and is 64"),
+    ({"blend": 0.2}, "blend was 0.3 and is 0.2"),
+    ({"blend": 0}, "blend was 0.3 and is not known"),
+    ({"max_similarity": 0.7}, "max_similarity was 0.8 and is 0.7"),
+    ({"max_drop": 0.4}, "max_drop was 0.5 and is 0.4"),
+    ({"min_n": 1}, "min_n was 2 and is 1"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), OTHERS, ids=[message[:20] for _, message in OTHERS])
+def test_a_folder_never_mixes_rankings(candidates, tmp_path, change, message):
+    """Each option that decides a ranking is a part of the run, also what the skimming model is."""
+    settings = {
+        "skim": "bundled",
+        "skim_keep": 3,
+        "blend": 0.3,
+        "max_similarity": 0.8,
+        "activation": Logistic(1, 0),
+        "max_drop": 0.5,
+        "min_n": 2,
+    }
+    plan(candidates, tmp_path / "out", Reranker(WordOverlapScorer(), **settings))
+    assert plan(candidates, tmp_path / "out", Reranker(WordOverlapScorer(), **settings)).initial.skipped == 0
+    with pytest.raises(InvalidInputError, match=f"started with something else: .*{message}"):
+        plan(candidates, tmp_path / "out", Reranker(WordOverlapScorer(), **{**settings, **change}))
+
+
+def test_a_skimming_model_that_changed_in_its_folder_is_refused(candidates, tmp_path, small_bert):
+    """Its files are known by their content, as those of the model are."""
+    folder = shutil.copytree(small_bert, tmp_path / "skim")
+    plan(candidates, tmp_path / "out", Reranker("bundled", skim=str(folder)))
+    vocabulary = folder / "tokenizer.json"
+    vocabulary.write_text(vocabulary.read_text() + "\n")
+    with pytest.raises(InvalidInputError, match=r"the file of the skimming model tokenizer\.json has changed"):
+        plan(candidates, tmp_path / "out", Reranker("bundled", skim=str(folder)))
+
+
+def test_options_are_checked_before_anything_is_ranked(candidates, tmp_path, run):
+    """With their names on the command line; a row that only one model ranked is not possible."""
+    command = ["--input", candidates, "--output", tmp_path / "out"]
+    status, stderr = run(*command, "--skim", "bundled", "--skim-keep", "2", "--top-n", "3")
+    assert status == 1
+    assert "`--top-n` is 3 and `--skim-keep` 2" in stderr
+    with pytest.raises(InvalidInputError, match=r"`timeout_s` is 9\.0 beside `skim`"):
+        plan(candidates, tmp_path / "out", Reranker("bundled", skim="bundled", timeout_s=9))
+    assert not (tmp_path / "out").exists()
+
+
+def scored_row(count):
+    passages = [{"text": " ".join(WORDS[: index + 1]), "retrieval_score": -float(index)} for index in range(count)]
+    return {"query": "berlin museum lake", "passages": passages}
+
+
+@pytest.mark.parametrize("output_format", ["jsonl", "parquet"])
+def test_a_cascade_and_a_blend_have_the_same_columns_in_every_shard(tmp_path, run, output_format):
+    """Whether the model reads all passages of a row or not; scores of the input are those of the first stage."""
+    rows = [scored_row(2), scored_row(6), {"query": "lake", "passages": []}]
+    write_jsonl(tmp_path / "in.jsonl", rows)
+    options = ["--skim", "bundled", "--skim-keep", "4", "--blend", "0.4", "--output-format", output_format]
+    status, stderr = run(
+        *("--input", tmp_path / "in.jsonl", "--output", tmp_path / "out", "--shard-size", "1"), *options
+    )
+    assert status == 0, stderr
+    reranker = Reranker("bundled", skim="bundled", skim_keep=4, blend=0.4)
+    shards = shards_of(tmp_path / "out")
+    assert len(shards) == 3
+    if output_format == "parquet":
+        (results,) = {pq.read_schema(shard).field("results").type for shard in shards}
+        names = [field.name for field in results.value_type]
+        assert names[-3:] == ["scored_by", "skim_logit", "blended_score"]
+        found = [row for shard in shards for row in pq.read_table(shard).to_pylist()]
+    else:
+        found = [json.loads(line) for line in jsonl_of(tmp_path / "out").splitlines()]
+    for row, written in zip(rows, found, strict=True):
+        passages = [passage["text"] for passage in row["passages"]]
+        scores = [passage["retrieval_score"] for passage in row["passages"]]
+        ranking = reranker.rank(row["query"], passages, retrieval_scores=scores)
+        assert [one["index"] for one in written["results"]] == [one.index for one in ranking]
+        for name in ("score", "blended_score", "scored_by", "skim_logit"):
+            assert [one.get(name) for one in written["results"]] == [getattr(one, name) for one in ranking]
+    assert [one.get("score") is None for one in found[1]["results"]] == [False] * 4 + [True] * 2
+    if output_format == "jsonl":
+        assert "score" not in found[1]["results"][-1]
+
+
+def test_fields_of_an_earlier_cascade_do_not_pass_for_those_of_this_one(tmp_path, run):
+    """They move aside as the others do, in both formats."""
+    passage = {"text": "berlin", "score": 1.5, "scored_by": "earlier", "blended_score": 0.5}
+    write_jsonl(tmp_path / "in.jsonl", [{"query": "berlin", "passages": [passage]}])
+    expected = {"text": "berlin", "input_score": 1.5, "input_scored_by": "earlier", "input_blended_score": 0.5}
+    for output_format in ("jsonl", "parquet"):
+        out = tmp_path / output_format
+        command = ["--input", tmp_path / "in.jsonl", "--output", out, "--output-format", output_format]
+        assert run(*command)[0] == 0
+        (shard,) = shards_of(out)
+        rows = pq.read_table(shard).to_pylist() if output_format == "parquet" else [json.loads(jsonl_of(out))]
+        (result,) = rows[0]["results"]
+        assert result.items() >= expected.items()
+        assert {"scored_by", "blended_score", "skim_logit"}.isdisjoint(result)
+
+
+def test_a_blend_with_the_scores_of_a_run(tmp_path, run):
+    """With all of the weight on them, the order is that of the run."""
+    (tmp_path / "run.txt").write_text("q1 Q0 d1 1 9.5 bm25\nq1 Q0 d2 2 9.4 bm25\nq1 Q0 d3 3 2 bm25\n")
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": "q1", "text": "berlin museum"}])
+    texts = {"d1": "bread", "d2": "berlin museum", "d3": "museum"}
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": key, "text": text} for key, text in texts.items()])
+    files = ["--run", "run.txt", "--queries", "queries.jsonl", "--corpus", "corpus.jsonl"]
+    files = [name if name.startswith("--") else tmp_path / name for name in files]
+    for blend in (0.3, 1.0):
+        out = tmp_path / str(blend)
+        assert run(*files, "--output", out, "--blend", blend)[0] == 0
+        results = json.loads(jsonl_of(out))["results"]
+        ranking = Reranker("bundled", blend=blend).rank("berlin museum", texts.values(), retrieval_scores=[9.5, 9.4, 2])
+        assert [one["id"] for one in results] == [list(texts)[one.index] for one in ranking]
+        assert [one["blended_score"] for one in results] == [one.blended_score for one in ranking]
+    assert [one["id"] for one in results] == ["d1", "d2", "d3"]
 
 
 def test_a_custom_scorer_is_known_by_its_class(candidates, tmp_path):

@@ -188,6 +188,45 @@ async def test_the_number_of_results_is_limited_in_every_format(path, body, name
     assert [one["index"] for one in results] == [2, 1]
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "key"), [("/rerank", "texts", "score"), ("/v1/rerank", "documents", "relevance_score")]
+)
+async def test_a_response_has_what_the_model_read(path, name, key):
+    """Each result has a number on one scale; what only the skimming model read has none, and is left out."""
+    cascade = Reranker(WordOverlapScorer(), skim=WordOverlapScorer(), skim_keep=2, activation="sigmoid")
+    endpoints = Endpoints(ServeSettings(), cascade)
+    body = {"query": "open a file", name: ["a", "open a", "open a file", "nothing"]}
+    for more in ({}, {"top_n": 2}, {"raw_scores": True}):
+        answer = await send(endpoints, "POST", path, json.dumps({**body, **more}).encode())
+        results = json.loads(answer.body)
+        results = results if isinstance(results, list) else results["results"]
+        assert [one["index"] for one in results] == [2, 1]
+        assert [one[key] > 0.5 for one in results] == [True, True]
+    answer = await send(endpoints, "POST", path, json.dumps({**body, "top_n": 3}).encode())
+    assert answer.status_code == 422
+    assert "`top_n` is 3 and `skim_keep` 2; expected at least as many" in json.loads(answer.body)["error"]
+
+
+async def test_near_duplicates_in_a_request_make_room_for_the_next():
+    """`top_n` results come back; a blend goes by the order of the passages."""
+    texts = ["open a file in the editor", "Open a file in the  editor", "close a file", "nothing", "open a file"]
+    for settings in ({"max_similarity": 0.9}, {"max_similarity": 0.9, "blend": 0.9}):
+        reranker = Reranker(WordOverlapScorer(), activation="sigmoid", **settings)
+        endpoints = Endpoints(ServeSettings(), reranker)
+        body = {"query": "open a file", "texts": texts, "top_n": 3}
+        answer = await send(endpoints, "POST", "/rerank", json.dumps(body).encode())
+        expected = reranker.rank("open a file", texts, top_n=3)
+        assert [one["index"] for one in json.loads(answer.body)] == [result.index for result in expected]
+        assert 1 not in [one["index"] for one in json.loads(answer.body)]
+        assert len(expected) == 3
+
+
+async def test_a_skimming_model_that_fails_is_not_healthy():
+    """Requests of few passages would not notice."""
+    cascade = Reranker(WordOverlapScorer(), skim=Failing(), activation="sigmoid")
+    assert (await send(Endpoints(ServeSettings(), cascade), "GET", "/health")).status_code == 503
+
+
 LONG = "word " * 600
 
 

@@ -106,6 +106,11 @@ def test_without_anything_the_bundled_model_is_served():
         ("NUM_GPUS", "nan", "a number of at least 0"),
         ("TARGET_ONGOING", "0", "a number above 0"),
         ("MAX_REPLICAS", "", "a whole number of at least 1"),
+        ("SKIM", "", "a text"),
+        ("SKIM_KEEP", "0", "a whole number of at least 1"),
+        ("BLEND", "1.5", "a number from 0 to 1"),
+        ("MAX_SIMILARITY", "high", "a number from 0 to 1"),
+        ("MAX_DROP", "0.3", "a Logistic fitted by"),
         ("API_KEY_SHA256", "1234", "64 characters from 0-9 and a-f"),
     ],
 )
@@ -123,6 +128,16 @@ def test_a_wrong_argument_is_named():
         ServeSettings.of({"replicas": 2}, {})
     with pytest.raises(InvalidInputError, match="`max_replicas` is 1 and `min_replicas` is 2"):
         ServeSettings.of({"min_replicas": 2, "max_replicas": 1}, {})
+
+
+def test_the_options_of_a_ranking_are_those_of_the_reranker():
+    """They reach it, with the skimming model by its name; a cut at a drop needs other scores than a server has."""
+    given = {"MARCORANK_SKIM": "bundled", "MARCORANK_SKIM_KEEP": "7", "MARCORANK_BLEND": "0.25"}
+    with ServeSettings.of({"max_similarity": 0.8}, given).reranker() as reranker:
+        shown = reranker.to_dict()
+    assert shown.items() >= {"skim": "bundled", "skim_keep": 7, "blend": 0.25, "max_similarity": 0.8}.items()
+    with pytest.raises(InvalidInputError, match="`max_drop` is not a setting of the server: its scores are sigmoids"):
+        ServeSettings.of({"max_drop": 0.3}, {})
 
 
 def test_of_the_key_only_a_digest_is_kept():

@@ -8,9 +8,10 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from marcorank.ranking import RerankStatus
+    from marcorank.ranking import RankedPassage, RerankStatus
 
 STATUS_KEYS = ("rerank_outcome", "rerank_error", "rerank_reason")
+OPTION_KEYS = ("scored_by", "blended_score")
 
 
 def status_metadata(status: RerankStatus | None) -> dict[str, str]:
@@ -20,6 +21,12 @@ def status_metadata(status: RerankStatus | None) -> dict[str, str]:
     # Stores refuse the lone surrogates that the message of a foreign error may quote from a text.
     reason = status.reason.encode("utf-8", "backslashreplace").decode("utf-8")
     return dict(zip(STATUS_KEYS, (status.outcome, status.error, reason), strict=True))
+
+
+def option_metadata(result: RankedPassage) -> dict[str, Any]:
+    """Return what `skim` and `blend` add to a result; empty if they are off."""
+    values = {name: getattr(result, name) for name in OPTION_KEYS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def plain_score(value: Any) -> float | None:

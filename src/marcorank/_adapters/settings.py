@@ -25,7 +25,7 @@ from marcorank._arguments import did_you_mean, one_of, score_threshold_or_none, 
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
-from marcorank.reranker import Reranker, plain_second_model
+from marcorank.reranker import Reranker, check_options, plain_second_model
 from marcorank.scorer import Scorer
 from marcorank.settings import ModelSettings, RerankerSettings, SharedSettings, defaults, descriptions
 
@@ -42,6 +42,15 @@ WriteMetadata = Annotated[bool, BeforeValidator(partial(one_of, "write_metadata"
 _SHARED = tuple(defaults(SharedSettings))
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
 _SECOND_MODELS = ("fallback", "skim")
+# Fields that are checked together with the settings of the core.
+_OPTIONS_OF_A_CALL = {"top_n", "score_threshold"}
+# What traces show where it is on, with what it goes by.
+_TRACED = {
+    "skim": ("skim", "skim_keep"),
+    "blend": ("blend",),
+    "max_similarity": ("max_similarity",),
+    "max_drop": ("max_drop", "min_n"),
+}
 _MAX_NAME_CHARS = 60
 # In dumps, after the name of a scorer object that is the name of a model too.
 _OBJECT = " (object)"
@@ -177,13 +186,13 @@ class AdapterSettings(BaseModel, SharedSettings):
             if self.reranker is not None:
                 self._check_together(name, getattr(self, name), self.reranker)
         core = self.core  # made now, so that threads and copies share it
-        self._check_core()
         if self.reranker is not None:
             settings = _settings_of(core)
             shown = {self._model_field: settings.pop("model"), **settings}
             self.__dict__.update(shown)
             # Else a dump of what was set would leave them out, and bring back the default model.
             self.model_fields_set.update(shown)
+        self._check_core()
 
     @property
     def core(self) -> Reranker:
@@ -197,16 +206,28 @@ class AdapterSettings(BaseModel, SharedSettings):
         return self._made
 
     def _check_core(self) -> None:
-        """Check the `Reranker` of these settings; for subclasses that do not support all of them."""
+        """Check the `Reranker` of these settings with the options of a call."""
+        options = {name: getattr(self, name, None) for name in _OPTIONS_OF_A_CALL}
+        check_options(self.core, **options)
+
+    def _options_on(self) -> dict[str, Any]:
+        """Return the options that are on, for traces: cascade, blend, near-duplicates and cut."""
+        usual = defaults(SharedSettings)
+        on = [names for option, names in _TRACED.items() if getattr(self, option) != usual[option]]
+        shown = {name: getattr(self, name) for names in on for name in names}
+        return shown if self.core.skim is None else {**shown, "skim": self.core.skim.name}
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not self._concerns_core(name):
+        if not self._concerns_core(name) and name not in _OPTIONS_OF_A_CALL:
             super().__setattr__(name, value)
             return
         before, made = self.__dict__.get(name), self._made
         super().__setattr__(name, value)
         try:
-            self._renew_core()
+            if self._concerns_core(name):
+                self._renew_core()
+            else:
+                self._check_core()
         except MarcoRankError:
             self.__dict__[name], self._made = before, made
             raise
@@ -229,6 +250,8 @@ class AdapterSettings(BaseModel, SharedSettings):
             super(AdapterSettings, copied).__setattr__(name, value)
         if any(map(self._concerns_core, update or {})):
             copied._renew_core()  # noqa: SLF001
+        elif update:
+            copied._check_core()  # noqa: SLF001
         return copied
 
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:

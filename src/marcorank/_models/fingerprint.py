@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # What `auto` may resolve differently on another machine.
 _RESOLVED = ("backend", "precision", "device")
+_FILES = {"files": "model file", "skim_files": "file of the skimming model"}
 
 
 def fingerprint(model: RerankerSettings | Scorer) -> dict[str, Any]:
@@ -100,9 +101,11 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     found = [
         f"{name} was {_shown(there, name)} and is {_shown(here, name)}"
         for name in {**there, **here}
-        if name != "files" and there.get(name) != here.get(name)
+        if name not in _FILES and there.get(name) != here.get(name)
     ]
-    return found + content_differences("model file", there.get("files") or {}, here.get("files") or {})
+    for name, what in _FILES.items():
+        found += content_differences(what, there.get(name) or {}, here.get(name) or {})
+    return found
 
 
 def content_differences(what: str, there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:

@@ -126,7 +126,8 @@ def _reader(setting: Description, option: str) -> Callable[[str], Any]:
 def help_text(name: str) -> str:
     """Return the help of the option of a setting."""
     setting, default = descriptions(SharedSettings)[name], defaults(SharedSettings)[name]
-    # Like the help of the other options: no Markdown, no capital, no full stop.
-    text = setting.help.replace("`", "").removesuffix(".")
+    # Like the help of the other options: no Markdown, no capital, no full stop, and options instead of settings.
+    text = re.sub(r"`([a-z]+_[a-z]+)`", lambda found: f"--{found[1].replace('_', '-')}", setting.help)
+    text = text.replace("`", "").removesuffix(".")
     shown = "" if default is None or setting.is_flag else f" (default: {default})"
     return f"{text[0].lower()}{text[1:]}{shown}".replace("%", "%%")

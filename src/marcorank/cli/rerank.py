@@ -86,6 +86,15 @@ def add_command(commands: Any) -> None:
     result.add_argument("--output", metavar="FILE", help="default: standard output")
     rerank_files.add_options(parser)
 
+    more = parser.add_argument_group("order and selection")
+    more.add_argument(
+        "--skim",
+        metavar="NAME",
+        help="a cheaper model that reads all passages first; --model reads only the best of them. The others follow "
+        "without a score",
+    )
+    add_settings(more, ["skim_keep", "blend", "max_similarity", "max_drop", "min_n"])
+
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model",
@@ -117,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
             passages = sum(len(request.passages) for request in chunk)
             progress.text = f"Ranking {passages} passages with {reranker.name}" + (f" ({done} done)" if done else "")
             rankings = reranker.rank_many(
-                [request.texts for request in chunk],
+                [request.parts for request in chunk],
                 top_n=args.top_n,
                 score_threshold=args.score_threshold,
             )
@@ -182,19 +191,24 @@ def _json(request: Request, ranking: Ranking, args: argparse.Namespace) -> Itera
 
 
 def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
+    skipped = f"; near-duplicates left out: {len(ranking.skipped)}" if ranking.skipped else ""
     yield (
         f"{len(ranking)} of {len(request.passages)} passages for '{one_line(ranking.query)}', "
-        f"ranked by {ranking.model}\n"
+        f"ranked by {ranking.model}{skipped}\n"
     )
     if len(ranking):
-        with_logit = args.activation != "identity"
-        header = ["rank", "index", "score", *(["logit"] if with_logit else []), "text"]
+        columns = {
+            **({"blended": "blended_score"} if args.blend else {}),
+            "score": "score",
+            **({"logit": "logit"} if args.activation != "identity" else {}),
+            **({"skim": "skim_logit"} if args.skim is not None else {}),
+        }
+        header = ["rank", "index", *columns, "text"]
         rows = [
             [
                 str(result.rank),
                 str(result.index),
-                shown_number(result.score),
-                *([shown_number(result.logit)] if with_logit else []),
+                *(shown_number(getattr(result, name)) for name in columns.values()),
                 one_line(result.text if result.span is None else result.text[slice(*result.span)]),
             ]
             for result in ranking

@@ -17,7 +17,7 @@ from marcorank.errors import InvalidInputError, MissingExtraError
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
 
     import pyarrow as pa  # type: ignore[import-untyped]
 
@@ -70,15 +70,17 @@ def columns_of_requests(requests: Iterable[Request]) -> pa.Schema:
     return columns
 
 
-def answer_columns(inputs: Iterable[pa.Schema]) -> str:
+def answer_columns(inputs: Iterable[pa.Schema], *, options: Collection[str] = ()) -> str:
     """Return the columns of ranked rows as a text for `write_rows`.
 
     Args:
         inputs: The columns of each input file.
+        options: Fields of a result that it has because of options, such as `blended_score`.
     """
     pa = _pyarrow()
     with _column_errors(pa):
-        columns = _answer_schema(pa, pa.unify_schemas([pa.schema([]), *inputs], promote_options="permissive"))
+        of_input = pa.unify_schemas([pa.schema([]), *inputs], promote_options="permissive")
+        columns = _answer_schema(pa, of_input, options)
         # What no file can hold, such as a struct without fields, is found now and not with the first shard.
         pa.parquet.write_table(columns.empty_table(), pa.BufferOutputStream())
         return base64.b64encode(columns.serialize()).decode()
@@ -98,12 +100,13 @@ def write_rows(file: BinaryIO, rows: Sequence[dict[str, Any]], columns: str) -> 
         pa.parquet.write_table(pa.Table.from_pylist(list(rows), schema=schema), file, compression="zstd")
 
 
-def _answer_schema(pa: Any, of_input: pa.Schema) -> pa.Schema:
+def _answer_schema(pa: Any, of_input: pa.Schema, options: Collection[str]) -> pa.Schema:
     fields = {field.name: field.type for field in of_input}
     passages = fields.pop("passages", None)
     of_passage = passages.value_type if passages is not None else pa.null()
     # No passage at all: results are empty, and say so in the columns that they would have.
     of_text = {"text": pa.string()} if pa.types.is_null(of_passage) else {part.name: part.type for part in of_passage}
+    of_options = {"scored_by": pa.string(), "skim_logit": pa.float64(), "blended_score": pa.float64()}
     of_result = extended(
         of_text,
         {
@@ -114,8 +117,11 @@ def _answer_schema(pa: Any, of_input: pa.Schema) -> pa.Schema:
             "truncated": pa.bool_(),
             "span": pa.list_(pa.int64()),
             "unknown_tokens": pa.int64(),
+            **of_options,
         },
     )
+    for name in of_options.keys() - set(options):
+        del of_result[name]
     added = {
         "model": pa.string(),
         "query_truncated": pa.bool_(),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from marcorank._arguments import finite_number
 from marcorank._files import extended
 from marcorank._text import brief, is_blank
 from marcorank.collections.jsonl import check_fields, text_of
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from marcorank.ranking import RankedPassage, Ranking
 
 TEXT_FIELDS = ("text", "passage", "page_content", "content")
+_SCORE_FIELDS = ("retrieval_score", "score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +38,9 @@ class Request:
     fields: dict[str, Any]
 
     @property
-    def texts(self) -> tuple[str, list[str]]:
-        """The query and its passages, as `Reranker.rank_many` takes them."""
-        return self.query, [passage.text for passage in self.passages]
+    def parts(self) -> tuple[str, list[str], list[float] | None]:
+        """The query, its passages and their first-stage scores, as `Reranker.rank_many` takes them."""
+        return self.query, [passage.text for passage in self.passages], _first_stage_scores(self.passages)
 
 
 def passage_of(row: dict[str, Any], location: str, text_field: str | None) -> Passage:
@@ -86,6 +91,26 @@ def request_of(row: dict[str, Any], location: str, text_field: str | None) -> Re
     return Request(query, found, {name: value for name, value in row.items() if name != "passages"})
 
 
+def _first_stage_scores(passages: Sequence[Passage]) -> list[float] | None:
+    """Return the scores of a field that all passages have; None if there is no such field."""
+    for name in _SCORE_FIELDS:
+        scores = [_score(passage.fields.get(name)) for passage in passages]
+        known = [score for score in scores if score is not None]
+        if len(known) == len(scores):
+            return known
+    return None
+
+
+def _score(value: object) -> float | None:
+    """Return a finite number; a table has it as a text, and Parquet may have it as a decimal."""
+    if isinstance(value, (str, Decimal)):
+        try:
+            value = float(value)
+        except ValueError:
+            return None
+    return finite_number(value)
+
+
 def answer_row(request: Request, ranking: Ranking) -> dict[str, Any]:
     """Return a row of output: the fields of the input, and the ranking of its passages."""
     rows = [result_row(request.passages[result.index], result) for result in ranking]
@@ -95,7 +120,8 @@ def answer_row(request: Request, ranking: Ranking) -> dict[str, Any]:
 
 def result_row(passage: Passage, result: RankedPassage) -> dict[str, Any]:
     """Return one result: the fields of the passage, its index, and those scores and properties that are known."""
-    found = result.to_dict()
+    # With the fields that `to_dict` leaves out: those of the input must not pass for values of this ranking.
+    found = {**asdict(result), **result.to_dict()}
     del found["text"]
     row = extended(passage.fields, found)
     for name in [name for name, value in found.items() if value is None]:

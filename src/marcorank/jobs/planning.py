@@ -20,7 +20,7 @@ from marcorank.jobs import folder, inputs
 from marcorank.jobs.folder import Folder, OutputFormat
 from marcorank.jobs.joining import RunFiles, join
 from marcorank.ranking import plain_activation
-from marcorank.reranker import scorer_fingerprint
+from marcorank.reranker import check_options, ranking_fingerprint
 
 if TYPE_CHECKING:
     import os
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SHARD_SIZE = 100
 FORMATS: tuple[str, ...] = get_args(OutputFormat)
+_FIELDS_OF_OPTIONS = {"skim_keep": ("scored_by", "skim_logit"), "blend": ("blended_score",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,7 @@ class Job:
 
     Attributes:
         folder: The output folder.
-        scorer: Fingerprint of the scorer; see `scorer_fingerprint`.
+        scorer: Fingerprint of the reranker; see `ranking_fingerprint`.
         top_n: Maximum number of results of a query.
         score_threshold: Minimum score of a result.
         text_field: Field of a passage with its text.
@@ -99,10 +100,11 @@ class Job:
             InvalidInputError: It computes something else.
             MarcoRankError: A file of the model is missing or cannot be fetched.
         """
-        here = scorer_fingerprint(reranker)
-        if not isinstance(reranker.model, str):
-            # The scorer itself was sent here, and a class that is pickled by value loses part of its name.
-            here["scorer"] = self.scorer["scorer"]
+        here = ranking_fingerprint(reranker)
+        for name, one in (("scorer", reranker), ("skim_scorer", reranker.skim)):
+            if one is not None and not isinstance(one.model, str):
+                # The scorer itself was sent here, and a class that is pickled by value loses part of its name.
+                here[name] = self.scorer[name]
         different = differences(self.scorer, here)
         if different:
             hint = advice(self.scorer, here) or "Every machine needs the same model files and version of marcorank."
@@ -119,7 +121,7 @@ class Job:
         """
         requests = inputs.read_shard(shard, text_field=self.text_field)
         rankings = reranker.rank_many(
-            [request.texts for request in requests], top_n=self.top_n, score_threshold=self.score_threshold
+            [request.parts for request in requests], top_n=self.top_n, score_threshold=self.score_threshold
         )
         rows = [answer_row(request, ranking) for request, ranking in zip(requests, rankings, strict=True)]
         self.folder.write_shard(shard.number, rows)
@@ -192,6 +194,12 @@ def plan(
             "`on_error` and `fallback` cannot be used in a job: all rows have scores of one model, and a shard that "
             "fails is ranked at the next start. Leave them out."
         )
+    if reranker.skim is not None and reranker.timeout_s is not None:
+        raise InvalidInputError(
+            f"`timeout_s` is {reranker.timeout_s} beside `skim`, which would rank alone where the time is over; all "
+            "rows of a job are ranked by the same models. Leave one of them out."
+        )
+    check_options(reranker, top_n=top_n, score_threshold=score_threshold)
     size = whole_number("shard_size", shard_size, 1)
     one_of("output_format", output_format, (None, *FORMATS))
     out = Path(output).expanduser().absolute()
@@ -210,7 +218,7 @@ def plan(
     manifest: dict[str, Any] = {
         # Differs if a run starts again with the same settings.
         "run": uuid.uuid4().hex,
-        "scorer": scorer_fingerprint(reranker),
+        "scorer": ranking_fingerprint(reranker),
         # Without folders: the files may have moved.
         "input": {f"{file.name!r} (file {number})": _sha256(file) for number, file in enumerate(files, 1)},
         "settings": settings,
@@ -230,7 +238,8 @@ def plan(
         files = [joined]
     shards = inputs.split(files, size)
     if found is None:
-        manifest["columns"] = _check_rows(files, text_field, as_parquet=output_format == "parquet")
+        as_parquet = output_format == "parquet"
+        manifest["columns"] = _check_rows(files, text_field, as_parquet=as_parquet, scorer=manifest["scorer"])
         if overwrite:
             folder.clear(out, keep=joined)
         folder.begin(out, manifest)
@@ -249,7 +258,9 @@ def _sha256(path: Path) -> str:
         return sha256_of(path)
 
 
-def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bool) -> str | None:
+def _check_rows(
+    files: Sequence[Path], text_field: str | None, *, as_parquet: bool, scorer: Mapping[str, Any]
+) -> str | None:
     """Read every row once; return the columns of the output, None if it is JSONL."""
     columns = []
     for file in files:
@@ -261,4 +272,5 @@ def _check_rows(files: Sequence[Path], text_field: str | None, *, as_parquet: bo
             pass
         if as_parquet:
             columns.append(parquet.columns_of_file(file))
-    return parquet.answer_columns(columns) if as_parquet else None
+    options = [name for option, names in _FIELDS_OF_OPTIONS.items() if option in scorer for name in names]
+    return parquet.answer_columns(columns, options=options) if as_parquet else None

@@ -19,7 +19,8 @@ class MarcoCrossEncoder(LangChainSettings, BaseCrossEncoder):
     """A LangChain cross-encoder, for code that takes one, such as LangChain's `CrossEncoderReranker`.
 
     The fields are those of `MarcoRerank` that concern the model. `on_error` can only be `"raise"`: this class returns
-    only scores, and a passthrough has none.
+    only scores, and a passthrough has none. `skim`, `blend`, `max_similarity` and `max_drop` must be off: they order
+    and leave out passages, which is left to the code that takes the scores.
     """
 
     @field_validator("on_error", mode="after")
@@ -34,9 +35,19 @@ class MarcoCrossEncoder(LangChainSettings, BaseCrossEncoder):
 
     def _check_core(self) -> None:
         """Check `on_error` of a shared reranker, and of the fallbacks, as that of the field is checked."""
+        for name, value in self._options_on().items():
+            raise InvalidInputError(
+                f"`{name}` is {quoted(value)}; a cross-encoder returns a score for every pair, in the order of the "
+                "pairs. Use MarcoRerank, or leave it out."
+            )
         core: Reranker | None = self.core
         while core is not None:
             self._check_on_error(core.on_error)
+            if core.skim is not None:
+                raise InvalidInputError(
+                    f"`skim` of the fallback is {quoted(core.skim.name)}; a cross-encoder returns a score for every "
+                    "pair. Use MarcoRerank, or leave it out."
+                )
             core = core.fallback
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:

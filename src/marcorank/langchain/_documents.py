@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date, time
 from decimal import Decimal
+from itertools import pairwise
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from langchain_core.documents import Document
 
-from marcorank._adapters.metadata import STATUS_KEYS, plain_score, status_metadata
+from marcorank._adapters.metadata import OPTION_KEYS, STATUS_KEYS, option_metadata, plain_score, status_metadata
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from marcorank.ranking import RankedPassage, Ranking
 
-_OF_THIS_STAGE = ("best_start", "best_end", "truncated", "unknown_tokens", "query_truncated", *STATUS_KEYS)
+_OF_A_TEXT = ("best_start", "best_end", "truncated", "unknown_tokens", "query_truncated")
+_OF_THIS_STAGE = (*_OF_A_TEXT, *STATUS_KEYS, *OPTION_KEYS)
 _EARLIER_SCORES = ("retrieval_score", "relevance_score", "score")
 # How numbers and dates that are missing are shown.
 _MISSING = {"nan", "NaN", "NaT"}
@@ -75,6 +77,21 @@ def scored_text(text: str, metadata: Mapping[str, Any], text_fields: Sequence[st
     return "\n".join([*(line for line in lines if line is not None), text])
 
 
+def first_stage_scores(metadata: Sequence[Mapping[str, Any]]) -> list[float | None] | None:
+    """Return the scores that documents came with, for `blend`; None if their order says more.
+
+    A `retrieval_score` says what it is. The other keys only count if the documents come in the order of their values:
+    a retriever that fuses the results of others leaves the scores of each in place, and some stores write distances.
+    """
+    for key in _EARLIER_SCORES:
+        scores = [plain_score(one.get(key)) for one in metadata]
+        known = [score for score in scores if score is not None]
+        in_order = all(first >= second for first, second in pairwise(known))
+        if len(known) == len(scores) and (key == "retrieval_score" or in_order):
+            return scores
+    return None
+
+
 def _checked_metadata(metadata: object, index: int) -> Mapping[str, Any]:
     if not isinstance(metadata, Mapping):
         raise InvalidInputError(
@@ -115,7 +132,7 @@ def ranked_document(document: Document, result: RankedPassage, ranking: Ranking,
         metadata.pop("relevance_score", None)
     else:
         metadata["relevance_score"] = result.score
-    metadata.update(status_metadata(ranking.status))
+    metadata.update(status_metadata(ranking.status), **option_metadata(result))
     if result.span is not None:
         # The model read the text fields first; the span is for the text that the caller has.
         offset = len(result.text) - len(document.page_content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,11 +12,17 @@ from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, ensure_config
 from pydantic import field_validator
 
-from marcorank._adapters.metadata import status_metadata
+from marcorank._adapters.metadata import option_metadata, status_metadata
 from marcorank._adapters.settings import ScoreThreshold, TopN, WriteMetadata
 from marcorank._text import first_few, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
-from marcorank.langchain._documents import ranked_document, read_anything, read_document, scored_text
+from marcorank.langchain._documents import (
+    first_stage_scores,
+    ranked_document,
+    read_anything,
+    read_document,
+    scored_text,
+)
 from marcorank.langchain._settings import LangChainSettings
 
 if TYPE_CHECKING:
@@ -112,7 +119,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         if ranking.status is not None and ranking.status.outcome == "passthrough":
             run.on_chain_error(MarcoRankError(str(ranking.status)))
         else:
-            run.on_chain_end({"documents": ranked})
+            run.on_chain_end(_outputs(ranked, ranking))
         return ranked
 
     async def acompress_documents(
@@ -141,7 +148,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         if ranking.status is not None and ranking.status.outcome == "passthrough":
             await run.on_chain_error(MarcoRankError(str(ranking.status)))
         else:
-            await run.on_chain_end({"documents": ranked})
+            await run.on_chain_end(_outputs(ranked, ranking))
         return ranked
 
     def rerank(
@@ -155,7 +162,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         """Return indices and scores, `{"index": 4, "relevance_score": 7.2}`, best first.
 
         If the model failed, `rerank_outcome`, `rerank_error` and `rerank_reason` are beside them, as in the metadata
-        of documents; after a passthrough the scores are None.
+        of documents; after a passthrough the scores are None. With `blend` the `blended_score` is there too. What only
+        the model of `skim` read has its name in `scored_by`, and None for a score.
 
         Args:
             documents: Texts, documents or dicts. A dict has its text under `"page_content"` and its metadata under
@@ -172,7 +180,10 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         call = self._call(documents, query, top_n, score_threshold, read_anything)
         ranking = self.core.rank(query, call.texts, **call.options)
         status = status_metadata(ranking.status)
-        return [{"index": result.index, "relevance_score": result.score, **status} for result in ranking.results]
+        return [
+            {"index": result.index, "relevance_score": result.score, **status, **option_metadata(result)}
+            for result in ranking.results
+        ]
 
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
         """Return a step for chains: `{"query": ..., "documents": [...]}` to the best documents.
@@ -208,12 +219,16 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
                 f"`documents` is a {type(documents).__name__}; expected a list of documents, even for one."
             )
         listed = list(documents)
-        texts = [scored_text(*read(document, index), self.text_fields, index) for index, document in enumerate(listed)]
-        options = {
+        parts = [read(document, index) for index, document in enumerate(listed)]
+        texts = [scored_text(*part, self.text_fields, index) for index, part in enumerate(parts)]
+        options: dict[str, Any] = {
             "top_n": self.top_n if top_n is NOT_GIVEN else top_n,
             "score_threshold": self.score_threshold if score_threshold is NOT_GIVEN else score_threshold,
         }
         inputs = {"query": query, "document_count": len(listed), "model": self.core.name, **options}
+        inputs.update(self._options_on())
+        if self.blend:
+            options["retrieval_scores"] = first_stage_scores([metadata for _, metadata in parts])
         return _Call(listed, texts, options, inputs)
 
 
@@ -223,7 +238,8 @@ class _Call(NamedTuple):
     Attributes:
         documents: The documents as a list.
         texts: The texts that the model reads.
-        options: `top_n` and `score_threshold`, from the call or else from the fields.
+        options: `top_n` and `score_threshold`, from the call or else from the fields; with `blend` the first-stage
+            scores.
         inputs: What a trace shows.
     """
 
@@ -231,6 +247,12 @@ class _Call(NamedTuple):
     texts: list[str]
     options: dict[str, Any]
     inputs: dict[str, Any]
+
+
+def _outputs(ranked: list[Document], ranking: Ranking) -> dict[str, Any]:
+    """Return what a trace shows at the end: the documents, and which near-duplicates of them were left out."""
+    skipped = [asdict(one) for one in ranking.skipped]
+    return {"documents": ranked, "skipped": skipped} if skipped else {"documents": ranked}
 
 
 def _documents_and_query(state: object) -> tuple[Any, Any]:

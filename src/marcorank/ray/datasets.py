@@ -121,12 +121,18 @@ def rerank_dataset(
         # Actors have another working directory.
         if settings.get("cache_folder") is not None:
             settings["cache_folder"] = Path(settings["cache_folder"]).expanduser().absolute()
-        if isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir():
-            model = Path(model).expanduser().resolve()
+        model = _where_it_is(model)
+        settings["skim"] = _where_it_is(settings.get("skim"))
         if local:
             settings["threads"] = cores
         reranker = Reranker(model, **settings)
         return planned.follow(_rank(planned, reranker, pool, cores, num_gpus or None), progress)
+
+
+def _where_it_is(model: Any) -> Any:
+    """Return the absolute path of a model folder; any other model as it is."""
+    is_folder = isinstance(model, (str, os.PathLike)) and Path(model).expanduser().is_dir()
+    return Path(model).expanduser().resolve() if is_folder else model
 
 
 class RankShard:

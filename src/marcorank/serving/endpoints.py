@@ -15,6 +15,7 @@ from marcorank import __version__
 from marcorank._models import catalogue
 from marcorank._text import quoted, shorten
 from marcorank.errors import InvalidInputError
+from marcorank.reranker import check_options
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ class Endpoints:
         Raises:
             MarcoRankError: The model failed; see `errors`.
         """
-        # A new passage each time, so that it is never cached.
-        await self._reranker.arank("healthy", [str(time.monotonic_ns())])
+        for reranker in filter(None, (self._reranker, self._reranker.skim)):
+            # A new passage each time, so that it is never cached.
+            await reranker.arank("healthy", [str(time.monotonic_ns())])
 
     def _check(self, request: Request, path: str) -> None:
         if path not in _METHODS:
@@ -105,6 +107,8 @@ class Endpoints:
                 422, "This model returns probabilities only; leave out `raw_scores` and `use_activation`."
             )
         try:
+            # The response is shortened later: whether a text is too long concerns all of them.
+            check_options(self._reranker, top_n=request.top_n, score_threshold=None)
             ranking = await self._reranker.arank(request.query, request.passages)
         except InvalidInputError as error:
             raise RequestError(422, str(error)) from error

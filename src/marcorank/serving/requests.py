@@ -81,14 +81,14 @@ class RerankRequest:
     model: str | None
 
     def response(self, ranking: Ranking, model: str) -> Any:
-        """Return the JSON-ready response with the results, best first.
+        """Return the JSON-ready response with the results, best first; clients need a score for each.
 
         Args:
             ranking: The ranking, with sigmoid scores.
             model: Model name to return.
         """
         results = []
-        for one in ranking[: self.top_n]:
+        for one in [one for one in ranking if one.score is not None][: self.top_n]:
             score = one.logit if self.raw_scores else one.score
             text = {"document": {"text": one.text}} if self.cohere else {"text": one.text}
             results.append(

@@ -7,7 +7,7 @@ import hashlib
 import logging
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ from marcorank.errors import InvalidInputError
 from marcorank.remote import is_remote
 from marcorank.remote.keys import KEY_VARIABLE
 from marcorank.reranker import Reranker
-from marcorank.settings import ModelSettings, defaults, descriptions, setting
+from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -33,7 +33,15 @@ _TYPO = 0.8
 _OF_KUBERNETES = re.compile(r"MARCORANK_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
+# Options of `Reranker` with the same meaning here; `skim` is a name.
+_OPTIONS = ("skim", "skim_keep", "blend", "max_similarity")
+
 _log = logging.getLogger("marcorank")
+
+
+def _as_in_reranker(name: str) -> Any:
+    (same,) = (one for one in fields(SharedSettings) if one.name == name)
+    return field(default=same.default, metadata=same.metadata)
 
 
 def _count(default: int, help_text: str, minimum: int = 1) -> Any:
@@ -80,6 +88,15 @@ class ServeSettings(ModelSettings):
     max_queued: int = _count(
         128, "Maximum number of requests that wait in a proxy for a replica; further requests get 503."
     )
+    skim: str | None = setting(
+        None,
+        "A cheaper model that reads all passages of a request first. The response then has only the passages that the "
+        "model read.",
+        text_or_none,
+    )
+    skim_keep: int = _as_in_reranker("skim_keep")
+    blend: float = _as_in_reranker("blend")
+    max_similarity: float | None = _as_in_reranker("max_similarity")
     api_key_sha256: str | None = setting(
         None, "SHA-256 of the API key that clients must send, in hex; by default none is needed.", _digest, secret=True
     )
@@ -101,6 +118,12 @@ class ServeSettings(ModelSettings):
                 "give its SHA-256 in hex as `api_key_sha256`."
             )
         environment = os.environ if environment is None else environment
+        cut = next((name for name in ("max_drop", f"{_PREFIX}MAX_DROP") if name in args or name in environment), None)
+        if cut is not None:
+            raise InvalidInputError(
+                f"`{cut}` is not a setting of the server: its scores are sigmoids of logits, where the same difference "
+                "means something else for another query. Cut in the client, with a Logistic fitted by `marcorank eval`."
+            )
         known = descriptions(cls)
         check_names(args, known)
         _check_variables(environment, known)
@@ -135,7 +158,7 @@ class ServeSettings(ModelSettings):
         Raises:
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
-        settings = {name: getattr(self, name) for name in defaults(ModelSettings)}
+        settings = {name: getattr(self, name) for name in (*defaults(ModelSettings), *_OPTIONS)}
         if not is_remote(self.model):
             # Ray reserves CPUs, but a process still sees all of the node's.
             settings["threads"] = self.threads or max(1, int(self.num_cpus))
