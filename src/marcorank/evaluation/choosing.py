@@ -62,7 +62,8 @@ def choose(
     times = _Times(latencies_ms, skim_latency_ms)
     tried = [Setting(depth) for depth in depths]
     tried += [off._replace(skim_keep=keep) for keep in keeps]
-    tried += [off._replace(blend=weight) for weight in WEIGHTS]
+    # The last one is the order of the first stage, which no half chooses.
+    tried += [off._replace(blend=weight) for weight in (*WEIGHTS, 1.0)]
     options: list[Choice] = []
     threshold, note = None, None
     queries = len(sweep.collection.qrels)

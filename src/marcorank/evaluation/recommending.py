@@ -30,8 +30,8 @@ def criterion(choices: Choices) -> str:
     """Return how the choice was made."""
     return (
         f"Each half of the queries chose, and the other half measured it in {choices.measure}. Off: the model reads "
-        f"{choices.top_k} candidates, and its scores alone decide. `blend` is recommended if its 95 % interval on "
-        f"queries that did not choose it is above 0; `top_k` and `skim_keep`, which save time, if theirs is above "
+        f"{choices.top_k} candidates, and its scores alone decide. blend is recommended if its 95 % interval on "
+        f"queries that did not choose it is above 0; top_k and skim_keep, which save time, if theirs is above "
         f"-{MARGIN}."
     )
 
@@ -89,7 +89,8 @@ def _tried(choices: Choices, option: str) -> str | None:
         for point in choices.sweep
         if (point.top_k, point.skim_keep, point.blend) == off.having(option, getattr(point, option)) != off
     ]
-    return f"{choices.measure} of all queries, not held out, by {option}: {', '.join(points)}" if points else None
+    ends = " (1 is the first stage alone)" if option == "blend" else ""
+    return f"{choices.measure} of all queries, not held out, by {option}: {', '.join(points)}{ends}" if points else None
 
 
 def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores: bool) -> Choices:
