@@ -49,7 +49,7 @@ examples:
 
 def add_command(commands: Any) -> None:
     """Add this command to the command line."""
-    summary = "measure whether reranking helps on judged queries, and suggest thresholds"
+    summary = "measure whether reranking helps on judged queries, and choose settings"
     parser = new_parser(
         commands, "eval", summary=summary, run=run, usage="marcorank eval SOURCE [options]", epilog=_EXAMPLES
     )
