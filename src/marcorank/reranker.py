@@ -414,6 +414,25 @@ def ranking_fingerprint(reranker: Reranker) -> dict[str, Any]:
     return found
 
 
+def changed_settings(reranker: Reranker) -> dict[str, Any]:
+    """Return the settings, in the form of `values`, that are not the default."""
+    usual = defaults(RerankerSettings)
+    values = reranker._settings.values()  # noqa: SLF001
+    return {name: value for name, value in values.items() if value != usual[name]}
+
+
+def skim_for(reranker: Reranker, skim: object) -> Reranker:
+    """Return the reranker whose model would skim for another one: `skim` itself if it is a reranker.
+
+    Raises:
+        InvalidInputError: It cannot skim.
+    """
+    found = _skim_reranker(replace(reranker._settings, skim=skim))  # type: ignore[arg-type]  # noqa: SLF001
+    if found is None:
+        raise InvalidInputError("`skim` is None; expected a model.")
+    return found
+
+
 def _request(query: object, passages: object, retrieval_scores: object) -> RankRequest:
     return RankRequest(*request_parts((query, passages, retrieval_scores)))
 

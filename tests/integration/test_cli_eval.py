@@ -325,3 +325,25 @@ def test_the_line_tells_pairs_and_time_left(monkeypatch):
     assert shown.line(8000, 10_000, "bundled") == "Scoring with bundled: 8,000 of 10,000 pairs, 40 s left"
     assert shown.line(8001, 10_000, "bundled") == "Scoring with bundled: 8,001 of 10,000 pairs, 43 min 18 s left"
     assert shown.line(10_000, 10_000, "bundled") == "Measuring"
+
+
+def test_a_skimming_model_is_swept(run, candidates, tmp_path, small_bert):
+    """`--skim` scores all candidates with that model too, and the report and the JSON say what it would keep."""
+    rows = [{**row, "query": f"{row['query']} {number}"} for number in range(8) for row in ROWS]
+    long = [{**row, "passages": [*row["passages"], *(f"filler {number}" for number in range(10))]} for row in rows]
+    write_rows(candidates, long)
+    status, out, _ = run(candidates.name, "--skim", small_bert, "--max-length", 48)
+    assert status == 0
+    folder = tmp_path / "candidates-eval"
+    assert len(list((folder / "scores").iterdir())) == 2
+    (model,) = json.loads((folder / "results.json").read_text())["models"]
+    choices = model["choices"]
+    assert [option["option"] for option in choices["options"]] == ["blend", "top_k", "skim_keep"]
+    assert [point["skim_keep"] for point in choices["sweep"] if point["skim_keep"]] == [10]
+    page = (folder / "report.html").read_text()
+    for option in choices["options"]:
+        assert option["reason"] in " ".join(out.split())
+        assert option["reason"].replace("&", "&amp;") in page
+    assert "one skim_keep after" in page
+    # The tables of measures are as wide as before; what was added fits into 100 columns.
+    assert all(len(line) <= 100 for line in out[out.index("Settings.") :].splitlines())

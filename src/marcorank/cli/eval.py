@@ -1,4 +1,4 @@
-"""`marcorank eval`: measure whether reranking helps on judged queries, and suggest thresholds."""
+"""`marcorank eval`: measure whether reranking helps on judged queries, and choose settings."""
 
 from __future__ import annotations
 
@@ -43,12 +43,13 @@ examples:
   marcorank eval nfcorpus --measures nDCG@10 "RR(rel=2)@10" R@100
   marcorank eval nfcorpus --model bundled ms-marco-MiniLM-L6-v2
   marcorank eval nfcorpus --model ./my-reranker --precision fp32 int8
+  marcorank eval nfcorpus --skim ms-marco-TinyBERT-L2-v2
 """
 
 
 def add_command(commands: Any) -> None:
     """Add this command to the command line."""
-    summary = "measure whether reranking helps on judged queries, and suggest thresholds"
+    summary = "measure whether reranking helps on judged queries, and choose settings"
     parser = new_parser(
         commands, "eval", summary=summary, run=run, usage="marcorank eval SOURCE [options]", epilog=_EXAMPLES
     )
@@ -97,6 +98,12 @@ def add_command(commands: Any) -> None:
         default=[BUNDLED],
         metavar="NAME",
         help="bundled, Hub names, model folders or servers (default: bundled)",
+    )
+    model.add_argument(
+        "--skim",
+        dest="skim_model",
+        metavar="NAME",
+        help="cheaper model that may read all candidates first; how many the others then have to read is measured",
     )
     add_settings(model, several=("backend", "precision"))
 
@@ -149,6 +156,7 @@ def _evaluation(args: argparse.Namespace, collection: Collection, scores_folder:
                 collection,
                 rerankers,
                 top_k=args.top_k,
+                skim=args.skim_model,
                 measures=args.measures,
                 relevant_grade=args.relevant_grade,
                 scores_folder=scores_folder,

@@ -6,6 +6,7 @@ import importlib.util
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from marcorank._arguments import whole_number
@@ -15,25 +16,32 @@ from marcorank.collections.reading import read_collection
 from marcorank.collections.records import Collection
 from marcorank.errors import InvalidInputError, MissingExtraError
 from marcorank.evaluation.calibration import calibrate
+from marcorank.evaluation.choosing import choose
 from marcorank.evaluation.comparison import compare, depth_result
 from marcorank.evaluation.measures import DEFAULT_MEASURES, mean, parse_measures, per_query
+from marcorank.evaluation.recommending import with_code
 from marcorank.evaluation.records import ModelResult
 from marcorank.evaluation.results import Evaluation, RunResult, RunsEvaluation
-from marcorank.evaluation.scoring import evaluated_models, score_missing
+from marcorank.evaluation.scoring import evaluated_models, score_missing, skimming_models
+from marcorank.evaluation.sweep import Sweep, has_first_stage_scores
 from marcorank.evaluation.thresholds import cuts
-from marcorank.reranker import Reranker
+from marcorank.reranker import Reranker, changed_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ir_measures import Measure
 
     from marcorank.collections.records import Qrels, Run
-    from marcorank.evaluation.scoring import Progress
+    from marcorank.evaluation.records import Choices, DepthResult
+    from marcorank.evaluation.scoring import EvaluatedModel, Progress
+    from marcorank.scorer import Scorer
 
     ModelLike = str | os.PathLike[str] | Reranker
 
 DEFAULT_TOP_K = (10, 20, 50, 100)
+# Settings that change an order without changing a logit.
+_SWEPT = ("skim", "blend", "max_similarity", "max_drop")
 
 
 def evaluate(
@@ -41,6 +49,7 @@ def evaluate(
     models: ModelLike | Iterable[ModelLike] = BUNDLED,
     *,
     top_k: int | Iterable[int] | None = None,
+    skim: ModelLike | Scorer | None = None,
     measures: Iterable[str | Measure] = DEFAULT_MEASURES,
     relevant_grade: int = 1,
     scores_folder: str | os.PathLike[str] | None = None,
@@ -52,11 +61,16 @@ def evaluate(
     Every judged query counts; a query without candidates has the value 0. Queries are scored and timed one at a time.
     A pair is scored once, however many depths use it.
 
+    `blend`, `top_k` and, with `skim`, `skim_keep` are chosen on one half of the queries and measured on the other;
+    what holds there is recommended.
+
     Args:
         collection: A `Collection`, or anything that `read_collection` takes.
         models: Names, paths and rerankers, one or several.
         top_k: Numbers of candidates to rerank, one or several. None uses 10, 20, 50 and 100, up to the first that no
             query's candidates exceed.
+        skim: A cheaper model that may read all candidates first; see the setting `skim` of `Reranker`. It reads each
+            candidate once, whatever number of them the models would read after it.
         measures: Names in the spelling of ir_measures, such as `"nDCG@10"` or `"RR(rel=2)@10"`.
         relevant_grade: Minimum grade that counts as relevant, for measures that name no grade, for the thresholds and
             for the calibration.
@@ -87,23 +101,28 @@ def evaluate(
         rerankers = [
             model if isinstance(model, Reranker) else stack.enter_context(Reranker(model)) for model in _listed(models)
         ]
+        for reranker in rerankers:
+            _check_not_swept(reranker)
         evaluated = evaluated_models(rerankers, scores_folder, stack)
-        score_missing(evaluated, collection, depths, progress)
-        for model in evaluated:
+        skimming = skimming_models(evaluated, skim, scores_folder, stack)
+        others = [model for model in dict.fromkeys(skimming) if model is not None and model not in evaluated]
+        score_missing([*evaluated, *others], collection, depths, progress)
+        for model, skimmer in zip(evaluated, skimming, strict=True):
             logits = model.logits(collection, depths[-1])
+            measured = tuple(
+                depth_result(collection, logits, depth, parsed, model.latencies_ms(collection, depth), seed=seed)
+                for depth in depths
+            )
+            choices = _choices(collection, logits, parsed[0], measured, skimmer, relevant_grade=grade, seed=seed)
             results.append(
                 ModelResult(
                     label=model.label,
                     settings=model.store.settings,
-                    depths=tuple(
-                        depth_result(
-                            collection, logits, depth, parsed, model.latencies_ms(collection, depth), seed=seed
-                        )
-                        for depth in depths
-                    ),
+                    depths=measured,
                     logits=logits,
                     cuts=cuts(collection, logits, relevant_grade=grade, measure=parsed[0]),
                     calibration=calibrate(collection, logits, relevant_grade=grade),
+                    choices=with_code(choices, model.reranker, skim, has_scores=has_first_stage_scores(collection.run)),
                 )
             )
     return Evaluation(
@@ -164,6 +183,38 @@ def evaluate_runs(
         for name, comparison in compare(found, values[base], seed=seed).items()
     ]
     return RunsEvaluation(baseline=base, queries=len(qrels), runs=tuple(results))
+
+
+def _choices(
+    collection: Collection,
+    logits: Run,
+    measure: Measure,
+    depths: Sequence[DepthResult],
+    skimmer: EvaluatedModel | None,
+    *,
+    relevant_grade: int,
+    seed: int,
+) -> Choices:
+    top_k = depths[-1].top_k
+    skim_times = None if skimmer is None else skimmer.latencies_ms(collection, top_k)
+    return choose(
+        Sweep(collection, logits, measure, skim_logits=None if skimmer is None else skimmer.logits(collection, top_k)),
+        {depth.top_k: depth.latency_p50_ms for depth in depths},
+        relevant_grade=relevant_grade,
+        skim=None if skimmer is None else skimmer.reranker.name,
+        skim_latency_ms=median(skim_times) if skim_times else None,
+        seed=seed,
+    )
+
+
+def _check_not_swept(reranker: Reranker) -> None:
+    changed = [name for name in changed_settings(reranker) if name in _SWEPT]
+    if changed:
+        names = " and ".join(f"`{name}`" for name in changed)
+        raise InvalidInputError(
+            f"{reranker.name} has {names}; expected a reranker without, because `evaluate` compares such settings "
+            "itself. Pass it without them, and a skimming model as `skim` of `evaluate`."
+        )
 
 
 def _check(collection: Collection) -> None:

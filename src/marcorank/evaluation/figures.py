@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from marcorank.evaluation.records import Cuts, MeasureResult, ModelResult
+    from marcorank.evaluation.records import Choices, Cuts, MeasureResult, ModelResult
     from marcorank.evaluation.thresholds import Candidates
 
 _MARKERS = "os^Dvp"
@@ -63,6 +63,51 @@ def quality(models: Sequence[ModelResult]) -> Figure:
         axes.margins(x=0.1, y=0.14)
 
     return draw(f"{measure} against {'latency' if timed else 'top_k'}", caption, paint)
+
+
+def sweep(choices: Choices) -> tuple[Figure, Figure]:
+    """Draw the settings that read fewer passages by quality and latency, and the weights of `blend` by quality."""
+    unblended = [point for point in choices.sweep if not point.blend]
+    timed = any(point.latency_p50_ms is not None for point in unblended)
+    shown = [point for point in unblended if not timed or point.latency_p50_ms is not None]
+    cascades = [point for point in shown if point.skim_keep is not None]
+    kinds = [("top_k", [point for point in shown if point.skim_keep is None], {"color": GAIN, "marker": "o"})]
+    caption = "Each circle is one top_k of the model alone."
+    if cascades:
+        kinds.append(("skim_keep", cascades, {"color": LOSS, "marker": "s", "linestyle": "--"}))
+        caption += f" Each square is one skim_keep after {choices.skim} has read {choices.top_k}."
+    if cascades and timed:
+        caption += (
+            " The times of cascades are not measured but added: the median of the skimming model for all candidates, "
+            "and that of the model for as many as it keeps."
+        )
+    if len(shown) < len(unblended):
+        caption += " Settings that were not timed are left out."
+
+    def paint(axes: Any) -> None:
+        labels: list[tuple[float, float, str]] = []
+        for name, points, look in kinds:
+            x = [point.latency_p50_ms or float(point.skim_keep or point.top_k) for point in points]
+            y = [point.value for point in points]
+            axes.plot(x, y, label=name, markersize=7, **look)
+            labels += zip(x, y, [f"{point.skim_keep or point.top_k}" for point in points], strict=True)
+        every_x = [x for x, *_ in labels]
+        if max(every_x) > 4 * min(every_x):
+            _logarithmic(axes)
+        axes.set(
+            xlabel="median latency of a query, ms" if timed else "passages that the model reads",
+            ylabel=choices.measure,
+        )
+        axes.margins(x=0.1, y=0.16)
+        _label(axes, labels)
+
+    title = f"{choices.measure} against {'latency' if timed else 'passages read'}: top_k and skim_keep"
+    by_weight: dict[float, float] = {
+        point.blend: point.value for point in choices.sweep if (point.top_k, point.skim_keep) == (choices.top_k, None)
+    }
+    chosen = next((one.recommended or 0.0 for one in choices.options if one.option == "blend"), 0.0)
+    weights = "0 is the model alone, 1 the first stage alone. Values of all queries, of which none is held out."
+    return draw(title, caption, paint), _choice("blend", chosen, by_weight, choices.measure, weights)
 
 
 def gains(found: MeasureResult) -> Figure:
@@ -187,12 +232,13 @@ def top_n_and_top_k(cuts: Cuts, measure: str) -> tuple[Figure, Figure]:
     )
 
 
-def _choice(name: str, chosen: int, values: Mapping[int, float], ylabel: str, caption: str) -> Figure:
+def _choice(name: str, chosen: float, values: Mapping[Any, float], ylabel: str, caption: str) -> Figure:
     def paint(axes: Any) -> None:
         axes.plot(list(values), list(values.values()), color=GAIN, marker="o", markersize=4)
-        axes.plot([chosen], [values[chosen]], "D", color=LOSS, markersize=9, label=f"{name} = {chosen}")
+        axes.plot([chosen], [values[chosen]], "D", color=LOSS, markersize=9, label=f"{name} = {chosen:g}")
         axes.set(xlabel=name, ylabel=ylabel)
-        whole_numbers(axes.xaxis)
+        if max(values) > 1:
+            whole_numbers(axes.xaxis)
 
     return draw(f"Choose {name}: {ylabel}", caption, paint)
 
@@ -201,6 +247,31 @@ def _mark_threshold(axes: Any, cuts: Cuts | None) -> None:
     if cuts is not None:
         threshold = cuts.for_recall[SHOWN_RECALL].score_threshold
         axes.axvline(threshold, color=INK, linewidth=1.5, linestyle=":", label=f"recall {SHOWN_RECALL:g}")
+
+
+def _label(axes: Any, labels: Sequence[tuple[float, float, str]]) -> None:
+    """Write a label beside each point where there is room for it, else leave it out."""
+    # Only now it is known where on the page a point is.
+    axes.figure.draw_without_rendering()
+    to_points = 72 / axes.figure.dpi
+    places = [axes.transData.transform(point[:2]) * to_points for point in labels]
+    taken = [(x, y, 8.0, 8.0) for x, y in places]
+    for (x, y), (*point, text) in zip(places, labels, strict=True):
+        width, height = 7.5 * len(text), 12.0
+        beside = 7 + width / 2
+        for dx, dy in ((0, 12), (0, -13), (beside, 0), (-beside, 0), (beside, 11), (-beside, -11), (0, 23), (0, -24)):
+            box = (x + dx, y + dy, width, height)
+            if not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                axes.annotate(
+                    text, point, xytext=(dx, dy), textcoords="offset points", ha="center", va="center", fontsize=11
+                )
+                break
+
+
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    """Return whether two boxes, given by centre and size, overlap."""
+    return all(abs(one[axis] - other[axis]) < (one[axis + 2] + other[axis + 2]) / 2 for axis in (0, 1))
 
 
 def _logarithmic(axes: Any) -> None:

@@ -161,6 +161,102 @@ class Cuts:
 
 
 @dataclass(frozen=True, slots=True)
+class SweepPoint:
+    """One setting that was tried on all queries.
+
+    Attributes:
+        top_k: Number of candidates.
+        skim_keep: Number of those that the model reads after the skimming model; None if it reads all.
+        blend: Weight of the first stage.
+        value: Mean of the first measure.
+        latency_p50_ms: Median time of a query; None if it is not known. That of a cascade is not measured: it is the
+            median time of the skimming model for all candidates, plus that of the model for `skim_keep` of them.
+    """
+
+    top_k: int
+    skim_keep: int | None
+    blend: float
+    value: float
+    latency_p50_ms: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class HalfResult:
+    """What was chosen on one half of the queries, measured on the other half.
+
+    Attributes:
+        chosen: The value of the option; None for off.
+        queries: Number of queries on which it was measured.
+        value: Mean of the first measure on them.
+        off: The same without the option.
+    """
+
+    chosen: float | None
+    queries: int
+    value: float
+    off: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Whether an option is worth turning on.
+
+    Attributes:
+        option: `"blend"`, `"top_k"` or `"skim_keep"`.
+        recommended: Its value; None to leave it off.
+        reason: Why, as a sentence.
+        halves: What each half of the queries chose.
+        held_out: The chosen settings compared with off, each query under what the other half chose.
+    """
+
+    option: str
+    recommended: float | None
+    reason: str
+    halves: tuple[HalfResult, HalfResult]
+    held_out: Comparison
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOutThreshold:
+    """What a `score_threshold` keeps that was chosen on the other half of the queries.
+
+    Attributes:
+        aim: Share of the relevant candidates that it was chosen to keep.
+        recall: Share of the relevant candidates that it kept.
+        kept_per_query: Mean number of candidates that it kept.
+    """
+
+    aim: float
+    recall: float
+    kept_per_query: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Which settings the queries recommend, each chosen on one half of them and measured on the other.
+
+    Attributes:
+        measure: Name of the measure that decides.
+        top_k: Number of candidates that the model reads if everything is off.
+        skim: Name of the skimming model; None without one.
+        options: The options.
+        threshold: What a `score_threshold` keeps; None if it cannot be chosen.
+        sweep: All settings that were tried.
+        note: Why nothing could be chosen, if so.
+        code: Code with all that is recommended, for `"core"`, `"langchain"` and `"llama_index"`; empty if nothing is.
+    """
+
+    measure: str
+    top_k: int
+    skim: str | None
+    options: tuple[Choice, ...]
+    threshold: HeldOutThreshold | None
+    sweep: tuple[SweepPoint, ...]
+    note: str | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class ModelResult:
     """The results of one model.
 
@@ -171,6 +267,7 @@ class ModelResult:
         logits: Logits by query_id and doc_id, of each candidate down to the greatest `top_k`.
         cuts: Suggested thresholds; None without a relevant candidate.
         calibration: A map from logits to probabilities; None if it cannot be fitted.
+        choices: The settings that are recommended.
     """
 
     label: str
@@ -179,3 +276,4 @@ class ModelResult:
     logits: Run = field(repr=False)
     cuts: Cuts | None = None
     calibration: Calibration | None = None
+    choices: Choices | None = None

@@ -15,6 +15,7 @@ from marcorank.evaluation import figures
 from marcorank.evaluation.calibration import probabilities
 from marcorank.evaluation.changes import query_changes
 from marcorank.evaluation.drawing import MODEL_COLOURS
+from marcorank.evaluation.recommending import criterion, threshold_note, verdict
 from marcorank.evaluation.thresholds import judged_candidates
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
@@ -80,6 +81,11 @@ def render_report(
         quality_figure=figures.quality(models),
         shown=shown,
         shown_index=[result.label for result in models].index(shown.label),
+        choices=shown.choices,
+        criterion=criterion,
+        verdict=verdict,
+        threshold_note=threshold_note,
+        sweep_figures=[] if shown.choices is None else figures.sweep(shown.choices),
         gains_figure=figures.gains(found),
         moves_figure=figures.moves(moves, out_of_reach=relevant - len(moves)),
         threshold_figures=threshold_figures,

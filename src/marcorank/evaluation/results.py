@@ -15,6 +15,7 @@ from marcorank.collections.trec import write_run
 from marcorank.errors import InvalidInputError
 from marcorank.evaluation.comparison import compare
 from marcorank.evaluation.measures import reranked
+from marcorank.evaluation.recommending import choice_lines
 from marcorank.evaluation.report import render_report
 from marcorank.evaluation.scores import file_name
 from marcorank.evaluation.thresholds import SHOWN_RECALL
@@ -102,7 +103,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Return everything except texts, judgements and logits, JSON-serialisable, including values for each query."""
         collection = self.collection
-        parts = ("label", "settings", "depths", "cuts", "calibration")
+        parts = ("label", "settings", "depths", "cuts", "calibration", "choices")
         return {
             "marcorank": __version__,
             "collection": {
@@ -188,6 +189,8 @@ class Evaluation:
                     f"suggested by these queries: top_k {cuts.top_k}; top_n {cuts.top_n}; score_threshold "
                     f"{point.score_threshold:.4f} keeps {percent(point.recall)} of the relevant candidates"
                 )
+            if result.choices is not None:
+                lines += choice_lines(result.choices)
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank._text import quoted, shorten
 from marcorank.errors import InvalidInputError, MarcoRankError, RemoteError
 from marcorank.evaluation.scores import ScoreStore
-from marcorank.reranker import Reranker, scorer_fingerprint
+from marcorank.reranker import Reranker, scorer_fingerprint, skim_for
 
 if TYPE_CHECKING:
     import os
@@ -59,6 +59,31 @@ def evaluated_models(
         EvaluatedModel(label, reranker, stack.enter_context(ScoreStore.in_folder(scores_folder, settings)))
         for label, reranker, settings in zip(_labels(rerankers, fingerprints), rerankers, fingerprints, strict=True)
     ]
+
+
+def skimming_models(
+    models: Sequence[EvaluatedModel], skim: object, scores_folder: str | os.PathLike[str] | None, stack: ExitStack
+) -> list[EvaluatedModel | None]:
+    """Return the model that would skim for each model, with its store, or None if it would be the model itself.
+
+    Models that share it, or of which one is evaluated as well, share its logits. The stack closes what is made here.
+    """
+    if skim is None:
+        return [None] * len(models)
+    known = list(models)
+    found = []
+    for model in models:
+        reranker = skim_for(model.reranker, skim)
+        if reranker is not skim:
+            stack.callback(reranker.close)
+        settings = scorer_fingerprint(reranker)
+        skimmer = next((one for one in known if one.store.settings == settings), None)
+        if skimmer is None:
+            store = stack.enter_context(ScoreStore.in_folder(scores_folder, settings))
+            skimmer = EvaluatedModel(reranker.name, reranker, store)
+            known.append(skimmer)
+        found.append(None if skimmer is model else skimmer)
+    return found
 
 
 def score_missing(

@@ -128,6 +128,11 @@ def cuts(
     )
 
 
+def threshold_for_recall(candidates: Candidates, recall: float) -> float:
+    """Return the highest threshold that keeps this share of the relevant candidates, of which there must be one."""
+    return _Thresholds(candidates, 1).for_recall(recall).score_threshold
+
+
 class _Thresholds:
     """Each logit, rounded down, as a threshold; in ascending order, and a last one that keeps nothing."""
 
