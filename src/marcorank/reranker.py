@@ -23,6 +23,7 @@ from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
 from marcorank._models.fingerprint import fingerprint
 from marcorank._models.loading import load_scorer, validate_model
+from marcorank._second_models import fallback_of, skim_of
 from marcorank._selection.selecting import Selection
 from marcorank._steps import arun, run
 from marcorank._text import quoted
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 RerankerSettings.__init__.__qualname__ = "Reranker.__init__"
 _SETTINGS = tuple(descriptions(RerankerSettings))
 _CHANGEABLE = ("activation", "on_error", "timeout_s", "fallback")
-_SHARED_WITH_FALLBACK = ("special_tokens", "threads", "cache_folder", "local_files_only")
-_SHARED_WITH_SKIM = (*_SHARED_WITH_FALLBACK, "cache_size", "max_length", "max_query_tokens", "long_passages")
 # A custom scorer may block each of them.
 _THREADS_FOR_A_SCORER = 16
 
@@ -126,8 +125,8 @@ class Reranker:
                 "`marcorank eval`, and pass it as `activation`."
             )
         vars(self).update(
-            fallback=_fallback_reranker(given) if renew_fallback else self.fallback,
-            skim=_skim_reranker(given) if "skim" not in vars(self) else self.skim,
+            fallback=fallback_of(given, Reranker) if renew_fallback else self.fallback,
+            skim=skim_of(given, Reranker) if "skim" not in vars(self) else self.skim,
             activation=given.activation,
             on_error=given.on_error,
             timeout_s=given.timeout_s,
@@ -427,54 +426,12 @@ def skim_for(reranker: Reranker, skim: object) -> Reranker:
     Raises:
         InvalidInputError: It cannot skim.
     """
-    found = _skim_reranker(replace(reranker._settings, skim=skim))  # type: ignore[arg-type]  # noqa: SLF001
-    if found is None:
-        raise InvalidInputError("`skim` is None; expected a model.")
+    found: Reranker = skim_of(replace(reranker._settings, skim=skim), Reranker)  # type: ignore[arg-type]  # noqa: SLF001
     return found
 
 
 def _request(query: object, passages: object, retrieval_scores: object) -> RankRequest:
     return RankRequest(*request_parts((query, passages, retrieval_scores)))
-
-
-def _skim_reranker(settings: RerankerSettings) -> Reranker | None:
-    """Return the reranker whose model skims.
-
-    Raises:
-        InvalidInputError: It has settings that mean nothing there.
-    """
-    given = settings.skim
-    if given is None:
-        return None
-    skim = _second_reranker(given, {name: getattr(settings, name) for name in _SHARED_WITH_SKIM}, settings)
-    for name in ("skim", "fallback", "timeout_s"):
-        if getattr(skim, name) is not None:
-            raise InvalidInputError(
-                f"`skim` is a reranker with `{name}`, which it would not use; expected one without it. Pass `{name}` "
-                "to the reranker that has the `skim`."
-            )
-    return skim
-
-
-def _fallback_reranker(settings: RerankerSettings) -> Reranker | None:
-    shared = {name: getattr(settings, name) for name in ("activation", *_SHARED_WITH_FALLBACK)}
-    return None if settings.fallback is None else _second_reranker(settings.fallback, shared, settings)
-
-
-def _second_reranker(given: object, shared: Mapping[str, Any], settings: RerankerSettings) -> Reranker:
-    """Return the reranker of a fallback or of a skimming model; one given by name has the shared settings."""
-    if isinstance(given, Reranker):
-        return given
-    activation = {name: value for name, value in shared.items() if name == "activation"}
-    if isinstance(given, Mapping):
-        if "url" in given:
-            return Reranker(RemoteScorer.from_dict(given), **activation)
-        return Reranker.from_dict({**activation, **given})
-    if not isinstance(given, str):
-        return Reranker(cast("Scorer", given), **activation)
-    if is_remote(given):
-        return Reranker(given, **activation, max_passages_per_request=settings.max_passages_per_request)
-    return Reranker(given, **shared)
 
 
 def plain_second_model(setting: str, model: object) -> str | dict[str, Any] | None:

@@ -150,9 +150,9 @@ def test_a_query_must_be_text(value, found, passages):
         reranker().rank(value, passages)
 
 
-@pytest.mark.parametrize("value", ["q", ("q",), ("q", [], 3), None])
+@pytest.mark.parametrize("value", ["q", ("q",), ("q", [], None, 3), None])
 def test_a_request_must_be_a_pair(value):
-    """rank_many names a request that is no (query, passages)."""
+    """rank_many names a request that is not (query, passages), or these with first-stage scores."""
     with pytest.raises(InvalidInputError, match=r"A request is .*expected a pair"):
         reranker().rank_many([value])
 
