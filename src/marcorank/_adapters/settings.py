@@ -215,7 +215,9 @@ class AdapterSettings(BaseModel, SharedSettings):
         """Return the options that are on, for traces: cascade, blend, near-duplicates and cut."""
         on = [names for option, names in _TRACED.items() if getattr(self, option) != _USUAL[option]]
         shown = {name: getattr(self, name) for names in on for name in names}
-        return shown if self.core.skim is None else {**shown, "skim": self.core.skim.name}
+        if "skim" in shown and self.core.skim is not None:
+            shown["skim"] = self.core.skim.name
+        return shown
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not self._concerns_core(name) and name not in _OPTIONS_OF_A_CALL:
