@@ -12,7 +12,7 @@ from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import ValidationError
 
 import marcorank.llama_index
-from marcorank import Reranker
+from marcorank import InvalidInputError, Reranker
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
@@ -54,6 +54,17 @@ async def test_top_n_follows_the_reranker_until_it_is_given():
     retriever.top_n = None
     assert await count(retriever) == 6
     assert len(retriever.invoke(QUERY, top_n=2)) == 2
+
+
+async def test_top_n_is_checked_with_the_options_of_the_reranker():
+    """At the start, and in a call."""
+    cascade = rerank(skim=WordOverlapScorer(), skim_keep=3)
+    with pytest.raises(ValidationError, match="`top_n` is 4 and `skim_keep` 3; expected"):
+        retriever_of(cascade, top_n=4)
+    retriever = retriever_of(cascade)
+    assert await count(retriever) == 3
+    with pytest.raises(InvalidInputError, match="`top_n` is 4 and `skim_keep` 3; expected"):
+        await retriever.ainvoke(QUERY, top_n=4)
 
 
 async def test_copies_follow_their_reranker_too():

@@ -17,7 +17,6 @@ import sys
 import time
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -126,20 +125,17 @@ def test_no_row_is_lost_when_an_actor_dies(candidates, expected, tmp_path):
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_cascade_ranks_in_actors_as_here(candidates, tmp_path, small_bert, monkeypatch):
-    """Also with a skimming model in a folder below the working directory, and with a scorer."""
+    """Byte for byte, also with a skimming model in a folder below the working directory, and with a scorer."""
     monkeypatch.chdir(small_bert.parent)
     options = {"skim_keep": 3, "blend": 0.3, "max_similarity": 0.9, "device": "cpu", "threads": 2}
-    for number, skim in enumerate((small_bert.name, WordOverlapScorer())):
+    scorer = WordOverlapScorer()
+    for number, (skim, sent) in enumerate([(str(small_bert), small_bert.name), (scorer, scorer)]):
         here, there = tmp_path / f"here-{number}", tmp_path / f"there-{number}"
         with Reranker("bundled", skim=skim, **options) as reranker:
             planned = plan(candidates, here, reranker, output_format="parquet")
             planned.follow(planned.rank_here(reranker), None)
-        rerank_dataset(candidates, there, skim=skim, **options, output_format="parquet")
-        rows = [pq.read_table(folder / "part-00000.parquet").to_pylist() for folder in (here, there)]
-        for row, expected in zip(*rows, strict=True):
-            for one, other in zip(row.pop("results"), expected.pop("results"), strict=True):
-                assert one == pytest.approx(other, abs=1e-3)
-            assert row == expected
+        rerank_dataset(candidates, there, skim=sent, **options, output_format="parquet")
+        assert shards_of(there) == shards_of(here)
 
 
 @pytest.mark.usefixtures("local_ray")

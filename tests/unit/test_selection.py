@@ -212,3 +212,12 @@ def test_all_options_together():
     assert indices(ranking) == [0, 2, 4]
     scores = np.array([result.score for result in ranking])
     assert (np.diff(scores) >= -0.25).all()
+
+
+def test_a_cut_at_a_drop_is_refused_for_a_fallback_that_is_not_calibrated():
+    """Before the model fails; a fallback by name or object has the activation of the reranker."""
+    settings = {"activation": LOGISTIC, "max_drop": 0.3}
+    reranker = Reranker(Numbers(), **settings, fallback=Reranker(Numbers(), activation="sigmoid"))
+    with pytest.raises(InvalidInputError, match=r"`max_drop` is 0\.3, but the fallback numbers has `act.*sigmoid"):
+        reranker.rank(QUERY, PASSAGES)
+    assert len(Reranker(Numbers(), **settings, fallback=Numbers()).rank(QUERY, PASSAGES)) == 6

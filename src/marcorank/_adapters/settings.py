@@ -39,7 +39,8 @@ TopN = Annotated[int | None, BeforeValidator(top_n_or_none)]
 ScoreThreshold = Annotated[float | None, BeforeValidator(score_threshold_or_none)]
 WriteMetadata = Annotated[bool, BeforeValidator(partial(one_of, "write_metadata", allowed=(True, False)))]
 
-_SHARED = tuple(defaults(SharedSettings))
+_USUAL = defaults(SharedSettings)
+_SHARED = tuple(_USUAL)
 _OF_A_MODEL = {"model", *defaults(ModelSettings)}
 _SECOND_MODELS = ("fallback", "skim")
 # Fields that are checked together with the settings of the core.
@@ -212,10 +213,11 @@ class AdapterSettings(BaseModel, SharedSettings):
 
     def _options_on(self) -> dict[str, Any]:
         """Return the options that are on, for traces: cascade, blend, near-duplicates and cut."""
-        usual = defaults(SharedSettings)
-        on = [names for option, names in _TRACED.items() if getattr(self, option) != usual[option]]
+        on = [names for option, names in _TRACED.items() if getattr(self, option) != _USUAL[option]]
         shown = {name: getattr(self, name) for names in on for name in names}
-        return shown if self.core.skim is None else {**shown, "skim": self.core.skim.name}
+        if "skim" in shown and self.core.skim is not None:
+            shown["skim"] = self.core.skim.name
+        return shown
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not self._concerns_core(name) and name not in _OPTIONS_OF_A_CALL:

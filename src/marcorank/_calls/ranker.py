@@ -10,8 +10,9 @@ import numpy as np
 
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank._selection.selecting import Read, Selection, select
+from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, RerankTimeoutError
-from marcorank.ranking import RankedPassage, Ranking, RerankStatus, unranked
+from marcorank.ranking import Logistic, RankedPassage, Ranking, RerankStatus, unranked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,8 +82,9 @@ class Ranker(NamedTuple):
         """Check a selection against the settings, also against those of the fallback.
 
         Raises:
-            InvalidInputError: The threshold is on the scale of logits, but a model returns only probabilities; or there
-                may be more results than a model reads.
+            InvalidInputError: The threshold is on the scale of logits, but a model returns only probabilities. Or there
+                may be more results than a model reads, or a ranking would end at a drop of scores that are not
+                calibrated.
         """
         score_threshold, top_n = selection.score_threshold, selection.top_n
         if self.skim is not None and top_n is not None and top_n > self.skim.keep:
@@ -94,6 +96,12 @@ class Ranker(NamedTuple):
             raise InvalidInputError(
                 f"`score_threshold` is {score_threshold}, on the scale of logits; {self.model.name} gives "
                 "probabilities only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
+            )
+        if selection.max_drop is not None and not isinstance(self.activation, Logistic):
+            # The activation of a fallback; a reranker checks its own at once.
+            raise InvalidInputError(
+                f"`max_drop` is {selection.max_drop}, but the fallback {self.model.name} has "
+                f"`activation={quoted(self.activation)}`, whose scores are not calibrated. Pass it with a Logistic."
             )
         if self.fallback is not None:
             self.fallback.check(selection)

@@ -48,6 +48,8 @@ examples:
   marcorank rerank "how to open a file" hits.jsonl --top-n 5 --output best.jsonl
   grep -rh file docs | marcorank rerank "how to open a file"
   marcorank rerank --requests queries.jsonl --activation sigmoid
+  marcorank rerank "how to open a file" hits.jsonl --blend 0.3 --top-n 5
+  marcorank rerank --requests queries.jsonl --model my-reranker --skim bundled
   marcorank rerank --input 'candidates/*.parquet' --output ranked --engine ray
 """
 

@@ -12,7 +12,7 @@ from marcorank._adapters.settings import TopN, check_field_names
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
-from marcorank.reranker import Reranker
+from marcorank.reranker import Reranker, check_options
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,9 +75,11 @@ class RerankRetriever(BaseRetriever):
         return value
 
     def model_post_init(self, _context: Any, /) -> None:
-        """Leave `top_n` to the reranker until it is given; LangChain copies what it finds in `__dict__`."""
+        """Leave `top_n` to the reranker until it is given, then check it; LangChain copies what is in `__dict__`."""
         if "top_n" not in self.model_fields_set:
             self.__dict__.pop("top_n", None)
+        else:
+            check_options(self.reranker.core, top_n=self.top_n, score_threshold=self.reranker.score_threshold)
 
     if not TYPE_CHECKING:  # a type checker would take any attribute for defined
 
