@@ -150,12 +150,15 @@ def test_of_two_ways_to_save_time_the_faster_one_is_recommended():
     assert option(by_depth, "skim_keep").reason == "`top_k` saves more"
     slow_to_start = choose(sweep, {20: 20.0, 30: 30.0}, skim="same", skim_latency_ms=3.0)
     assert option(slow_to_start, "skim_keep").recommended == 10
+    # 3 and, between 0 and 20 ms, 10.
+    assert option(slow_to_start, "skim_keep").reason.endswith(", in 43 % of the time")
     assert option(slow_to_start, "top_k").reason == "`skim_keep` saves more"
     # 27 ms are added to the 10 of the model.
     too_slow = choose(sweep, {30: 30.0}, skim="same", skim_latency_ms=27.0)
     assert option(too_slow, "skim_keep").reason == "it saves no time"
     untimed = choose(sweep, dict.fromkeys(times), skim="same")
     assert option(untimed, "top_k").recommended == 10
+    assert option(untimed, "top_k").reason.endswith("; how much time it saves is not known")
     assert {point.latency_p50_ms for point in untimed.sweep} == {None}
 
 

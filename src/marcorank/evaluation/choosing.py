@@ -223,13 +223,15 @@ class _Times:
         return self._skim_ms + float(np.interp(setting.skim_keep, list(self._by_depth), list(self._by_depth.values())))
 
     def checked(self, choice: Choice, off: Setting) -> Choice:
-        """Leave off what is meant to save time and is known to save none."""
+        """Add how much time is saved; leave off what is known to save none."""
         if choice.recommended is None:
             return choice
         ours, theirs = self.of(off.having(choice.option, choice.recommended)), self.of(off)
-        if ours is not None and theirs is not None and ours >= theirs:
+        if ours is None or theirs is None:
+            return replace(choice, reason=f"{choice.reason}; how much time it saves is not known")
+        if ours >= theirs:
             return replace(choice, recommended=None, reason="it saves no time")
-        return choice
+        return replace(choice, reason=f"{choice.reason}, in {100 * ours / theirs:.0f} % of the time")
 
     def without_slower(self, options: Sequence[Choice], off: Setting) -> list[Choice]:
         """Recommend one way to save time: two were not measured together."""

@@ -73,7 +73,7 @@ def choice_lines(choices: Choices) -> list[str]:
         return [f"settings: {choices.note}"]
     rows = []
     for choice in choices.options:
-        if not any(half.chosen for half in choice.halves):
+        if choice.is_off:
             continue
         for number, half in enumerate(choice.halves, 1):
             chosen = "off" if half.chosen is None else f"{half.chosen:g}"
