@@ -177,6 +177,16 @@ def test_times_of_cascades_are_added():
     }
 
 
+def test_a_depth_beyond_the_candidates_is_their_number():
+    """No number between the two is tried: the model would read all, in a part of the time that reading all takes."""
+    collection, logits = made(knows_nothing, queries=4)
+    sweep = Sweep(collection, logits, NDCG, skim_logits=logits)
+    choices = choose(sweep, {20: 20.0, 1000: 30.0}, skim="same", skim_latency_ms=2.0)
+    assert choices.top_k == 30
+    assert [point.top_k for point in choices.sweep if not point.blend] == [20, 30, 30, 30]
+    assert [point.skim_keep for point in choices.sweep if point.skim_keep] == [10, 20]
+
+
 def test_a_threshold_is_measured_on_the_other_half():
     """What is kept there is close to the aim, but not equal as it is on the queries that chose it."""
     collection, logits = made(knows_nothing)

@@ -56,10 +56,13 @@ def choose(
         skim_latency_ms: Median time of the skimming model for all candidates of a query.
         seed: Seed of the halves and the intervals.
     """
-    depths = sorted(latencies_ms)
+    # No query has more candidates than that, whatever depth was asked for.
+    most = max(map(len, sweep.collection.run.values()))
+    by_depth = {min(depth, most): latency for depth, latency in sorted(latencies_ms.items())}
+    depths = list(by_depth)
     off = Setting(depths[-1])
     keeps = [] if skim is None else [keep for keep in KEEPS if keep < off.top_k]
-    times = _Times(latencies_ms, skim_latency_ms)
+    times = _Times(by_depth, skim_latency_ms)
     tried = [Setting(depth) for depth in depths]
     tried += [off._replace(skim_keep=keep) for keep in keeps]
     # The last one is the order of the first stage, which no half chooses.
@@ -207,10 +210,10 @@ class _Folds:
 
 
 class _Times:
-    """Median times of settings, as far as they are known."""
+    """Median times of settings, as far as they are known, from those of ascending depths."""
 
     def __init__(self, latencies_ms: Mapping[int, float | None], skim_ms: float | None) -> None:
-        self._by_depth = {0: 0.0, **{depth: ms for depth, ms in sorted(latencies_ms.items()) if ms is not None}}
+        self._by_depth = {0: 0.0, **{depth: ms for depth, ms in latencies_ms.items() if ms is not None}}
         self._skim_ms = skim_ms
 
     def of(self, setting: Setting) -> float | None:
