@@ -150,12 +150,15 @@ def test_of_two_ways_to_save_time_the_faster_one_is_recommended():
     assert option(by_depth, "skim_keep").reason == "`top_k` saves more"
     slow_to_start = choose(sweep, {20: 20.0, 30: 30.0}, skim="same", skim_latency_ms=3.0)
     assert option(slow_to_start, "skim_keep").recommended == 10
+    # 3 and, between 0 and 20 ms, 10.
+    assert option(slow_to_start, "skim_keep").reason.endswith(", in 43 % of the time")
     assert option(slow_to_start, "top_k").reason == "`skim_keep` saves more"
     # 27 ms are added to the 10 of the model.
     too_slow = choose(sweep, {30: 30.0}, skim="same", skim_latency_ms=27.0)
     assert option(too_slow, "skim_keep").reason == "it saves no time"
     untimed = choose(sweep, dict.fromkeys(times), skim="same")
     assert option(untimed, "top_k").recommended == 10
+    assert option(untimed, "top_k").reason.endswith("; how much time it saves is not known")
     assert {point.latency_p50_ms for point in untimed.sweep} == {None}
 
 
@@ -172,6 +175,16 @@ def test_times_of_cascades_are_added():
         (30, 10): pytest.approx(2 + 11),
         (30, 20): pytest.approx(2 + 26),
     }
+
+
+def test_a_depth_beyond_the_candidates_is_their_number():
+    """No number between the two is tried: the model would read all, in a part of the time that reading all takes."""
+    collection, logits = made(knows_nothing, queries=4)
+    sweep = Sweep(collection, logits, NDCG, skim_logits=logits)
+    choices = choose(sweep, {20: 20.0, 1000: 30.0}, skim="same", skim_latency_ms=2.0)
+    assert choices.top_k == 30
+    assert [point.top_k for point in choices.sweep if not point.blend] == [20, 30, 30, 30]
+    assert [point.skim_keep for point in choices.sweep if point.skim_keep] == [10, 20]
 
 
 def test_a_threshold_is_measured_on_the_other_half():

@@ -6,6 +6,7 @@ import re
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -17,10 +18,13 @@ from marcorank import InvalidInputError, MissingExtraError, Reranker
 from marcorank.collections.records import Collection
 from marcorank.evaluation import evaluate
 from marcorank.evaluation.calibration import calibrate
+from marcorank.evaluation.choosing import choose
 from marcorank.evaluation.comparison import depth_result
 from marcorank.evaluation.measures import parse_measures
+from marcorank.evaluation.recommending import with_code
 from marcorank.evaluation.records import ModelResult
 from marcorank.evaluation.results import Evaluation
+from marcorank.evaluation.sweep import Sweep
 from marcorank.evaluation.thresholds import cuts
 from marcorank.testing import WordOverlapScorer
 
@@ -317,6 +321,38 @@ def test_thresholds_and_calibration_stand_in_the_page():
         assert f"{point.score_threshold:.4f} " in text
     assert f"activation=Logistic(a={found.calibration.a:.6g}, b={found.calibration.b:.6g})" in text
     assert f"plain sigmoid {found.calibration.log_loss_sigmoid:.4f}" in text
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_choices_stand_in_the_page(timed):
+    """What is recommended, why, as which code, and quality against latency with a label at each setting."""
+    of = collection(40, candidates=60, relevant=3)
+    logits = noisy(of, skill=6)
+    (measure,) = parse_measures(["nDCG@10"])
+    sweep = Sweep(of, logits, measure, skim_logits=logits)
+    times = {20: 20.0, 50: 50.0, 60: 60.0} if timed else {20: None, 50: None, 60: None}
+    choices = choose(sweep, times, skim="skimming", skim_latency_ms=5.0 if timed else None)
+    reranker = Reranker("bundled")
+    choices = with_code(choices, reranker, "skimming", has_scores=False)
+    evaluation = evaluated(of, logits=logits, depths=(60,), names=("nDCG@10",))
+    (model,) = evaluation.models
+    html = render_report(Evaluation(of, evaluation.measures, (replace(model, choices=choices),)))
+    text = check(html).text
+    assert "skim_keep: 10 is recommended; " in text
+    assert "blend: leave it off; " in text
+    assert "skim_keep half 1 10 half 2" in text
+    assert "blend half 1" not in text
+    assert 'Reranker("bundled", skim="skimming", skim_keep=10)' in text
+    (picture,) = [svg for svg in pictures(html) if "top_k and skim_keep" in svg]
+    root = ET.fromstring(picture)  # noqa: S314 -- ours
+    labels = [
+        "".join(element.itertext())
+        for element in root.iter("{http://www.w3.org/2000/svg}text")
+        if "var(--gain)" in element.get("style", "") or "var(--loss)" in element.get("style", "")
+    ]
+    assert sorted(labels) == sorted(["20", "50", "60", "10", "20", "30", "50"])
+    assert ("are not measured but added" in text) == timed
+    assert "Choose settings" not in check(render_report(evaluation)).text
 
 
 @pytest.mark.parametrize(

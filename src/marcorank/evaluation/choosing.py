@@ -56,10 +56,13 @@ def choose(
         skim_latency_ms: Median time of the skimming model for all candidates of a query.
         seed: Seed of the halves and the intervals.
     """
-    depths = sorted(latencies_ms)
+    # No query has more candidates than that, whatever depth was asked for.
+    most = max(map(len, sweep.collection.run.values()))
+    by_depth = {min(depth, most): latency for depth, latency in sorted(latencies_ms.items())}
+    depths = list(by_depth)
     off = Setting(depths[-1])
     keeps = [] if skim is None else [keep for keep in KEEPS if keep < off.top_k]
-    times = _Times(latencies_ms, skim_latency_ms)
+    times = _Times(by_depth, skim_latency_ms)
     tried = [Setting(depth) for depth in depths]
     tried += [off._replace(skim_keep=keep) for keep in keeps]
     # The last one is the order of the first stage, which no half chooses.
@@ -207,10 +210,10 @@ class _Folds:
 
 
 class _Times:
-    """Median times of settings, as far as they are known."""
+    """Median times of settings, as far as they are known, from those of ascending depths."""
 
     def __init__(self, latencies_ms: Mapping[int, float | None], skim_ms: float | None) -> None:
-        self._by_depth = {0: 0.0, **{depth: ms for depth, ms in sorted(latencies_ms.items()) if ms is not None}}
+        self._by_depth = {0: 0.0, **{depth: ms for depth, ms in latencies_ms.items() if ms is not None}}
         self._skim_ms = skim_ms
 
     def of(self, setting: Setting) -> float | None:
@@ -223,13 +226,15 @@ class _Times:
         return self._skim_ms + float(np.interp(setting.skim_keep, list(self._by_depth), list(self._by_depth.values())))
 
     def checked(self, choice: Choice, off: Setting) -> Choice:
-        """Leave off what is meant to save time and is known to save none."""
+        """Add how much time is saved; leave off what is known to save none."""
         if choice.recommended is None:
             return choice
         ours, theirs = self.of(off.having(choice.option, choice.recommended)), self.of(off)
-        if ours is not None and theirs is not None and ours >= theirs:
+        if ours is None or theirs is None:
+            return replace(choice, reason=f"{choice.reason}; how much time it saves is not known")
+        if ours >= theirs:
             return replace(choice, recommended=None, reason="it saves no time")
-        return choice
+        return replace(choice, reason=f"{choice.reason}, in {100 * ours / theirs:.0f} % of the time")
 
     def without_slower(self, options: Sequence[Choice], off: Setting) -> list[Choice]:
         """Recommend one way to save time: two were not measured together."""

@@ -85,12 +85,13 @@ def sweep(choices: Choices) -> tuple[Figure, Figure]:
         caption += " Settings that were not timed are left out."
 
     def paint(axes: Any) -> None:
-        labels: list[tuple[float, float, str]] = []
+        labels: list[tuple[float, float, str, str]] = []
         for name, points, look in kinds:
             x = [point.latency_p50_ms or float(point.skim_keep or point.top_k) for point in points]
             y = [point.value for point in points]
             axes.plot(x, y, label=name, markersize=7, **look)
-            labels += zip(x, y, [f"{point.skim_keep or point.top_k}" for point in points], strict=True)
+            numbers = [f"{point.skim_keep or point.top_k}" for point in points]
+            labels += zip(x, y, numbers, [look["color"]] * len(points), strict=True)
         every_x = [x for x, *_ in labels]
         if max(every_x) > 4 * min(every_x):
             _logarithmic(axes)
@@ -249,23 +250,22 @@ def _mark_threshold(axes: Any, cuts: Cuts | None) -> None:
         axes.axvline(threshold, color=INK, linewidth=1.5, linestyle=":", label=f"recall {SHOWN_RECALL:g}")
 
 
-def _label(axes: Any, labels: Sequence[tuple[float, float, str]]) -> None:
-    """Write a label beside each point where there is room for it, else leave it out."""
+def _label(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:
+    """Write a label, given with its point and its colour, where there is room for it, else leave it out."""
     # Only now it is known where on the page a point is.
     axes.figure.draw_without_rendering()
     to_points = 72 / axes.figure.dpi
     places = [axes.transData.transform(point[:2]) * to_points for point in labels]
     taken = [(x, y, 8.0, 8.0) for x, y in places]
-    for (x, y), (*point, text) in zip(places, labels, strict=True):
+    for (x, y), (*point, text, colour) in zip(places, labels, strict=True):
         width, height = 7.5 * len(text), 12.0
         beside = 7 + width / 2
         for dx, dy in ((0, 12), (0, -13), (beside, 0), (-beside, 0), (beside, 11), (-beside, -11), (0, 23), (0, -24)):
             box = (x + dx, y + dy, width, height)
             if not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                axes.annotate(
-                    text, point, xytext=(dx, dy), textcoords="offset points", ha="center", va="center", fontsize=11
-                )
+                look = {"ha": "center", "va": "center", "fontsize": 11, "color": colour}
+                axes.annotate(text, point, xytext=(dx, dy), textcoords="offset points", **look)
                 break
 
 

@@ -54,13 +54,26 @@ def threshold_note(choices: Choices) -> str | None:
     )
 
 
+def together_note(choices: Choices) -> str | None:
+    """Return what all that is recommended gives, beside reading all and beside not reranking; None if nothing is."""
+    if all(choice.recommended is None for choice in choices.options):
+        return None
+    by_setting = {(point.top_k, point.skim_keep, point.blend): value(point.value) for point in choices.sweep}
+    off = Setting(choices.top_k)
+    recommended = by_setting[recommended_setting(choices.options, choices.top_k)]
+    return (
+        f"all that is recommended together: {choices.measure} {recommended} on all queries, not held out; off "
+        f"{by_setting[off]}; the first stage alone {by_setting[off.having('blend', 1.0)]}"
+    )
+
+
 def choice_lines(choices: Choices) -> list[str]:
     """Return the lines for a terminal."""
     if choices.note is not None:
         return [f"settings: {choices.note}"]
     rows = []
     for choice in choices.options:
-        if not any(half.chosen for half in choice.halves):
+        if choice.is_off:
             continue
         for number, half in enumerate(choice.halves, 1):
             chosen = "off" if half.chosen is None else f"{half.chosen:g}"
@@ -72,7 +85,12 @@ def choice_lines(choices: Choices) -> list[str]:
     lines = ["", *textwrap.wrap(f"Settings. {criterion(choices)}", _WIDTH)]
     if rows:
         lines += table(_HEADER, rows, left=["option", "chosen on", "measured on"])
-    notes = [*map(verdict, choices.options), threshold_note(choices), *map(partial(_tried, choices), _SHOWN)]
+    notes = [
+        *map(verdict, choices.options),
+        threshold_note(choices),
+        *map(partial(_tried, choices), _SHOWN),
+        together_note(choices),
+    ]
     for note in notes:
         if note is not None:
             lines += textwrap.wrap(note, _WIDTH, subsequent_indent="  ")

@@ -215,6 +215,11 @@ class Choice:
     halves: tuple[HalfResult, HalfResult]
     held_out: Comparison
 
+    @property
+    def is_off(self) -> bool:
+        """Whether neither half chose anything."""
+        return all(half.chosen is None for half in self.halves)
+
 
 @dataclass(frozen=True, slots=True)
 class HeldOutThreshold:

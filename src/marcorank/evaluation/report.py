@@ -15,7 +15,7 @@ from marcorank.evaluation import figures
 from marcorank.evaluation.calibration import probabilities
 from marcorank.evaluation.changes import query_changes
 from marcorank.evaluation.drawing import MODEL_COLOURS
-from marcorank.evaluation.recommending import criterion, threshold_note, verdict
+from marcorank.evaluation.recommending import criterion, threshold_note, together_note, verdict
 from marcorank.evaluation.thresholds import judged_candidates
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
@@ -85,6 +85,7 @@ def render_report(
         criterion=criterion,
         verdict=verdict,
         threshold_note=threshold_note,
+        together_note=together_note,
         sweep_figures=[] if shown.choices is None else figures.sweep(shown.choices),
         gains_figure=figures.gains(found),
         moves_figure=figures.moves(moves, out_of_reach=relevant - len(moves)),
