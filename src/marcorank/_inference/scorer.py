@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.pairs import PairEncoder
-    from marcorank._inference.scheduler import Pair, Scheduler
+    from marcorank._inference.parts import Pair
+    from marcorank._inference.scheduler import Scheduler
     from marcorank._steps import Steps
     from marcorank.scorer import Scorer
 

@@ -40,6 +40,7 @@ class OpenvinoBackend:
     """
 
     name = "openvino"
+    runs_in_callers = True
 
     def __init__(
         self,
