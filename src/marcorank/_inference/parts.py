@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.pairs import Window
-    from marcorank._inference.scheduler import Job
 
     Pair: TypeAlias = tuple[NDArray[np.int32], Window]
 
+JobT = TypeVar("JobT")
 
-class Part:
+
+class Part(Generic[JobT]):
     """Pairs of a job that were added together.
 
     A round takes pairs from only one part of a job. So the batches of a job that runs alone are always the same,
@@ -33,7 +34,7 @@ class Part:
         unscored: Number of pairs without a logit.
     """
 
-    def __init__(self, job: Job, pairs: Sequence[Pair], lengths: NDArray[np.int64]) -> None:
+    def __init__(self, job: JobT, pairs: Sequence[Pair], lengths: NDArray[np.int64]) -> None:
         self.job = job
         self.pairs = pairs
         self.lengths = lengths

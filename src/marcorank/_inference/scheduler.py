@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from marcorank._inference.parts import Pair
 
     MakeBatch: TypeAlias = Callable[[Sequence[Pair]], TokenBatch]
+    _Part: TypeAlias = "Part[Job]"
     # A part of a job, and the index of a pair in it.
-    _Row: TypeAlias = tuple[Part, int]
+    _Row: TypeAlias = tuple[_Part, int]
 
 # Several, so that the last batch of a round, which may be small, matters little.
 _BATCHES_PER_ROUND = 4
@@ -91,8 +92,8 @@ class Job(Future["NDArray[np.float32]"]):
         self._shared = state
         # The following attributes are guarded by the lock of the state.
         self.make_batch = make_batch
-        self.parts: list[Part] = []
-        self.waiting_parts: deque[Part] = deque()
+        self.parts: list[_Part] = []
+        self.waiting_parts: deque[_Part] = deque()
         self.waiting_tokens = 0
         self.unscored = 0
         self.complete = False
@@ -139,9 +140,8 @@ class Job(Future["NDArray[np.float32]"]):
                     self.parts.append(part)
                     self.unscored += len(pairs)
                     borrowed = last and len(pairs) == 1 and state.lends_a_turn()
-                    if borrowed:
-                        state.idle -= 1
-                    else:
+                    state.idle -= int(borrowed)
+                    if not borrowed:
                         state.enqueue(part)
                 if state.admitted_job is self:
                     state.admitted_job = None
@@ -155,26 +155,22 @@ class Job(Future["NDArray[np.float32]"]):
         finally:
             if borrowed:
                 state.return_turn()
-        if failure is not None:
-            self._repeat(part, failure)
-
-    def _repeat(self, part: Part, failure: Exception) -> None:
-        """Run a pair again in a worker, and raise the failure unless it fails there too.
-
-        A signal handler may have raised it: that of the main thread runs in the middle of any line.
-        """
-        state = self._shared
         try:
-            with state.lock:
-                if state.stopping:
-                    raise failure
-                state.enqueue(part)
-            with suppress(CancelledError):
-                if self.exception() is None:
-                    raise failure
+            # A signal handler, which runs in the middle of any line of the main thread, may have raised it.
+            if failure is not None and not self._fails_again(part):
+                raise failure
         finally:
-            # Its traceback refers to this frame.
-            del failure
+            del failure  # its traceback refers to this frame
+
+    def _fails_again(self, part: _Part) -> bool:
+        """Run a pair again, in a worker, and return whether it fails there too."""
+        with self._shared.lock:
+            if self._shared.stopping:
+                return False
+            self._shared.enqueue(part)
+        with suppress(CancelledError):
+            return self.exception() is not None
+        return True
 
     def cancel(self) -> bool:
         """Drop the pairs that have not run yet. Returns False if the job had already ended."""
@@ -242,17 +238,17 @@ class _SharedState:
             else:
                 self.idle += 1
 
-    def run_pair(self, part: Part) -> Exception | None:
+    def run_pair(self, part: _Part) -> Exception | None:
         """Run the only pair of a job in this thread; return what went wrong."""
         try:
-            token_batch = part.job.make_batch(part.pairs)
-            logits = check_shape(self.backend.logits(token_batch), count=1, model=self.backend.name)
+            found = self.backend.logits(part.job.make_batch(part.pairs))
+            logits = check_shape(found, count=1, model=self.backend.name)
         except Exception as error:  # noqa: BLE001 -- engines raise anything
             return error
         self._deliver([(part, 0)], logits)
         return None
 
-    def enqueue(self, part: Part) -> None:
+    def enqueue(self, part: _Part) -> None:
         """Queue the pairs of a part and wake workers for them; the caller holds the lock."""
         job = part.job
         job.waiting_parts.append(part)
