@@ -181,6 +181,20 @@ def test_the_words_of_a_text_have_its_tokens(name, special_tokens_are_text, text
     tokenizer.encode_special_tokens = False
 
 
+def test_words_of_many_texts_are_learnt_little_by_little():
+    """Texts in which most words are new are tokenised as a whole until enough of their words are known."""
+    tokenizer = _word_piece()
+    texts = [" ".join(f"word{number}" for number in range(start, start + 200)) for start in (0, 100)]
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    words = Words(tokenizer)
+    known = []
+    for _ in range(5):
+        assert [ids.tolist() for ids in words.tokens(texts)] == expected
+        known.append(sum(f" word{number}" in words for number in range(1, 300)))
+    assert 0 < known[0] < 299
+    assert known[-1] == 299
+
+
 def test_only_short_words_are_kept_and_not_too_many():
     words = Words(_word_piece())
     with mock.patch("marcorank._inference.words._MAX_WORDS", 10):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,12 @@ _MAX_WORDS = 32768
 _MAX_WORD_CHARS = 64
 # A longer text that has to be tokenised at once has few boundaries, if any.
 _MAX_TEXT_CHARS = 65536
+# How many texts show whether the words of all are new.
+_SAMPLE = 4
+# With more new words than one of so many, two cores together tokenise whole texts sooner.
+_WORDS_FOR_A_NEW_ONE = 6
+# Takes half a millisecond.
+_LEARNT_AT_ONCE = 128
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 # Each is a word of its own for BERT's pre-tokenizer.
 _SIGNS = string.punctuation + "\u2018\u2019\u201c\u201d\u2013\u2014\u2026\u2022"
@@ -49,16 +56,29 @@ class Words(dict[str, bytes]):
 
     def tokens(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """Return the ids of the tokens of each text. Shape of each: (tokens,), int32."""
-        if not self.boundaries.exist:
-            # Tokenising is faster without offsets.
-            encodings = self._tokenizer.encode_batch_fast(list(map(encodable_text, texts)), add_special_tokens=False)
-            return [self.array(encoding.ids) for encoding in encodings]
-        return [np.frombuffer(self._joined_ids(text), dtype=np.int32) for text in texts]
+        if self.boundaries.exist and not self._are_new(texts):
+            return [np.frombuffer(self._joined_ids(text), dtype=np.int32) for text in texts]
+        # Tokenising is faster without offsets.
+        encodings = self._tokenizer.encode_batch_fast(list(map(encodable_text, texts)), add_special_tokens=False)
+        return [self.array(encoding.ids) for encoding in encodings]
 
     def array(self, ids: Sequence[int]) -> NDArray[np.int32]:
         """Return ids as the tokenizer gives them as an array. Shape: (tokens,), int32."""
         token_ids = np.array(ids, dtype=np.int32)
         return token_ids if self._plain_ids is None else self._plain_ids[token_ids]
+
+    def _are_new(self, texts: Sequence[str]) -> bool:
+        """Whether so many words are new that all cores tokenise the texts sooner; learn some of them then."""
+        if len(texts) == 1:
+            return False
+        some = [text for text in texts[:_SAMPLE] if len(text) <= _MAX_TEXT_CHARS]
+        words = [word for text in some for word in self.boundaries.split(text)]
+        new = {word for word in words if word not in self}
+        if len(new) * _WORDS_FOR_A_NEW_ONE <= len(words):
+            return False
+        for word in islice(new, _LEARNT_AT_ONCE):
+            self[word]
+        return True
 
     def _joined_ids(self, text: str) -> bytes:
         if len(text) > _MAX_TEXT_CHARS:
