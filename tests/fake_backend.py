@@ -21,10 +21,20 @@ class FakeBackend:
 
     device, precision = "cpu", "fp32"
 
-    def __init__(self, *, name="fake", max_padded_tokens=1000, parallel_batches=1, gated=False, column=0):
+    def __init__(
+        self,
+        *,
+        name="fake",
+        max_padded_tokens=1000,
+        parallel_batches=1,
+        runs_in_callers=False,
+        gated=False,
+        column=0,
+    ):
         self.name = name
         self.max_padded_tokens = max_padded_tokens
         self.parallel_batches = parallel_batches
+        self.runs_in_callers = runs_in_callers
         self.gated = gated
         self.column = column
         self.begun, self.leave = threading.Semaphore(0), threading.Semaphore(0)

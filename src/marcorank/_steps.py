@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from concurrent.futures import Future, wait
+from concurrent.futures import CancelledError, Future, TimeoutError  # noqa: A004  # another one before Python 3.11
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -40,7 +40,8 @@ def run(steps: Steps[T]) -> T:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             if not pending.future.done():
-                wait([pending.future], pending.timeout_s)
+                with suppress(CancelledError, TimeoutError):
+                    pending.future.exception(pending.timeout_s)
     finally:
         # The future may refer to an error whose traceback refers to this frame.
         pending = None
@@ -73,7 +74,10 @@ async def _done(pending: Wait) -> None:
             loop.call_soon_threadsafe(_set, woken)
 
     pending.future.add_done_callback(wake)
-    await asyncio.wait([woken], timeout=pending.timeout_s)
+    if pending.timeout_s is None:
+        await woken
+    else:
+        await asyncio.wait([woken], timeout=pending.timeout_s)
 
 
 def _set(woken: asyncio.Future[None]) -> None:

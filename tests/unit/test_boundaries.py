@@ -23,6 +23,7 @@ from tokenizers import (
 
 from marcorank._inference.boundaries import Boundaries
 from marcorank._inference.pairs import PairEncoder
+from marcorank._inference.words import Words
 from random_models import bundled_folder
 
 TEXTS = [
@@ -124,6 +125,82 @@ def test_the_parts_of_a_text_have_its_tokens(name, text):
         first, rest = (tokenizer.encode(part, add_special_tokens=False) for part in (text[:end], text[end:]))
         assert first.ids + rest.ids == whole.ids
         assert first.offsets + [(start + end, stop + end) for start, stop in rest.offsets] == whole.offsets
+
+
+def _cased() -> Tokenizer:
+    tokenizer = _word_piece()
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False)
+    return tokenizer
+
+
+def _with_added_tokens() -> Tokenizer:
+    tokenizer = _word_piece()
+    tokenizer.add_tokens(["(c)", AddedToken("-x", normalized=False), "\u2026a"])
+    return tokenizer
+
+
+def _with_added_word() -> Tokenizer:
+    tokenizer = _word_piece()
+    tokenizer.add_tokens(["erl"])
+    return tokenizer
+
+
+def _without_boundaries() -> Tokenizer:
+    return _with_token(AddedToken("New York"))
+
+
+OF_WORDS = {
+    **{name: make for name, (make, _) in TOKENIZERS.items()},
+    "cased word pieces": _cased,
+    "word pieces with added tokens": _with_added_tokens,
+    "word pieces with an added word": _with_added_word,
+    "no boundaries": _without_boundaries,
+}
+QUOTED = (" \u201cit\u2019s\u201d", " \u2026a", " (c)", " (C) x", " -x-X")
+WORDS = st.sampled_from(("Berlin", " berlin,", " BERLIN's", " tokenisation", " ##a b", *QUOTED))
+
+
+@cache
+def _of_words(name: str) -> Tokenizer:
+    return OF_WORDS[name]()
+
+
+@pytest.mark.parametrize("special_tokens_are_text", [False, True])
+@pytest.mark.parametrize("name", OF_WORDS)
+@settings(deadline=None, max_examples=100)
+@given(texts=st.lists(st.lists(PIECES | WORDS, max_size=12).map("".join), max_size=4))
+def test_the_words_of_a_text_have_its_tokens(name, special_tokens_are_text, texts):
+    """Tokens are those of the whole text, whichever words are known already, and while words are forgotten."""
+    tokenizer = _of_words(name)
+    tokenizer.encode_special_tokens = special_tokens_are_text
+    expected = [tokenizer.encode(text.replace("\ud800", "\ufffd"), add_special_tokens=False).ids for text in texts]
+    words = Words(tokenizer)
+    for most in (1000, 1000, 3):
+        with mock.patch("marcorank._inference.words._MAX_WORDS", most):
+            assert [ids.tolist() for ids in words.tokens(texts)] == expected
+    tokenizer.encode_special_tokens = False
+
+
+def test_words_of_many_texts_are_learnt_little_by_little():
+    """Texts in which most words are new are tokenised as a whole until enough of their words are known."""
+    tokenizer = _word_piece()
+    texts = [" ".join(f"word{number}" for number in range(start, start + 200)) for start in (0, 100)]
+    expected = [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    words = Words(tokenizer)
+    known = []
+    for _ in range(5):
+        assert [ids.tolist() for ids in words.tokens(texts)] == expected
+        known.append(sum(f" word{number}" in words for number in range(1, 300)))
+    assert 0 < known[0] < 299
+    assert known[-1] == 299
+
+
+def test_only_short_words_are_kept_and_not_too_many():
+    words = Words(_word_piece())
+    with mock.patch("marcorank._inference.words._MAX_WORDS", 10):
+        words.tokens([" ".join(f"word{number}" for number in range(100)), "a" * 1000, " " * 100_000])
+    assert 0 < len(words) <= 10
+    assert max(map(len, words)) < 100
 
 
 @each_tokenizer

@@ -445,3 +445,87 @@ print("end")
         timeout=60,
     )
     assert (done.stdout, done.stderr) == ("end\n", "")
+
+
+def ready(backend) -> Scheduler:
+    """Return a scheduler whose workers are idle."""
+    scheduler = Scheduler(backend)
+    assert result(begin(scheduler, range(4))) == list(range(4))
+    while scheduler._shared.idle < backend.parallel_batches:
+        os.sched_yield()
+    backend.batches.clear()
+    return scheduler
+
+
+def test_a_lone_pair_runs_in_the_thread_of_its_caller():
+    """Only there it needs no hand-over. Several pairs, and those of daemon threads, run in workers."""
+    backend = FakeBackend(name="lent", runs_in_callers=True, parallel_batches=2)
+    scheduler = ready(backend)
+    found: list[threading.Thread] = []
+    logits = backend.logits
+    backend.logits = lambda batch: found.append(threading.current_thread()) or logits(batch)
+    assert result(begin(scheduler, [7])) == [7]
+    assert found.pop() is threading.current_thread()
+    assert result(begin(scheduler, [8, 9])) == [8, 9]
+    assert set(found) <= set(threads_of(backend))
+    found.clear()
+    daemon = threading.Thread(target=begin, args=(scheduler, [10]), daemon=True)
+    daemon.start()
+    daemon.join()
+    assert result(begin(scheduler, [11, 12])) == [11, 12]
+    assert daemon not in found
+
+
+def test_a_caller_that_runs_its_pair_takes_the_turn_of_a_worker():
+    """No more batches run at once than the engine allows, and what waited for the turn runs right after it."""
+    backend = FakeBackend(name="turns", runs_in_callers=True, gated=False)
+    scheduler = ready(backend)
+    backend.begun = threading.Semaphore(0)
+    backend.gated = True
+    jobs = []
+    caller = threading.Thread(target=lambda: jobs.append(begin(scheduler, [1])))
+    caller.start()
+    backend.wait_for_batch()
+    other = begin(scheduler, [2, 3])
+    third = begin(scheduler, [4])
+    assert not backend.begun.acquire(blocking=False)
+    backend.open_gate()
+    caller.join()
+    assert [result(job) for job in (*jobs, other, third)] == [[1], [2, 3], [4]]
+    assert backend.batches[0] == [1]
+
+
+def test_a_lone_pair_that_fails_gives_the_error_of_a_worker():
+    backend = FakeBackend(name="lent", runs_in_callers=True)
+    scheduler = ready(backend)
+    backend.broken = {3}
+    with pytest.raises(ScoreError, match="failed on a batch of 1 x 10 tokens on cpu: a bad row"):
+        result(begin(scheduler, [3]))
+    assert result(begin(scheduler, [4])) == [4]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
+@pytest.mark.parametrize("raised", [TimeoutError("the task took too long"), KeyboardInterrupt()])
+def test_what_a_signal_handler_raises_meanwhile_is_raised(raised):
+    """It is no failure of the model, and the turn of the worker comes back."""
+    backend = FakeBackend(name="lent", runs_in_callers=True)
+    scheduler = ready(backend)
+    logits = backend.logits
+
+    def interrupted(batch):
+        backend.logits = logits
+        signal.raise_signal(signal.SIGUSR1)
+        return logits(batch)
+
+    def handler(*_):
+        raise raised
+
+    backend.logits = interrupted
+    before = signal.signal(signal.SIGUSR1, handler)
+    try:
+        with pytest.raises(type(raised)) as found:
+            begin(scheduler, [5])
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert found.value is raised
+    assert [result(begin(scheduler, [number])) for number in (6, 7)] == [[6], [7]]

@@ -29,6 +29,16 @@ class Boundaries:
         signs = _boundary_signs(tokenizer)
         # After a letter, a digit or ASCII punctuation: no normalizer turns these into a space.
         self._pattern = None if signs is None else re.compile(rf"(?<=[\w!-~])[{signs}]")
+        self._part = None if signs is None else re.compile(rf"[\s\S](?:[^{signs}]+|(?<![\w!-~])[{signs}])*")
+
+    @property
+    def exist(self) -> bool:
+        """Whether a text may have boundaries."""
+        return self._part is not None
+
+    def split(self, text: str) -> list[str]:
+        """Return the parts of a text, split at every boundary."""
+        return [text] if self._part is None else self._part.findall(text)
 
     def after(self, text: str, position: int) -> int:
         """Return the first boundary from `position` on, or the length of the text."""
@@ -38,8 +48,8 @@ class Boundaries:
 
 def _boundary_signs(tokenizer: Tokenizer) -> str | None:
     """Return the characters before which a text can be split, as the inside of a character class."""
-    normalizers = _parts(tokenizer.normalizer, "normalizers")
-    splitters = _parts(tokenizer.pre_tokenizer, "pretokenizers")
+    normalizers = parts_of(tokenizer.normalizer, "normalizers")
+    splitters = parts_of(tokenizer.pre_tokenizer, "pretokenizers")
     if normalizers is None or not splitters:
         return None
     if not all(_keeps_spaces_apart(part) for part in normalizers):
@@ -76,7 +86,7 @@ def _keeps_spaces_apart(normalizer: dict[str, Any]) -> bool:
     return normalizer["type"] in _NORMALIZERS
 
 
-def _parts(component: Any, name: str) -> list[dict[str, Any]] | None:
+def parts_of(component: Any, name: str) -> list[dict[str, Any]] | None:
     """Return the settings of a component and of those inside it, in order; None if it is written in Python."""
     if component is None:
         return []

@@ -6,14 +6,13 @@ truncated to fit, and the settings of the tokenizer never change, which makes it
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from marcorank._inference.boundaries import Boundaries
+from marcorank._inference.words import Words, encodable_text
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
 
@@ -31,7 +30,6 @@ _WINDOW_OVERLAP = 0.25
 _CHARS_PER_TOKEN = 8
 # A text of which all tokens are needed is tokenised in parts, so that no other thread waits long for the interpreter.
 CHARS_AT_ONCE = 65536
-_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +172,9 @@ class PairEncoder:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = special_tokens == "text"
         self._tokenizer = tokenizer
-        self._boundaries = Boundaries(tokenizer)
         self._unknown_id = _unknown_id(tokenizer)
         self._plain_ids = self._ids_without_special_tokens(pad_id) if special_tokens == "text" else None
+        self._words = Words(tokenizer, self._plain_ids)
         layout = PairLayout.of(tokenizer)
         self._prefix, self._middle, self._suffix = (
             np.array(part, dtype=np.int32) for part in (layout.prefix, layout.middle, layout.suffix)
@@ -214,7 +212,7 @@ class PairEncoder:
                 [encodable_text(text) for text in passages], add_special_tokens=False
             )
             for index, encoding in enumerate(encodings):
-                token_ids = self._token_ids(encoding.ids)
+                token_ids = self._words.array(encoding.ids)
                 tokens[index], unknown_tokens[index] = len(token_ids), self._count_unknown(token_ids)
                 splitter = _WindowSplitter(index, len(passages[index]), capacity)
                 windows += splitter.add(token_ids, encoding, 0)
@@ -233,7 +231,7 @@ class PairEncoder:
         the last of its windows.
         """
         *others, last = passages
-        if not self._windows or self._boundaries.after(last, CHARS_AT_ONCE) == len(last):
+        if not self._windows or self._words.boundaries.after(last, CHARS_AT_ONCE) == len(last):
             yield self.encode(query, passages)
             return
         if others:
@@ -243,9 +241,9 @@ class PairEncoder:
         no_passages = np.zeros(0, dtype=np.int64)
         end = tokens = unknown_tokens = 0
         while end < len(last):
-            start, end = end, self._boundaries.after(last, end + CHARS_AT_ONCE)
+            start, end = end, self._words.boundaries.after(last, end + CHARS_AT_ONCE)
             encoding = self._tokenizer.encode(encodable_text(last[start:end]), add_special_tokens=False)
-            token_ids = self._token_ids(encoding.ids)
+            token_ids = self._words.array(encoding.ids)
             tokens += len(token_ids)
             unknown_tokens += self._count_unknown(token_ids)
             windows = splitter.add(token_ids, encoding, start)
@@ -293,10 +291,6 @@ class PairEncoder:
             query_mostly_unknown=0 < len(query_ids) <= 2 * self._count_unknown(query_ids),
         )
 
-    def _token_ids(self, ids: list[int]) -> NDArray[np.int32]:
-        token_ids = np.array(ids, dtype=np.int32)
-        return token_ids if self._plain_ids is None else self._plain_ids[token_ids]
-
     def _ids_without_special_tokens(self, pad_id: int) -> NDArray[np.int32]:
         """Return what stands for each id in a text: itself, or the unknown token for a special token.
 
@@ -323,20 +317,14 @@ class PairEncoder:
         remaining: Sequence[int] = range(len(texts))
         chars = _CHARS_PER_TOKEN * count
         while remaining:
-            ends = [self._boundaries.after(texts[index], chars) for index in remaining]
-            # Tokenising is faster without offsets.
-            encodings = self._tokenizer.encode_batch_fast(
-                [encodable_text(texts[index][:end]) for index, end in zip(remaining, ends, strict=True)],
-                add_special_tokens=False,
-            )
+            ends = [self._words.boundaries.after(texts[index], chars) for index in remaining]
+            tokens = self._words.tokens([texts[index][:end] for index, end in zip(remaining, ends, strict=True)])
             too_short = []
-            for index, end, encoding in zip(remaining, ends, encodings, strict=True):
-                # Each access to `ids` creates a new list.
-                ids = encoding.ids
-                if len(ids) <= count and end < len(texts[index]):
+            for index, end, token_ids in zip(remaining, ends, tokens, strict=True):
+                if len(token_ids) <= count and end < len(texts[index]):
                     too_short.append(index)
                 else:
-                    found[index] = (self._token_ids(ids[:count]), len(ids) > count)
+                    found[index] = (token_ids[:count], len(token_ids) > count)
             remaining = too_short
             chars *= 4
         return [found[index] for index in range(len(texts))]
@@ -415,15 +403,6 @@ class _WindowSplitter:
         end = start + self._capacity
         span = int(self._offsets[start, 0]), int(self._offsets[end - 1, 1])
         return Window(self._passage, self._token_ids[start:end], span)
-
-
-def encodable_text(text: str) -> str:
-    """Replace lone surrogates, which no tokenizer accepts, with U+FFFD; the length stays the same."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return _LONE_SURROGATE.sub("\ufffd", text)
-    return text
 
 
 def _unknown_id(tokenizer: Tokenizer) -> int | None:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from marcorank._inference.backends.torch import UNTRUNCATED, computing
-from marcorank._inference.pairs import encodable_text
 from marcorank._inference.scorer import PassageScores, PlainScorer
+from marcorank._inference.words import encodable_text
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:

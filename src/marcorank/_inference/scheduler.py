@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections import Counter, OrderedDict, deque
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ import numpy as np
 from marcorank._exits import DaemonThread
 from marcorank._forks import keep_in_child
 from marcorank._inference.batching import plan_batches
+from marcorank._inference.parts import Part
 from marcorank.errors import ClosedError, MarcoRankError, ScoreError
 from marcorank.ranking import check_shape
 
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.backends.base import Backend
-    from marcorank._inference.pairs import TokenBatch, Window
+    from marcorank._inference.pairs import TokenBatch
+    from marcorank._inference.parts import Pair
 
-    Pair: TypeAlias = tuple[NDArray[np.int32], Window]
     MakeBatch: TypeAlias = Callable[[Sequence[Pair]], TokenBatch]
+    _Part: TypeAlias = "Part[Job]"
     # A part of a job, and the index of a pair in it.
-    _Row: TypeAlias = "tuple[_Part, int]"
+    _Row: TypeAlias = tuple[_Part, int]
 
 # Several, so that the last batch of a round, which may be small, matters little.
 _BATCHES_PER_ROUND = 4
@@ -123,34 +125,52 @@ class Job(Future["NDArray[np.float32]"]):
         Raises:
             ClosedError: The scheduler has stopped.
         """
-        part = _Part(self, pairs, lengths)
+        part = Part(self, pairs, lengths)
         state = self._shared
-        with state.lock:
-            if state.stopping:
-                raise ClosedError("The model was closed while passages were waiting to be scored.")
-            if self.done():
-                return
-            self.complete = last
-            if pairs:
-                self.parts.append(part)
-                self.waiting_parts.append(part)
-                if len(self.waiting_parts) == 1:
-                    state.queue[self] = None
-                self.waiting_tokens += part.waiting_tokens
-                self.unscored += len(pairs)
-                state.waiting_tokens += part.waiting_tokens
-                if len(state.threads) < state.backend.parallel_batches:
-                    state.start_threads()
-                for _ in range(min(len(pairs), state.idle)):
-                    state.wakeups.put(None)
-                    state.idle -= 1
-            if state.admitted_job is self:
-                state.admitted_job = None
-            ended = last and not self.unscored
-        if state.admission_queue:
-            state.admit_next()
-        if ended:
-            self.settle()
+        failure: Exception | None = None
+        borrowed = False
+        try:
+            with state.lock:
+                if state.stopping:
+                    raise ClosedError("The model was closed while passages were waiting to be scored.")
+                if self.done():
+                    return
+                self.complete = last
+                if pairs:
+                    self.parts.append(part)
+                    self.unscored += len(pairs)
+                    borrowed = last and len(pairs) == 1 and state.lends_a_turn()
+                    state.idle -= int(borrowed)
+                    if not borrowed:
+                        state.enqueue(part)
+                if state.admitted_job is self:
+                    state.admitted_job = None
+                ended = last and not self.unscored
+            if state.admission_queue:
+                state.admit_next()
+            if ended:
+                self.settle()
+            if borrowed:
+                failure = state.run_pair(part)
+        finally:
+            if borrowed:
+                state.return_turn()
+        try:
+            # A signal handler, which runs in the middle of any line of the main thread, may have raised it.
+            if failure is not None and not self._fails_again(part):
+                raise failure
+        finally:
+            del failure  # its traceback refers to this frame
+
+    def _fails_again(self, part: _Part) -> bool:
+        """Run a pair again, in a worker, and return whether it fails there too."""
+        with self._shared.lock:
+            if self._shared.stopping:
+                return False
+            self._shared.enqueue(part)
+        with suppress(CancelledError):
+            return self.exception() is not None
+        return True
 
     def cancel(self) -> bool:
         """Drop the pairs that have not run yet. Returns False if the job had already ended."""
@@ -169,41 +189,6 @@ class Job(Future["NDArray[np.float32]"]):
                 self.set_result(logits)
             else:
                 self.set_exception(error)
-
-
-class _Part:
-    """Pairs of a job that were added together.
-
-    A round takes pairs from only one part of a job. So the batches of a job that runs alone are always the same,
-    whether or not its next part has been added yet.
-
-    Attributes:
-        job: The job.
-        pairs: The pairs; released once all are scored.
-        lengths: Number of tokens in each sequence. Shape: (pairs,), int64.
-        logits: Shape: (pairs,), float32.
-        waiting_tokens: Number of tokens of the pairs that are in no round yet.
-        unscored: Number of pairs without a logit.
-    """
-
-    def __init__(self, job: Job, pairs: Sequence[Pair], lengths: NDArray[np.int64]) -> None:
-        self.job = job
-        self.pairs = pairs
-        self.lengths = lengths
-        self.logits = np.empty(len(pairs), dtype=np.float32)
-        self.unscored = len(pairs)
-        self._order = np.argsort(-lengths, kind="stable")
-        self._ends = np.cumsum(lengths[self._order])
-        self._taken = 0
-        self.waiting_tokens = int(lengths.sum())
-
-    def take(self, tokens: int) -> NDArray[np.int64]:
-        """Return the indices of the longest waiting pairs, as many as fit into `tokens`, but at least one."""
-        before = int(self._ends[-1]) - self.waiting_tokens
-        start = self._taken
-        self._taken = max(int(np.searchsorted(self._ends, before + tokens, side="right")), start + 1)
-        self.waiting_tokens = int(self._ends[-1] - self._ends[self._taken - 1])
-        return self._order[start : self._taken]
 
 
 class _SharedState:
@@ -230,6 +215,52 @@ class _SharedState:
         self.wakeups: SimpleQueue[None] = SimpleQueue()
         self.stopping = False
         self._pid = os.getpid()
+
+    def lends_a_turn(self) -> bool:
+        """Whether the calling thread may run a pair in place of an idle worker; the caller holds the lock.
+
+        Two hand-overs between threads can take longer than a pair. An engine in a daemon thread that is not ours would
+        crash the process if it ended meanwhile.
+        """
+        return (
+            self.backend.runs_in_callers
+            and self.idle > 0
+            and not self.queue
+            and not self.round
+            and not threading.current_thread().daemon
+        )
+
+    def return_turn(self) -> None:
+        """End what `lends_a_turn` allowed: a worker is woken for what came meanwhile, or is idle again."""
+        with self.lock:
+            if self.queue or self.round:
+                self.wakeups.put(None)
+            else:
+                self.idle += 1
+
+    def run_pair(self, part: _Part) -> Exception | None:
+        """Run the only pair of a job in this thread; return what went wrong."""
+        try:
+            found = self.backend.logits(part.job.make_batch(part.pairs))
+            logits = check_shape(found, count=1, model=self.backend.name)
+        except Exception as error:  # noqa: BLE001 -- engines raise anything
+            return error
+        self._deliver([(part, 0)], logits)
+        return None
+
+    def enqueue(self, part: _Part) -> None:
+        """Queue the pairs of a part and wake workers for them; the caller holds the lock."""
+        job = part.job
+        job.waiting_parts.append(part)
+        if len(job.waiting_parts) == 1:
+            self.queue[job] = None
+        job.waiting_tokens += part.waiting_tokens
+        self.waiting_tokens += part.waiting_tokens
+        if len(self.threads) < self.backend.parallel_batches:
+            self.start_threads()
+        for _ in range(min(len(part.pairs), self.idle)):
+            self.wakeups.put(None)
+            self.idle -= 1
 
     def start_threads(self) -> None:
         """Start the worker threads; the caller holds the lock."""

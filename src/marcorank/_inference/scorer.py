@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._inference.pairs import PairEncoder
-    from marcorank._inference.scheduler import Pair, Scheduler
+    from marcorank._inference.parts import Pair
+    from marcorank._inference.scheduler import Scheduler
     from marcorank._steps import Steps
     from marcorank.scorer import Scorer
 
@@ -215,9 +216,13 @@ class CrossEncoderScorer:
         job = self.scheduler.open(self.encoder.batch)
         try:
             slices = self._slices(requests, scored)
-            last = False
+            begun = last = False
             while not last:
-                yield Wait(job.admission())
+                admission = job.admission()
+                # After each slice a call gives way to others.
+                if begun or not admission.done():
+                    yield Wait(admission)
+                begun = True
                 if job.done():  # a batch failed
                     break
                 pairs, lengths, last = next(slices)
@@ -328,15 +333,18 @@ class _Windows:
 
 def _best_windows(windows: _Windows, logits: NDArray[np.float32]) -> PassageScores:
     """Give each passage the logit and the span of its best window; the first one wins a tie."""
-    passages = np.array(windows.passages, dtype=np.int64)
-    # A window whose logit is not finite represents its passage, so that the error is noticed.
-    worth = np.where(np.isfinite(logits), logits, np.inf)
-    # By passage, then best logit first; the sort is stable, so ties stay in reading order.
-    order = np.lexsort((-worth, passages))
-    best = order[np.unique(passages[order], return_index=True)[1]]
-    spans = tuple(windows.spans[index] for index in best)
+    spans = tuple(windows.spans)
+    if len(windows.passages) > len(windows.truncated):
+        passages = np.array(windows.passages, dtype=np.int64)
+        # A window whose logit is not finite represents its passage, so that the error is noticed.
+        worth = np.where(np.isfinite(logits), logits, np.inf)
+        # By passage, then best logit first; the sort is stable, so ties stay in reading order.
+        order = np.lexsort((-worth, passages))
+        best = order[np.unique(passages[order], return_index=True)[1]]
+        logits = logits[best]
+        spans = tuple(spans[index] for index in best)
     return PassageScores(
-        logits=logits[best],
+        logits=logits,
         truncated=np.array(windows.truncated, dtype=np.bool_),
         spans=None if None in spans else tuple(span for span in spans if span is not None),
         query_truncated=windows.query_truncated,

@@ -35,6 +35,7 @@ class Backend(Protocol):
         precision: Precision of the computation.
         max_padded_tokens: Best batch size in tokens, including padding; 1 runs each sequence alone.
         parallel_batches: Number of parallel calls of `logits`, each in its own thread.
+        runs_in_callers: Whether these may be threads of callers.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backend(Protocol):
     precision: str
     max_padded_tokens: int
     parallel_batches: int
+    runs_in_callers: bool
 
     def logits(self, batch: TokenBatch) -> NDArray[np.float32]:
         """Return one logit per row. Shape: (batch,), float32."""

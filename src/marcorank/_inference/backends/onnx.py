@@ -72,6 +72,7 @@ class OnnxBackend:
         # Dynamic quantisation uses one scale per batch; a pair that runs alone does not depend on others.
         self.max_padded_tokens = 1 if mentions(file, "DynamicQuantizeLinear") else _MAX_PADDED_TOKENS[kind]
         self.parallel_batches = workers.count if kind == "cpu" else 1
+        self.runs_in_callers = kind == "cpu"
         self._session = session
         self._outputs = None if hidden is None else [hidden]
         self._head = None if hidden is None else head

@@ -58,6 +58,8 @@ class TorchBackend:
     name = "torch"
     # torch uses all cores, or the whole GPU, for one batch.
     parallel_batches = 1
+    # Every thread that computes gets threads of its own from OpenMP.
+    runs_in_callers = False
 
     def __init__(
         self, folder: Path, *, device: str, precision: str, allow_pickle: bool, saved_with: str | None = None
