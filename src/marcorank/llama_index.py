@@ -214,7 +214,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     def _options(self, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
         options: dict[str, Any] = {"top_n": self.top_n, "score_threshold": self.score_threshold}
-        if self.blend:
+        if self.blend or self.skim is not None:
             kept = all(_keeps_retrieval_score(found.node) for found in nodes)
             options["retrieval_scores"] = [
                 plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score) for found in nodes

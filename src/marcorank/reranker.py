@@ -204,8 +204,8 @@ class Reranker:
             passages: Texts; blank ones are allowed. Equal ones are scored once.
             top_n: Maximum number of results; None for all.
             score_threshold: Minimum score of a result, on the scale of the activation; applied before `top_n`.
-            retrieval_scores: First-stage scores for `blend`, one per passage, the greater the better. If any is None,
-                the order of the passages counts instead.
+            retrieval_scores: First-stage scores for `blend` and `skim`, one per passage, the greater the better. If any
+                is None, `blend` goes by the order of the passages, and `skim` by its model alone.
 
         Raises:
             InvalidInputError: An argument is not allowed.

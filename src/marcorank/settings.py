@@ -308,8 +308,9 @@ class SharedSettings(ModelSettings):
     skim: str | os.PathLike[str] | Scorer | Mapping[str, Any] | None = setting(
         None,
         "A cheaper model, a `Scorer`, a `Reranker`, or the dict of one, that reads all passages first; the model then "
-        "reads only the `skim_keep` best of them. The others follow in the order of the cheaper model, without a "
-        "score. One given by name uses `max_length`, `max_query_tokens`, `long_passages`, `special_tokens`, `threads`, "
+        "reads only the `skim_keep` best of them. The others follow without a score. Where all passages have "
+        "first-stage scores, the ranks of these and of the cheaper model are fused. One given by name uses "
+        "`max_length`, `max_query_tokens`, `long_passages`, `special_tokens`, `threads`, "
         "`cache_folder`, `local_files_only` and `cache_size` of this reranker, a server `max_passages_per_request`.",
         partial(_optional, _second_model),
     )

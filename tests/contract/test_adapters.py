@@ -564,11 +564,12 @@ class TimesOut(WordOverlapScorer):
 
 async def test_a_cascade_ranks_as_the_core_and_says_who_read_what(adapter):
     """What only the skimming model read comes last, with its name, and without a number of another scale."""
+    scores = [0.9, 0.4, 0.3, 0.2, 0.15, 0.1]
     rerank = adapter.with_overlap(skim=Length(), skim_keep=2, top_n=None)
-    found = adapter.rerank(rerank, adapter.items(TEXTS), QUERY)
-    assert await adapter.arerank(rerank, adapter.items(TEXTS), QUERY) == found
-    expected = Reranker(word_overlap(), skim=Length(), skim_keep=2).rank(QUERY, TEXTS)
-    assert adapter.indexes(found) == [result.index for result in expected] == [1, 0, 4, 3, 5, 2]
+    found = adapter.rerank(rerank, adapter.with_scores(TEXTS, scores), QUERY)
+    assert await adapter.arerank(rerank, adapter.with_scores(TEXTS, scores), QUERY) == found
+    expected = Reranker(word_overlap(), skim=Length(), skim_keep=2).rank(QUERY, TEXTS, retrieval_scores=scores)
+    assert adapter.indexes(found) == [result.index for result in expected]
     assert [adapter.score(one) for one in found] == [result.score for result in expected] == [5.0, -5.0, *[None] * 4]
     names = [adapter.metadata(one).get("scored_by") for one in found]
     assert names == [None, None, *["length"] * 4]

@@ -118,7 +118,7 @@ def test_a_first_stage_that_hurts_or_adds_nothing_is_left_off(first_stage, seed)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_skimming_model_that_is_as_good_saves_time(seed):
     """Of the numbers that lose nothing that matters, the smallest one is recommended."""
-    collection, logits = made(knows_nothing, seed=seed)
+    collection, logits = made(knows_the_same, seed=seed)
     sweep = Sweep(collection, logits, NDCG, skim_logits=noisy(logits, 0.05, seed))
     found = option(choose(sweep, {30: 300.0}, skim="good", skim_latency_ms=30.0, seed=seed), "skim_keep")
     assert found.recommended == max(half.chosen for half in found.halves)
@@ -336,7 +336,7 @@ def test_the_code_of_a_cascade_runs():
     """Skimming models by name and as objects are in the code."""
     from marcorank.evaluation.recommending import with_code
 
-    collection, logits = made(knows_nothing)
+    collection, logits = made(knows_the_same)
     sweep = Sweep(collection, logits, NDCG, skim_logits=logits)
     choices = choose(sweep, {30: 100.0}, skim="same", skim_latency_ms=1.0)
     with Reranker("bundled") as reranker:
@@ -345,8 +345,13 @@ def test_the_code_of_a_cascade_runs():
         as_dict = with_code(choices, reranker, Reranker("bundled", max_length=64), has_scores=True).code["core"]
         assert "skim={'model': 'bundled', 'max_length': 64}" in as_dict
         as_object = with_code(choices, reranker, ScriptedScorer(logits), has_scores=True).code["core"]
-    assert "retrieval_scores" not in by_name
+    assert "retrieval_scores=scores[:30]" in by_name
     for code in (by_name, as_dict, as_object):
-        names = {"query": "q", "passages": ["a", "b"] * 10, "skim_scorer": ScriptedScorer({"q": {"a": 1.0, "b": 0.0}})}
+        names = {
+            "query": "q",
+            "passages": ["a", "b"] * 10,
+            "scores": [2.0, 1.0] * 10,
+            "skim_scorer": ScriptedScorer({"q": {"a": 1.0, "b": 0.0}}),
+        }
         exec(code, names)  # noqa: S102 -- what is printed is there to be run
         assert len(names["ranking"].results) == 3

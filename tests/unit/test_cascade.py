@@ -8,6 +8,8 @@ import pickle
 import threading
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, ScoreError
 from marcorank.testing import WordOverlapScorer
@@ -69,6 +71,35 @@ def test_the_model_reads_the_best_of_the_skimming_model():
     assert ranking.model == "strong"
     assert json.loads(json.dumps(ranking.to_dicts())) == ranking.to_dicts()
     assert "skim" in str(ranking).splitlines()[1]
+
+
+def test_ranks_of_the_first_stage_have_a_say_in_what_is_read():
+    """By the sum of reciprocal ranks; without a score of every passage the skimming model decides alone."""
+    strong = Numbers("strong")
+    scores = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 10.0]
+    scores[0], scores[1] = 9.5, 9.0  # so 9 is first, then 0, 1, 8, 7, ...
+    expected = sorted(
+        range(10), key=lambda index: -1 / (61 + index) - 1 / (61 + sorted(scores)[::-1].index(scores[index]))
+    )
+    ranking = cascade(strong).rank(QUERY, PASSAGES, retrieval_scores=scores)
+    assert strong.read == [[PASSAGES[index] for index in sorted(expected[:3])]]
+    assert strong.read != [PASSAGES[:3]]
+    assert indices(ranking)[3:] == expected[3:]
+    assert cascade().rank(QUERY, PASSAGES, retrieval_scores=[None, *scores[1:]]) == cascade().rank(QUERY, PASSAGES)
+
+
+@given(st.permutations(range(10)))
+def test_a_permutation_of_the_input_changes_no_cascade(order):
+    """With and without first-stage scores."""
+    scores = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.3, 5.8, 9.7, 9.3]
+    for given_scores in (scores, None):
+        expected = [result.text for result in cascade().rank(QUERY, PASSAGES, retrieval_scores=given_scores)]
+        moved = cascade().rank(
+            QUERY,
+            [PASSAGES[index] for index in order],
+            retrieval_scores=given_scores and [given_scores[index] for index in order],
+        )
+        assert [result.text for result in moved] == expected
 
 
 def test_top_n_keeps_what_the_model_read():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
+from marcorank._selection.blending import order_after_skim
 from marcorank._selection.selecting import Read, Selection, select
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, RerankTimeoutError
@@ -55,6 +56,18 @@ class Skim(NamedTuple):
 
     model: LazyModel
     keep: int
+
+
+class _Skimmed(NamedTuple):
+    """What the skimming model found in a request.
+
+    Attributes:
+        scores: Its scores.
+        order: Positions of the passages, best first. Shape: (passages,), int64.
+    """
+
+    scores: PassageScores
+    order: NDArray[np.int64]
 
 
 class Ranker(NamedTuple):
@@ -128,7 +141,7 @@ class Ranker(NamedTuple):
         limit = min(limits, default=None)
         started = time.monotonic()
         failure: Exception | None = None
-        skimmed: list[PassageScores] = []
+        skimmed: list[_Skimmed] = []
         timed_out = False
         try:
             try:
@@ -165,7 +178,7 @@ class Ranker(NamedTuple):
             failure = None
 
     def _rank_with_model(
-        self, requests: Sequence[RankRequest], selection: Selection, skimmed: list[PassageScores]
+        self, requests: Sequence[RankRequest], selection: Selection, skimmed: list[_Skimmed]
     ) -> Steps[list[Ranking]]:
         """Rank with this model; `skimmed` gets the scores of the skimming model as soon as they are known."""
         pairs = [request.pair for request in requests]
@@ -173,8 +186,12 @@ class Ranker(NamedTuple):
         skim = self.skim
         if skim is not None and any(len(part) > skim.keep for part in parts):
             skim.model.check_open()
-            skimmed += yield from skim.model.score(pairs)
-            parts = [np.sort(_best_first(scores)[: skim.keep]) for scores in skimmed]
+            scored = yield from skim.model.score(pairs)
+            skimmed += [
+                _Skimmed(scores, order_after_skim(scores.logits, request.retrieval_scores))
+                for request, scores in zip(requests, scored, strict=True)
+            ]
+            parts = [np.sort(one.order[: skim.keep]) for one in skimmed]
             pairs = [
                 (query, [passages[index] for index in part.tolist()])
                 for (query, passages), part in zip(pairs, parts, strict=True)
@@ -191,14 +208,10 @@ class Ranker(NamedTuple):
         scores: PassageScores,
         read: Read,
         selection: Selection,
-        skimmed: PassageScores | None,
+        skimmed: _Skimmed | None,
     ) -> Ranking:
         """Return the ranking of a request, of which the model read a part."""
         is_logit = self.score_kind == "logit"
-        unread = None
-        if skimmed is not None:
-            order = _best_first(skimmed)
-            unread = order[~np.isin(order, read.indices)]
         selected = select(
             request.passages,
             read,
@@ -206,7 +219,7 @@ class Ranker(NamedTuple):
             # A server that returns probabilities has applied its activation already.
             activation=self.activation if is_logit else "identity",
             retrieval_scores=request.retrieval_scores,
-            unread=unread,
+            unread=None if skimmed is None else skimmed.order[len(read.indices) :],
         )
         scored = selected.indices[: len(selected.scores)]
         places = np.searchsorted(read.indices, scored)
@@ -217,7 +230,7 @@ class Ranker(NamedTuple):
                 score=score,
                 logit=float(scores.logits[place]) if is_logit else None,
                 text=request.passages[index],
-                skim_logit=None if skimmed is None else float(skimmed.logits[index]),
+                skim_logit=None if skimmed is None else float(skimmed.scores.logits[index]),
                 blended_score=None if selected.blended is None else float(selected.blended[place]),
                 **scores.details(place),
             )
@@ -226,7 +239,7 @@ class Ranker(NamedTuple):
             )
         ]
         if skimmed is not None:
-            results += self._skimmed_only(request, skimmed, selected.indices[len(results) :], len(results))
+            results += self._skimmed_only(request, skimmed.scores, selected.indices[len(results) :], len(results))
         return Ranking(
             request.query,
             self.model.name,
@@ -258,7 +271,7 @@ class Ranker(NamedTuple):
         self,
         requests: Sequence[RankRequest],
         selection: Selection,
-        skimmed: Sequence[PassageScores],
+        skimmed: Sequence[_Skimmed],
         failure: Exception,
     ) -> list[Ranking]:
         """Rank by the skimming model alone, because this one failed; the threshold is on the scale of this one."""
@@ -267,8 +280,8 @@ class Ranker(NamedTuple):
         alone = Selection(top_n=selection.top_n, max_similarity=selection.max_similarity)
         nothing = Read(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         rankings = []
-        for request, scores in zip(requests, skimmed, strict=True):
-            selected = select(request.passages, nothing, alone, activation=self.activation, unread=_best_first(scores))
+        for request, (scores, order) in zip(requests, skimmed, strict=True):
+            selected = select(request.passages, nothing, alone, activation=self.activation, unread=order)
             results = self._skimmed_only(request, scores, selected.indices, 0)
             rankings.append(
                 Ranking(
@@ -288,10 +301,6 @@ class Ranker(NamedTuple):
         if rankings and (rankings[0].status is None or rankings[0].status.outcome == "fallback"):
             warnings.warn(self.model.name, status, f"{rankings[0].model} ranked")
         return [replace(ranking, status=ranking.status or status) for ranking in rankings]
-
-
-def _best_first(scores: PassageScores) -> NDArray[np.int64]:
-    return np.argsort(-scores.logits, kind="stable")
 
 
 def _add_cause(error: BaseException, earlier: BaseException) -> None:

@@ -132,7 +132,7 @@ def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores:
     model, top_k = _model(reranker.model, "scorer"), setting.top_k
     core = _call("reranker = Reranker", [model, *_keywords(settings)])
     rank = ["query", f"passages[:{top_k}]", "top_n=3"]
-    if setting.blend and has_scores:
+    if has_scores and (setting.blend or setting.skim_keep is not None):
         rank.append(f"retrieval_scores=scores[:{top_k}]")
     is_object = not isinstance(reranker.model, str)
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from marcorank._selection.blending import order_after_skim
 from marcorank._selection.selecting import Read, Selection, select
 from marcorank.evaluation.measures import logit_of, per_query
-from marcorank.ranking import order_logits
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -73,17 +73,17 @@ class Sweep:
 
     def _order(self, query_id: str, first: Mapping[str, float], setting: Setting) -> list[int]:
         logits = _logits_of(self.logits, query_id, first)
-        read, unread = np.arange(len(first)), None
+        read, unread, scores = np.arange(len(first)), None, first_stage_scores(list(first.values()))
         if setting.skim_keep is not None and self._skim_logits is not None and len(first) > setting.skim_keep:
             skimmed = _logits_of(self._skim_logits, query_id, first)
-            order = order_logits(skimmed, activation="identity", score_threshold=None, top_n=None).indices
+            order = order_after_skim(skimmed, scores)
             read, unread = np.sort(order[: setting.skim_keep]), order[setting.skim_keep :]
         selected = select(
             [self.collection.passages[doc_id] for doc_id in first],
             Read(read, logits[read]),
             Selection(blend=setting.blend),
             activation="identity",
-            retrieval_scores=first_stage_scores(list(first.values())),
+            retrieval_scores=scores,
             unread=unread,
         )
         order_of_all: list[int] = selected.indices.tolist()

@@ -227,7 +227,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         }
         inputs = {"query": query, "document_count": len(listed), "model": self.core.name, **options}
         inputs.update(self._options_on())
-        if self.blend:
+        if self.blend or self.skim is not None:
             options["retrieval_scores"] = first_stage_scores([metadata for _, metadata in parts])
         return _Call(listed, texts, options, inputs)
 
@@ -238,8 +238,8 @@ class _Call(NamedTuple):
     Attributes:
         documents: The documents as a list.
         texts: The texts that the model reads.
-        options: `top_n` and `score_threshold`, from the call or else from the fields; with `blend` the first-stage
-            scores.
+        options: `top_n` and `score_threshold`, from the call or else from the fields; with `blend` or
+            `skim` the first-stage scores.
         inputs: What a trace shows.
     """
 
