@@ -175,7 +175,7 @@ def test_the_tables_suggest_thresholds():
     found_cuts = evaluation.models[0].cuts
     point = found_cuts.for_recall[0.9]
     assert str(evaluation).splitlines()[-2] == (
-        f"suggested by these queries: top_k {found_cuts.top_k}; top_n {found_cuts.top_n}; score_threshold "
+        f"suggested by these queries: top_n {found_cuts.top_n}; score_threshold "
         f"{point.score_threshold:.4f} keeps {100 * point.recall:.4g} % of the relevant candidates"
     )
     qrels = {query_id: {"none": 0} for query_id in COLLECTION.queries}

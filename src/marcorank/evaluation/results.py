@@ -186,7 +186,7 @@ class Evaluation:
             if (cuts := result.cuts) is not None:
                 point = cuts.for_recall[SHOWN_RECALL]
                 lines.append(
-                    f"suggested by these queries: top_k {cuts.top_k}; top_n {cuts.top_n}; score_threshold "
+                    f"suggested by these queries: top_n {cuts.top_n}; score_threshold "
                     f"{point.score_threshold:.4f} keeps {percent(point.recall)} of the relevant candidates"
                 )
             if result.choices is not None:
