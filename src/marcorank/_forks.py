@@ -125,7 +125,8 @@ class ForkGate:
 
     def __exit__(self, *_: object) -> None:
         with self._changed:
-            self._inside -= 1
+            # In a child that was forked by a thread inside, it is 0 already.
+            self._inside = max(0, self._inside - 1)
             if self._forking:
                 self._changed.notify_all()
 

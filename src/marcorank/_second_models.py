@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from marcorank.errors import InvalidInputError
 from marcorank.remote import RemoteScorer, is_remote
-
-if TYPE_CHECKING:
-    from marcorank.settings import RerankerSettings
+from marcorank.settings import RerankerSettings, defaults
 
 # What a model that was given by name has from the reranker.
 _SHARED_WITH_FALLBACK = ("special_tokens", "threads", "cache_folder", "local_files_only")
@@ -31,8 +29,9 @@ def skim_of(settings: RerankerSettings, make: Any) -> Any:
     if settings.skim is None:
         return None
     skim = _made(settings.skim, {name: getattr(settings, name) for name in _SHARED_WITH_SKIM}, settings, make)
-    for name in ("skim", "fallback", "timeout_s"):
-        if getattr(skim, name) is not None:
+    values, usual = skim.__getstate__(), defaults(RerankerSettings)
+    for name in ("skim", "fallback", "timeout_s", "blend", "max_similarity", "max_drop"):
+        if values[name] != usual[name]:
             raise InvalidInputError(
                 f"`skim` is a reranker with `{name}`, which it would not use; expected one without it. Pass `{name}` "
                 "to the reranker that has the `skim`."

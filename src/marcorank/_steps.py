@@ -7,6 +7,7 @@ the caller's event loop, and a `Task` (see `_calls.tasks`) resumes it in a worke
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Generator
 from concurrent.futures import CancelledError, Future, TimeoutError  # noqa: A004  # another one before Python 3.11
 from contextlib import suppress
@@ -40,12 +41,24 @@ def run(steps: Steps[T]) -> T:
             except StopIteration as end:
                 return end.value  # type: ignore[no-any-return]
             if not pending.future.done():
-                with suppress(CancelledError, TimeoutError):
-                    pending.future.exception(pending.timeout_s)
+                _wait(pending)
     finally:
         # The future may refer to an error whose traceback refers to this frame.
         pending = None
         steps.close()
+
+
+def _wait(pending: Wait) -> None:
+    """Block until the future is done, or its time has passed."""
+    end = None if pending.timeout_s is None else time.monotonic() + pending.timeout_s
+    try:
+        pending.future.exception(pending.timeout_s)
+    except CancelledError:
+        pass
+    except TimeoutError:
+        # A signal handler may have raised it.
+        if end is None or time.monotonic() < end:
+            raise
 
 
 async def arun(steps: Steps[T]) -> T:

@@ -30,7 +30,7 @@ _MAX_REASON_CHARS = 500
 _MAX_CAUSE_CHARS = 120
 _UNSCORED: dict[str | None, str] = {
     "passthrough": "in the order of the input",
-    "skim": "in the order of the skimming model",
+    "skim": "in the order after the skim",
 }
 _OF_OPTIONS = {"scored_by", "skim_logit", "blended_score"}
 

@@ -331,16 +331,16 @@ class SharedSettings(ModelSettings):
     )
     max_similarity: float | None = setting(
         None,
-        "Skip a passage whose text is more similar than that to a better one, from 0 to 1, and rank the next in its "
-        "place; 0.8 skips near-copies. By default none is skipped.",
+        "Skip a passage whose similarity to a better one is above this number, from 0 to 1, and rank the next in its "
+        "place; 0.8 skips near-copies, 1 skips nothing. By default none is skipped.",
         partial(_optional, share),
         from_text=float,
         metavar="SHARE",
     )
     max_drop: float | None = setting(
         None,
-        "End a ranking before the first result whose probability is lower by more than that than the one before; from "
-        "0 to 1. Needs a `Logistic` as `activation`. By default it ends at `top_n`.",
+        "End a ranking where the probability of all further results is more than this much below that of the last one, "
+        "from 0 to 1. Needs a `Logistic` as `activation`. By default it ends at `top_n`.",
         partial(_optional, share),
         from_text=float,
         metavar="DROP",

@@ -135,7 +135,14 @@ def _cased() -> Tokenizer:
 
 def _with_added_tokens() -> Tokenizer:
     tokenizer = _word_piece()
-    tokenizer.add_tokens(["(c)", AddedToken("-x", normalized=False), "\u2026a"])
+    tokenizer.add_tokens(["(c)", AddedToken("-x", normalized=False)])
+    return tokenizer
+
+
+def _with_added_signs() -> Tokenizer:
+    """Their first characters are ones that the normalizer removes or keeps."""
+    tokenizer = _word_piece()
+    tokenizer.add_tokens(["\u2026a", "\u0301erl", "\u200bspree"])
     return tokenizer
 
 
@@ -154,9 +161,10 @@ OF_WORDS = {
     "cased word pieces": _cased,
     "word pieces with added tokens": _with_added_tokens,
     "word pieces with an added word": _with_added_word,
+    "word pieces with added signs": _with_added_signs,
     "no boundaries": _without_boundaries,
 }
-QUOTED = (" \u201cit\u2019s\u201d", " \u2026a", " (c)", " (C) x", " -x-X")
+QUOTED = (" \u201cit\u2019s\u201d", " \u2026a", " (c)", " (C) x", " -x-X", " spree3", " erl3")
 WORDS = st.sampled_from(("Berlin", " berlin,", " BERLIN's", " tokenisation", " ##a b", *QUOTED))
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, ScoreError
+from marcorank import ClosedError, InvalidInputError, Logistic, Reranker, RerankTimeoutError, ScoreError
 from marcorank.testing import WordOverlapScorer
 
 QUERY = "red apple"
@@ -90,9 +90,8 @@ def test_ranks_of_the_first_stage_have_a_say_in_what_is_read():
 
 @given(st.permutations(range(10)))
 def test_a_permutation_of_the_input_changes_no_cascade(order):
-    """With and without first-stage scores."""
-    scores = [3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.3, 5.8, 9.7, 9.3]
-    for given_scores in (scores, None):
+    """With and without first-stage scores, also where many of these are equal."""
+    for given_scores in ([3.0, 1.0, 4.0, 1.5, 9.0, 2.6, 5.3, 5.8, 9.7, 9.3], [0.5, 0.5, 0.5, 0.9, 0.9] * 2, None):
         expected = [result.text for result in cascade().rank(QUERY, PASSAGES, retrieval_scores=given_scores)]
         moved = cascade().rank(
             QUERY,
@@ -118,6 +117,32 @@ def test_few_passages_are_not_skimmed():
     assert len(cascade().rank(QUERY, [])) == 0
 
 
+def test_all_copies_of_a_text_are_read_together():
+    """They count once, and all of them have its score."""
+    strong = Numbers("strong")
+    copies = [*PASSAGES[:2], PASSAGES[0], *PASSAGES[2:5], PASSAGES[1]]
+    ranking = cascade(strong).rank(QUERY, copies)
+    assert strong.read == [PASSAGES[:3]]
+    assert indices(ranking) == [3, 1, 6, 0, 2, 4, 5]
+    assert [result.score is None for result in ranking] == [False] * 5 + [True] * 2
+
+
+def test_a_long_request_changes_nothing_for_a_short_one():
+    """In `rank_many`, only requests with more than `skim_keep` passages are skimmed."""
+    weak = Numbers("weak", -1.0)
+    rankings = cascade(weak=weak).rank_many([(QUERY, PASSAGES[:2]), (QUERY, PASSAGES), (QUERY, [])])
+    assert weak.read == [PASSAGES]
+    assert rankings == [cascade().rank(QUERY, passages) for passages in (PASSAGES[:2], PASSAGES, [])]
+    slow = Waits("late")
+    late = cascade(slow, timeout_s=0.2)
+    with pytest.raises(RerankTimeoutError, match="Model `late` did not answer"):
+        late.rank_many([(QUERY, PASSAGES[:2]), (QUERY, PASSAGES)])
+    late.on_error = "passthrough"
+    outcomes = [ranking.status.outcome for ranking in late.rank_many([(QUERY, PASSAGES[:2]), (QUERY, PASSAGES)])]
+    slow.may_answer.set()
+    assert outcomes == ["passthrough", "skim"]
+
+
 def test_thresholds_are_on_the_scale_of_the_model():
     """A passage that the model did not read has no score, so it passes no threshold; likewise with `max_drop`."""
     assert indices(cascade().rank(QUERY, PASSAGES, score_threshold=-100)) == [2, 1, 0]
@@ -132,16 +157,17 @@ def test_ties_keep_the_order_of_the_input():
 
 
 def test_blend_and_near_duplicates_in_a_cascade():
-    """The first stage is mixed among those that were read; skipped copies are replaced also by others."""
+    """The first stage is mixed among those that were read; near-duplicates take no place of `skim_keep`."""
     ranking = cascade(blend=1.0).rank(QUERY, PASSAGES)
     assert indices(ranking) == list(range(10))
     assert [result.blended_score is None for result in ranking] == [False] * 3 + [True] * 7
     copy = "a copy of one and the same text, to which a number was added at the end: "
     copies = [f"{copy} 0", f"{copy} 1", f"{copy} 2", "nothing like it 3"]
-    ranking = cascade(max_similarity=0.6).rank(QUERY, copies, top_n=2)
-    assert indices(ranking) == [2, 3]
-    assert [result.scored_by for result in ranking] == [None, "weak"]
-    assert [one.index for one in ranking.skipped] == [1, 0]
+    strong = Numbers("strong")
+    ranking = cascade(strong, max_similarity=0.6).rank(QUERY, copies)
+    assert strong.read == [[copies[0], copies[3]]]
+    assert indices(ranking) == [3, 0]
+    assert [one.index for one in ranking.skipped] == [1, 2]
 
 
 def test_rank_many_and_arank():
@@ -168,8 +194,8 @@ def test_out_of_time_after_the_skim(caplog):
     assert [result.score for result in ranking] == [None] * 3
     assert [result.scored_by for result in ranking] == ["weak"] * 3
     assert (ranking.status.outcome, ranking.status.error) == ("skim", "RerankTimeoutError")
-    assert "in the order of the skimming model" in str(ranking)
-    assert "the order of the skimming model was kept" in caplog.text
+    assert "in the order after the skim" in str(ranking)
+    assert "the order after the skim was kept" in caplog.text
 
 
 def test_out_of_time_with_a_fallback():
@@ -185,7 +211,7 @@ def test_out_of_time_with_a_fallback():
 def test_out_of_time_during_the_skim():
     """There is no order to keep, so the call fails as one without a skimming model does."""
     slow = Waits("slow")
-    with pytest.raises(Exception, match=r"did not answer within 0\.2 s"):
+    with pytest.raises(RerankTimeoutError, match=r"Model `slow` did not answer within 0\.2 s. Increase"):
         cascade(weak=slow, timeout_s=0.2).rank(QUERY, PASSAGES)
     slow.may_answer.set()
 
@@ -231,6 +257,8 @@ def test_a_slow_skimming_scorer_does_not_block_others():
         (Reranker(WordOverlapScorer(), timeout_s=1.0), "timeout_s"),
         (Reranker(WordOverlapScorer(), fallback="bundled"), "fallback"),
         (Reranker(WordOverlapScorer(), skim="bundled"), "skim"),
+        (Reranker(WordOverlapScorer(), blend=0.3), "blend"),
+        (Reranker(WordOverlapScorer(), max_similarity=0.3), "max_similarity"),
     ],
 )
 def test_settings_that_a_skimming_model_would_not_use_are_refused(skim, name):

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import threading
 import weakref
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from fake_backend import FakeBackend, threads_of
 from marcorank import ClosedError, ScoreError
 from marcorank._inference.pairs import TokenBatch
 from marcorank._inference.scheduler import Scheduler
+from marcorank._steps import Wait, run
 
 
 def make_batch(pairs) -> TokenBatch:
@@ -529,3 +531,47 @@ def test_what_a_signal_handler_raises_meanwhile_is_raised(raised):
         signal.signal(signal.SIGUSR1, before)
     assert found.value is raised
     assert [result(begin(scheduler, [number])) for number in (6, 7)] == [[6], [7]]
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="needs signals")
+@pytest.mark.parametrize("timeout_s", [None, 60.0])
+def test_what_a_signal_handler_raises_while_a_call_waits_is_raised(timeout_s):
+    """Also if it is a `TimeoutError`, which is what a limit of the program itself usually raises."""
+
+    def handler(*_):
+        raise TimeoutError("the task took too long")
+
+    def steps():
+        yield Wait(Future(), timeout_s)
+
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        with pytest.raises(TimeoutError, match="the task took too long"):
+            run(steps())
+    finally:
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("in_main_thread", [True, False])
+def test_an_engine_that_fails_once_on_a_lone_pair_gives_its_score(in_main_thread):
+    """The pair ran again in a worker; the error of the engine never reaches the caller as it is."""
+    backend = FakeBackend(name="lent", runs_in_callers=True)
+    scheduler = ready(backend)
+    logits = backend.logits
+    engine: dict[str, Any] = {"__name__": "openvino.engine"}
+    exec("def fail():\n    raise RuntimeError('out of memory')", engine)  # noqa: S102
+
+    def once(batch):
+        backend.logits = logits
+        engine["fail"]()
+
+    backend.logits = once
+    found = []
+    thread = threading.Thread(target=lambda: found.append(result(begin(scheduler, [5]))))
+    if in_main_thread:
+        found.append(result(begin(scheduler, [5])))
+    else:
+        thread.start()
+        thread.join()
+    assert found == [[5]]

@@ -67,6 +67,8 @@ def test_a_blend_of_equal_scores_keeps_the_order_of_the_input():
     assert indices(ranked(["a 1"], blend=0.5)) == [0]
     assert indices(ranked(["a 1", "b 1", "c 1"], blend=0.5, retrieval_scores=[2, 2, 2])) == [0, 1, 2]
     assert len(ranked([], blend=0.5)) == 0
+    tiny = ranked(["a 1", "b 2", "c 3"], blend=0.5, retrieval_scores=[5e-324, 0, 0])
+    assert [result.blended_score for result in tiny] == [0.5, 0.25, 0.0]
 
 
 @given(st.permutations(range(6)))
@@ -180,6 +182,12 @@ def test_a_ranking_ends_at_a_drop_of_probability():
     assert indices(ranked(passages, activation=LOGISTIC, max_drop=0.3, top_n=1)) == [0]
     assert indices(ranked(passages, activation=LOGISTIC, max_drop=1.0)) == [0, 1, 2, 3, 4]
     assert indices(ranked([], activation=LOGISTIC, max_drop=0.3)) == []
+
+
+def test_a_drop_of_a_blend_hides_no_better_result():
+    """Where the order is not that of the scores, the end is where all further ones are lower."""
+    ranking = ranked(["a 0", "b -3", "c 4", "d -9"], activation=LOGISTIC, blend=0.9, max_drop=0.3)
+    assert indices(ranking) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("activation", ["identity", "sigmoid"])

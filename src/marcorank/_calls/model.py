@@ -85,8 +85,21 @@ class LazyModel:
             for request in deduplicated
         ]
 
-    def run(self, steps: Steps[T], limit: TimeLimit | None, *, may_block: bool = True) -> Steps[T]:
+    def run(
+        self,
+        steps: Steps[T],
+        limit: TimeLimit | None,
+        *,
+        may_block: bool = True,
+        at_work: Callable[[], LazyModel] | None = None,
+    ) -> Steps[T]:
         """Run steps in the calling thread, or as a task if that thread must not be blocked or may give up.
+
+        Args:
+            steps: The steps.
+            limit: How long they may take; None for no limit.
+            may_block: Whether they may run in the calling thread.
+            at_work: Returns the model that is at work, for the error; None if it is always this one.
 
         Raises:
             ClosedError: The reranker was closed.
@@ -100,7 +113,8 @@ class LazyModel:
             yield Wait(task, None if limit is None else limit.seconds)
             if limit is None or task.done():
                 return task.result()
-            raise timeout_error(self.name, limit, loading=self._scorer is None)
+            late = self if at_work is None else at_work()
+            raise timeout_error(late.name, limit, loading=late._scorer is None)  # noqa: SLF001 -- of this class
         finally:
             self._tasks.abandon(task)
             # It refers to its error, whose traceback refers to this frame.

@@ -10,7 +10,7 @@ import numpy as np
 
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank._selection.blending import order_after_skim
-from marcorank._selection.selecting import Read, Selection, select
+from marcorank._selection.selecting import Read, Selection, read_after_skim, select
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, RerankTimeoutError
 from marcorank.ranking import Logistic, RankedPassage, Ranking, RerankStatus, unranked
@@ -68,6 +68,19 @@ class _Skimmed(NamedTuple):
 
     scores: PassageScores
     order: NDArray[np.int64]
+
+
+class _Progress:
+    """How far a call has come.
+
+    Attributes:
+        model: The model that is at work.
+        skimmed: What was found in each request, once that is known; None for one with few passages.
+    """
+
+    def __init__(self, model: LazyModel) -> None:
+        self.model = model
+        self.skimmed: list[_Skimmed | None] = []
 
 
 class Ranker(NamedTuple):
@@ -141,15 +154,15 @@ class Ranker(NamedTuple):
         limit = min(limits, default=None)
         started = time.monotonic()
         failure: Exception | None = None
-        skimmed: list[_Skimmed] = []
+        progress = _Progress(self.model)
         timed_out = False
         try:
             try:
                 own_limit = limit
                 if limit is not None and self.fallback is not None:
                     own_limit = limit._replace(seconds=limit.seconds / 2)
-                own = self._rank_with_model(requests, selection, skimmed)
-                return (yield from self.model.run(own, own_limit, may_block=may_block))
+                own = self._rank_with_model(requests, selection, progress)
+                return (yield from self.model.run(own, own_limit, may_block=may_block, at_work=lambda: progress.model))
             except OPERATIONAL_ERRORS as error:
                 failure, timed_out = error, isinstance(error, RerankTimeoutError)
             if self.fallback is not None:
@@ -163,44 +176,64 @@ class Ranker(NamedTuple):
                 except OPERATIONAL_ERRORS as error:
                     _add_cause(error, failure)
                     failure = error
-            if skimmed and (timed_out or self.on_error == "passthrough"):
+            skimmed = progress.skimmed
+            if skimmed and (self.on_error == "passthrough" or (timed_out and None not in skimmed)):
                 return self._rank_by_skim(requests, selection, skimmed, failure)
             if self.on_error == "raise":
                 raise failure
             status = RerankStatus.of("passthrough", failure)
             warnings.warn(self.model.name, status, "the order of the input was kept")
-            return [
-                unranked(request.query, self.model.name, request.passages[: selection.top_n], status)
-                for request in requests
-            ]
+            return [self._unranked(request, selection, status) for request in requests]
         finally:
             # The error refers to this frame, which must not refer to the error.
             failure = None
 
+    def _unranked(self, request: RankRequest, selection: Selection, status: RerankStatus) -> Ranking:
+        return unranked(request.query, self.model.name, request.passages[: selection.top_n], status)
+
     def _rank_with_model(
-        self, requests: Sequence[RankRequest], selection: Selection, skimmed: list[_Skimmed]
+        self, requests: Sequence[RankRequest], selection: Selection, progress: _Progress
     ) -> Steps[list[Ranking]]:
-        """Rank with this model; `skimmed` gets the scores of the skimming model as soon as they are known."""
-        pairs = [request.pair for request in requests]
-        parts = [np.arange(len(request.passages)) for request in requests]
-        skim = self.skim
-        if skim is not None and any(len(part) > skim.keep for part in parts):
-            skim.model.check_open()
-            scored = yield from skim.model.score(pairs)
-            skimmed += [
-                _Skimmed(scores, order_after_skim(scores.logits, request.retrieval_scores))
-                for request, scores in zip(requests, scored, strict=True)
-            ]
-            parts = [np.sort(one.order[: skim.keep]) for one in skimmed]
-            pairs = [
-                (query, [passages[index] for index in part.tolist()])
-                for (query, passages), part in zip(pairs, parts, strict=True)
-            ]
+        """Rank with this model, after the skimming model if there is one."""
+        skimmed: Sequence[_Skimmed | None] = [None] * len(requests)
+        if self.skim is not None:
+            skimmed = yield from self._skim(requests, self.skim, progress)
+        pairs, parts = [], []
+        for request, found in zip(requests, skimmed, strict=True):
+            pair, part = request.pair, np.arange(len(request.passages))
+            if found is not None and self.skim is not None:
+                part = read_after_skim(
+                    found.order, request.passages, self.skim.keep, max_similarity=selection.max_similarity
+                )
+                pair = (request.query, [request.passages[index] for index in part.tolist()])
+            pairs.append(pair)
+            parts.append(part)
         scored = yield from self.model.score(pairs)
         return [
-            self._ranking(request, scores, Read(part, scores.logits), selection, skimmed[number] if skimmed else None)
-            for number, (request, scores, part) in enumerate(zip(requests, scored, parts, strict=True))
+            self._ranking(request, scores, Read(part, scores.logits), selection, found)
+            for request, scores, part, found in zip(requests, scored, parts, skimmed, strict=True)
         ]
+
+    def _skim(
+        self, requests: Sequence[RankRequest], skim: Skim, progress: _Progress
+    ) -> Steps[Sequence[_Skimmed | None]]:
+        """Let the skimming model read the requests with more passages than this model is to read."""
+        is_long = [len(set(request.passages)) > skim.keep for request in requests]
+        if any(is_long):
+            skim.model.check_open()
+            progress.model = skim.model
+            scored = iter(
+                (yield from skim.model.score([one.pair for one, long in zip(requests, is_long, strict=True) if long]))
+            )
+            found: list[_Skimmed | None] = []
+            for request, long in zip(requests, is_long, strict=True):
+                if long:
+                    scores = next(scored)
+                    found.append(_Skimmed(scores, order_after_skim(scores.logits, request.retrieval_scores)))
+                else:
+                    found.append(None)
+            progress.model, progress.skimmed = self.model, found
+        return progress.skimmed or [None] * len(requests)
 
     def _ranking(
         self,
@@ -219,7 +252,7 @@ class Ranker(NamedTuple):
             # A server that returns probabilities has applied its activation already.
             activation=self.activation if is_logit else "identity",
             retrieval_scores=request.retrieval_scores,
-            unread=None if skimmed is None else skimmed.order[len(read.indices) :],
+            unread=None if skimmed is None else skimmed.order[~np.isin(skimmed.order, read.indices)],
         )
         scored = selected.indices[: len(selected.scores)]
         places = np.searchsorted(read.indices, scored)
@@ -271,16 +304,20 @@ class Ranker(NamedTuple):
         self,
         requests: Sequence[RankRequest],
         selection: Selection,
-        skimmed: Sequence[_Skimmed],
+        skimmed: Sequence[_Skimmed | None],
         failure: Exception,
     ) -> list[Ranking]:
         """Rank by the skimming model alone, because this one failed; the threshold is on the scale of this one."""
         status = RerankStatus.of("skim", failure)
-        warnings.warn(self.model.name, status, "the order of the skimming model was kept")
+        warnings.warn(self.model.name, status, "the order after the skim was kept")
         alone = Selection(top_n=selection.top_n, max_similarity=selection.max_similarity)
         nothing = Read(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
         rankings = []
-        for request, (scores, order) in zip(requests, skimmed, strict=True):
+        for request, found in zip(requests, skimmed, strict=True):
+            if found is None:
+                rankings.append(self._unranked(request, selection, RerankStatus.of("passthrough", failure)))
+                continue
+            scores, order = found
             selected = select(request.passages, nothing, alone, activation=self.activation, unread=order)
             results = self._skimmed_only(request, scores, selected.indices, 0)
             rankings.append(
@@ -289,7 +326,8 @@ class Ranker(NamedTuple):
                     self.model.name,
                     tuple(results),
                     scores.query_truncated,
-                    status=status,
+                    self.score_kind,
+                    status,
                     skipped=selected.skipped,
                 )
             )

@@ -14,6 +14,7 @@ from collections import Counter, OrderedDict, deque
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
 from queue import SimpleQueue
+from traceback import walk_tb
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
     # A part of a job, and the index of a pair in it.
     _Row: TypeAlias = tuple[_Part, int]
 
+# What may raise an error in a forward pass.
+_PACKAGES_OF_A_PASS = {"marcorank", "numpy", "onnxruntime", "openvino", "tokenizers"}
 # Several, so that the last batch of a round, which may be small, matters little.
 _BATCHES_PER_ROUND = 4
 # For backends that run each pair alone: a few tenths of a second of work for a small model on two cores.
@@ -156,8 +159,7 @@ class Job(Future["NDArray[np.float32]"]):
             if borrowed:
                 state.return_turn()
         try:
-            # A signal handler, which runs in the middle of any line of the main thread, may have raised it.
-            if failure is not None and not self._fails_again(part):
+            if failure is not None and not self._fails_again(part) and _may_be_of_signal_handler(failure):
                 raise failure
         finally:
             del failure  # its traceback refers to this frame
@@ -189,6 +191,15 @@ class Job(Future["NDArray[np.float32]"]):
                 self.set_result(logits)
             else:
                 self.set_exception(error)
+
+
+def _may_be_of_signal_handler(error: Exception) -> bool:
+    """Return whether a signal handler, which runs in the middle of any line of the main thread, may have raised it."""
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in walk_tb(error.__traceback__)]
+    return (
+        threading.current_thread() is threading.main_thread()
+        and modules[-1].partition(".")[0] not in _PACKAGES_OF_A_PASS
+    )
 
 
 class _SharedState:

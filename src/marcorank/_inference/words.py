@@ -124,7 +124,8 @@ def _plain_words(tokenizer: Tokenizer) -> tuple[re.Pattern[str] | None, bool]:
     if (
         [part["type"] for part in (*normalizers, *splitters)] != ["BertNormalizer", "BertPreTokenizer"]
         or type(tokenizer.model).__name__ != "WordPiece"
-        or any(start.isalnum() or start.isspace() for start in starts)
+        # The normalizer may remove or change any other sign.
+        or not starts <= set(string.punctuation)
     ):
         return None, False
     signs = re.escape("".join(sorted(set(_SIGNS) - starts)))

@@ -42,14 +42,16 @@ def order_after_skim(logits: NDArray[np.float32], first_stage: NDArray[np.float6
         first_stage: Scores of the first stage. Shape: (passages,), float64. None if they are unknown: then the
             skimming model decides alone.
     """
-    order = np.argsort(-logits, kind="stable")
     if first_stage is None:
-        return order
-    fused = np.zeros(len(logits))
-    for best_first in (order, np.argsort(-first_stage, kind="stable")):
-        fused[best_first] += scores_of_ranks(len(logits))
+        return np.argsort(-logits, kind="stable")
+    fused = scores_of_ranks(len(logits))[_ranks(logits)] + scores_of_ranks(len(logits))[_ranks(first_stage)]
     # What is third and fifth ties with what is fifth and third; the skimming model breaks such ties.
     return np.lexsort((-logits, -fused))
+
+
+def _ranks(values: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many values are greater than each, so that equal ones have the same rank."""
+    return len(values) - np.searchsorted(np.sort(values), values, side="right")
 
 
 def _scaled(values: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.float64]:
@@ -58,8 +60,8 @@ def _scaled(values: NDArray[np.float32] | NDArray[np.float64]) -> NDArray[np.flo
         return np.empty(0)
     wide = np.asarray(values, dtype=np.float64)
     least, greatest = wide.min(), wide.max()
-    if least == greatest:
-        return np.zeros(len(wide))
     # Divided first: the difference of two floats may be beyond their range.
     span = greatest / 2 - least / 2
+    if span == 0:
+        return np.zeros(len(wide))
     return np.asarray((wide / 2 - least / 2) / span)

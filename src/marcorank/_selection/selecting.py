@@ -81,6 +81,28 @@ class Selected:
     skipped: tuple[SkippedPassage, ...]
 
 
+def read_after_skim(
+    order: NDArray[np.int64], passages: Sequence[str], keep: int, *, max_similarity: float | None
+) -> NDArray[np.int64]:
+    """Return the positions of what a model reads of the passages that were skimmed, ascending. Shape: (read,), int64.
+
+    Copies do not count: of a text that is read all copies are, and no near-duplicate takes the place of another text.
+
+    Args:
+        order: Positions of all passages, best first. Shape: (passages,), int64.
+        passages: Their texts.
+        keep: How many to read.
+        max_similarity: Similarity above which a passage is a near-duplicate of a better one; None for no limit.
+    """
+    best_first = order.tolist()
+    texts = list(dict.fromkeys(passages[index] for index in best_first))
+    if max_similarity is not None:
+        kept, _ = without_near_duplicates(texts, max_similarity=max_similarity, limit=keep)
+        texts = [texts[position] for position in kept]
+    read = set(texts[:keep])
+    return np.array(sorted(index for index in best_first if passages[index] in read), dtype=np.int64)
+
+
 def select(
     passages: Sequence[str],
     read: Read,
@@ -123,6 +145,8 @@ def select(
         indices = indices[kept]
     end = selection.top_n
     if selection.max_drop is not None:
-        drops = np.flatnonzero(scores[:-1] - scores[1:] > selection.max_drop) + 1
+        # With a blend, scores may rise again further down.
+        best_below = np.maximum.accumulate(scores[::-1])[::-1][1:]
+        drops = np.flatnonzero(scores[:-1] - best_below > selection.max_drop) + 1
         end = min([*drops[drops >= selection.min_n], len(indices) if end is None else end])
     return Selected(indices[:end], scores[:end], blended, skipped)
