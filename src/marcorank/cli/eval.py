@@ -103,7 +103,7 @@ def add_command(commands: Any) -> None:
         "--skim",
         dest="skim_model",
         metavar="NAME",
-        help="cheaper model that may read all candidates first; how many the others then have to read is measured",
+        help="cheaper model to try as a first reader; it is measured how many candidates the others then have to read",
     )
     add_settings(model, several=("backend", "precision"))
 

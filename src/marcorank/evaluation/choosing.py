@@ -140,10 +140,10 @@ class _Folds:
         choice = self._choice("blend", [(value, self._off.having("blend", value), self._off) for value in chosen])
         given = [value for value in chosen if value is not None]
         if len(given) < len(chosen):
-            return replace(choice, reason=f"on {_which(chosen)} no weight has a gain that is clear of chance")
+            return replace(choice, reason=f"on {_which(chosen)} no weight gains more than chance could explain")
         low = choice.held_out.interval[0]
         if low <= 0:
-            return replace(choice, reason="on the half that did not choose it, its gain is not clear of chance")
+            return replace(choice, reason="on the half that did not choose it, its gain may be chance")
         reason = f"it gains {signed(choice.held_out.difference)} on the half that did not choose it"
         return replace(choice, recommended=min(given), reason=reason)
 
@@ -168,7 +168,7 @@ class _Folds:
         chosen = [value for value, *_ in tested]
         given = [value for value in chosen if value is not None]
         if len(given) < len(chosen):
-            reason = f"on {_which(chosen)} none of {_listed(sizes)} is sure to lose at most {MARGIN}"
+            reason = f"on {_which(chosen)} a loss of more than {MARGIN} cannot be ruled out for any of {_listed(sizes)}"
             return replace(choice, reason=reason)
         low, high = choice.held_out.interval
         if low < -MARGIN:
