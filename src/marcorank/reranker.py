@@ -356,10 +356,10 @@ class Reranker:
         self, requests: Sequence[RankRequest], top_n: object, score_threshold: object, *, may_block: bool = True
     ) -> Steps[list[Ranking]]:
         """Check the options and return the steps that rank; `may_block` allows them to run in the calling thread."""
-        selection = self._selection(top_n, score_threshold)
-        return self._ranker().rank(requests, selection, may_block=may_block)
+        ranker = self._ranker()
+        return ranker.rank(requests, self._selection(ranker, top_n, score_threshold), may_block=may_block)
 
-    def _selection(self, top_n: object, score_threshold: object) -> Selection:
+    def _selection(self, ranker: Ranker, top_n: object, score_threshold: object) -> Selection:
         settings = self._settings
         selection = Selection(
             top_n_or_none(top_n),
@@ -370,7 +370,7 @@ class Reranker:
             settings.min_n,
         )
         selection.check()
-        self._ranker().check(selection)
+        ranker.check(selection)
         return selection
 
 
@@ -380,7 +380,7 @@ def check_options(reranker: Reranker, *, top_n: object, score_threshold: object)
     Raises:
         InvalidInputError: They contradict each other or the settings.
     """
-    reranker._selection(top_n, score_threshold)  # noqa: SLF001
+    reranker._selection(reranker._ranker(), top_n, score_threshold)  # noqa: SLF001
 
 
 def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:

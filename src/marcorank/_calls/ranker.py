@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
+from marcorank._inference.scorer import PassageScores
 from marcorank._selection.blending import order_after_skim
 from marcorank._selection.selecting import Read, Selection, read_after_skim, select
 from marcorank._text import quoted
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from marcorank._calls.model import LazyModel
-    from marcorank._inference.scorer import PassageScores, Request
+    from marcorank._inference.scorer import Request
     from marcorank._steps import Steps
     from marcorank.ranking import Activation, ScoreKind
     from marcorank.settings import OnError
@@ -272,7 +273,7 @@ class Ranker(NamedTuple):
             )
         ]
         if skimmed is not None:
-            results += self._skimmed_only(request, skimmed.scores, selected.indices[len(results) :], len(results))
+            results += self._skimmed_only(request, skimmed.scores, selected.indices[len(scored) :], len(scored))
         return Ranking(
             request.query,
             self.model.name,
@@ -311,26 +312,15 @@ class Ranker(NamedTuple):
         status = RerankStatus.of("skim", failure)
         warnings.warn(self.model.name, status, "the order after the skim was kept")
         alone = Selection(top_n=selection.top_n, max_similarity=selection.max_similarity)
-        nothing = Read(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
+        nothing = PassageScores.empty()
+        read = Read(np.empty(0, dtype=np.int64), nothing.logits)
         rankings = []
         for request, found in zip(requests, skimmed, strict=True):
             if found is None:
                 rankings.append(self._unranked(request, selection, RerankStatus.of("passthrough", failure)))
-                continue
-            scores, order = found
-            selected = select(request.passages, nothing, alone, activation=self.activation, unread=order)
-            results = self._skimmed_only(request, scores, selected.indices, 0)
-            rankings.append(
-                Ranking(
-                    request.query,
-                    self.model.name,
-                    tuple(results),
-                    scores.query_truncated,
-                    self.score_kind,
-                    status,
-                    skipped=selected.skipped,
-                )
-            )
+            else:
+                ranking = self._ranking(request, nothing, read, alone, found)
+                rankings.append(replace(ranking, query_truncated=found.scores.query_truncated, status=status))
         return rankings
 
     def _with_status(self, rankings: Sequence[Ranking], failure: Exception) -> list[Ranking]:

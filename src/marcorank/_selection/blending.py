@@ -44,7 +44,8 @@ def order_after_skim(logits: NDArray[np.float32], first_stage: NDArray[np.float6
     """
     if first_stage is None:
         return np.argsort(-logits, kind="stable")
-    fused = scores_of_ranks(len(logits))[_ranks(logits)] + scores_of_ranks(len(logits))[_ranks(first_stage)]
+    of_ranks = scores_of_ranks(len(logits))
+    fused = of_ranks[_ranks(logits)] + of_ranks[_ranks(first_stage)]
     # What is third and fifth ties with what is fifth and third; the skimming model breaks such ties.
     return np.lexsort((-logits, -fused))
 
