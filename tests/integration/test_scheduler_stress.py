@@ -55,6 +55,10 @@ def copy_of_bundled(folder):
     return copied
 
 
+def jobs():
+    return [thing for thing in gc.get_objects() if type(thing) is Job]
+
+
 def same(found, expected, tolerance) -> bool:
     if not tolerance:
         return found == expected
@@ -73,7 +77,8 @@ def test_every_answer_is_the_serial_one_and_nothing_is_left(reranker, request):
     # On the CPU each row of onnxruntime is computed alone; torch computes whole batches.
     tolerance = 3e-4 if "torch" in repr(reranker) else 0.0
     requests = requests_of(rng, most_words=10 if slow else 100, longest=20 if slow else 600)
-    before, others = set(threading.enumerate()), schedulers()
+    # What tests before this one left may end meanwhile.
+    before, others, jobs_before = set(threading.enumerate()), schedulers(), len(jobs())
     serial = [reranker.rank(*asked) for asked in requests]
     scheduler, engine = next((weakref.ref(found), weakref.ref(found.backend)) for found in schedulers() - others)
     others.clear()
@@ -127,7 +132,7 @@ def test_every_answer_is_the_serial_one_and_nothing_is_left(reranker, request):
 
     reranker.close()
     # Of onnxruntime and torch themselves no Python thread is among these.
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
     gc.collect()
     assert (scheduler(), engine()) == (None, None)
-    assert not [thing for thing in gc.get_objects() if type(thing) is Job]
+    assert len(jobs()) <= jobs_before
