@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from enum import Enum
 from importlib.metadata import metadata
 from pathlib import Path
@@ -114,6 +117,76 @@ def test_relative_links_resolve(page):
         target = (page.parent / link["file"]).resolve() if link["file"] else page
         assert target.exists(), f"{page_name(page)}: {link[0]}"
         assert link["anchor"] is None or link["anchor"] in anchors_of(target), f"{page_name(page)}: {link[0]}"
+
+
+REPOSITORY = re.compile(
+    r"https://(?:github\.com/marcorank/marcorank/blob|raw\.githubusercontent\.com/marcorank/marcorank)/main/"
+)
+SITE = "https://marcorank.github.io/marcorank/"
+
+
+def own_files(text: str) -> dict[str, tuple[Path, str]]:
+    """File and anchor behind each absolute link to the repository or to the site."""
+    found = {}
+    for link in re.findall(r"\((https://[^)\s]+)\)", text):
+        address, _, anchor = link.partition("#")
+        if REPOSITORY.match(address):
+            found[link] = ROOT / REPOSITORY.sub("", address), anchor
+        elif address.startswith(SITE):
+            name = address.removeprefix(SITE).rstrip("/")
+            found[link] = DOCS / (f"{name}.md" if name else "README.md"), anchor
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_absolute_links_to_the_project_resolve(page):
+    """A link to a file of the repository or to a page of the site finds it in this tree."""
+    for link, (file, anchor) in own_files(page.read_text(encoding="utf-8")).items():
+        assert file.exists(), f"{page_name(page)}: {link}"
+        assert not anchor or anchor in anchors_of(file), f"{page_name(page)}: {link}"
+
+
+def test_the_readme_has_no_relative_links():
+    """They would be broken on the package index, and so would links to headings."""
+    text = _FENCE.sub("", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert [link[0] for link in _LINK.finditer(text)] == []
+
+
+def test_the_readme_shows_what_its_first_example_prints(capsys):
+    """The order and the texts as they are, the scores to a tenth."""
+    example, shown_output = blocks_of(ROOT / "README.md")[1:3]
+    run_python(example, ROOT / "README.md", {"__name__": "page"})
+    printed, wanted = (
+        [(float(score), text) for score, _, text in (line.partition(" ") for line in output.splitlines())]
+        for output in (capsys.readouterr().out, shown_output.code)
+    )
+    assert [text for _, text in printed] == [text for _, text in wanted]
+    assert [score for score, _ in printed] == pytest.approx([score for score, _ in wanted], abs=0.06)
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="the line is for a POSIX shell")
+def test_the_readme_shows_what_its_command_prints():
+    """The pipe into `marcorank rerank` runs as it stands there."""
+    (command, *shown_lines) = next(
+        block.code.removeprefix("$ ").splitlines()
+        for block in blocks_of(ROOT / "README.md")
+        if block.kind == "console" and "marcorank rerank" in block.code
+    )
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    printed = subprocess.run(  # noqa: S603
+        ["bash", "-c", command],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PATH": path},
+        timeout=60,
+    )
+    assert [words_of(line) for line in printed.stdout.splitlines()] == [words_of(line) for line in shown_lines]
+
+
+def words_of(line: str) -> list[str]:
+    """Words of a printed line, numbers to a tenth."""
+    return [f"{float(word):.1f}" if re.fullmatch(r"-?\d+\.\d+", word) else word for word in line.split()]
 
 
 def anchors_of(page: Path) -> set[str]:
