@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+__all__ = ["InteractionBertConfig", "InteractionBertForSequenceClassification"]
+
 # Added to attention scores: the other side gets exp(-3), about 5 %, of its usual attention.
 _INITIAL_GATE = -3.0
 # Means, best tokens, best tokens by idf, words by idf. The first two sum to 20, the usual scale of bi-encoders.

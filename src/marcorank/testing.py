@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+__all__ = ["WordOverlapScorer"]
+
 _WORD = re.compile(r"\w+")
 
 

@@ -12,6 +12,9 @@ from marcorank.serving.settings import ServeSettings
 if TYPE_CHECKING:
     from ray.serve import Application
 
+    app: Application
+    """The application with its settings from the environment, for `serve run marcorank.ray:app`."""
+
 
 def build_app(args: dict[str, Any]) -> Application:
     """Build the application for `serve run marcorank.ray:build_app model=bundled` and for config files.

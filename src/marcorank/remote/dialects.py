@@ -125,3 +125,4 @@ DIALECTS = {
         ),
     )
 }
+"""The API of each kind of server that `RemoteScorer` can use, by the name in its address."""

@@ -1,0 +1,289 @@
+"""Builds the site of the documentation from docs/ and the docstrings, into build/site/html.
+
+python scripts/build_site.py [--root FOLDER] [--output FOLDER]
+
+The navigation is that of docs/README.md, which is the home page. A link, an anchor or a reference in a docstring that
+leads nowhere fails the build. Nothing is fetched, neither here nor by the browser of a reader.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import griffe  # the parser of mkdocstrings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+REPOSITORY = "https://github.com/marcorank/marcorank"
+SITE = "https://marcorank.github.io/marcorank/"
+ROOT = Path(__file__).parents[1]
+
+# Public modules, in the order of the navigation. Their public names are those of `__all__`.
+MODULES = (
+    "marcorank",
+    "marcorank.langchain",
+    "marcorank.llama_index",
+    "marcorank.evaluation",
+    "marcorank.remote",
+    "marcorank.ray",
+    "marcorank.testing",
+    "marcorank.interaction",
+)
+
+# Files outside docs/ that are pages too.
+_OTHER_PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "src/marcorank/bundled/README.md": "model-card.md",
+}
+_HOME = "docs/README.md"
+_API = f"{SITE}api/"
+
+_FENCE = re.compile(r"(?ms)^(?P<indent> *)```.*?^(?P=indent)```$")
+_COMMENT = re.compile(r"(?ms)^<!-- .*? -->\n")
+_LINK = re.compile(r"(?P<text>\]\()(?P<file>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
+_HEADING = re.compile(r"^#{2,} (?P<title>.+)$")
+_ITEM = re.compile(r"^[*-] .*?\]\((?P<file>[^)#\s]+)\)")
+
+_MARKDOWN = [
+    "tables",
+    "attr_list",
+    "md_in_html",
+    "pymdownx.superfences",
+    {"pymdownx.highlight": {"pygments_lang_class": True}},
+    # Anchors as GitHub makes them.
+    {"toc": {"permalink": True, "slugify": {"object": "pymdownx.slugs.slugify", "kwds": {"case": "lower"}}}},
+]
+
+_DOCSTRINGS = {
+    "docstring_section_style": "list",
+    "docstring_style": "google",
+    "filters": "public",
+    "heading_level": 1,
+    "members_order": "__all__",
+    "merge_init_into_class": True,
+    "separate_signature": True,
+    "show_attribute_values": False,
+    "show_if_no_docstring": False,
+    "show_root_full_path": True,
+    "show_root_heading": True,
+    "show_root_members_full_path": False,
+    "show_signature_annotations": True,
+    "show_source": False,
+    "show_symbol_type_heading": True,
+    "show_symbol_type_toc": True,
+    "signature_crossrefs": True,
+}
+
+# The theme's own asks GitHub for its stars and releases.
+_SOURCE_LINK = """<a href="{{ config.repo_url }}" class="md-source">
+  <div class="md-source__icon md-icon">{% include ".icons/fontawesome/brands/github.svg" %}</div>
+  <div class="md-source__repository">GitHub</div>
+</a>
+"""
+
+_THEME = {
+    "custom_dir": "theme",
+    "font": False,  # no fonts of other hosts
+    "features": [
+        "content.code.copy",
+        "navigation.footer",
+        "navigation.indexes",
+        "navigation.path",
+        "navigation.sections",
+        "navigation.top",
+        "search.highlight",
+        "toc.follow",
+    ],
+    "palette": [
+        {
+            "media": "(prefers-color-scheme: light)",
+            "scheme": "default",
+            "toggle": {"icon": "lucide/sun", "name": "Switch to dark mode"},
+        },
+        {
+            "media": "(prefers-color-scheme: dark)",
+            "scheme": "slate",
+            "toggle": {"icon": "lucide/moon", "name": "Switch to light mode"},
+        },
+    ],
+}
+
+
+class Settings(griffe.Extension):
+    """Gives `Reranker.__init__` the signature and the docstring that it has at run time."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        """Read them from the class itself."""
+        from marcorank.reranker import Reranker
+
+        init = pkg["reranker.Reranker.__init__"]
+        _, blank, arguments = (Reranker.__init__.__doc__ or "").partition("\n\n")
+        init.docstring = griffe.Docstring(blank + arguments, parent=init, parser="google")
+        init.parameters = griffe.Parameters(
+            *(
+                griffe.Parameter(
+                    one.name,
+                    annotation=None if one.annotation is one.empty else str(one.annotation),
+                    kind=griffe.ParameterKind(one.kind.description),
+                    default=None if one.default is one.empty else repr(one.default),
+                )
+                for one in inspect.signature(Reranker.__init__).parameters.values()
+            )
+        )
+
+
+class Sources:
+    """The pages of the site, copied from a checkout, with links that lead to pages or to the repository."""
+
+    def __init__(self, root: Path, folder: Path) -> None:
+        self.root = root
+        self.folder = folder
+        self.targets = {
+            page.relative_to(root).as_posix(): page.relative_to(root / "docs").as_posix()
+            for page in sorted((root / "docs").rglob("*.md"))
+        }
+        self.targets |= {source: target for source, target in _OTHER_PAGES.items() if (root / source).exists()}
+        self.targets[_HOME] = "index.md"
+
+    def write(self) -> None:
+        """Write all pages and what they show."""
+        shutil.copytree(self.root / "docs", self.folder, ignore=shutil.ignore_patterns("*.md", "*.ipynb"))
+        for source, target in self.targets.items():
+            self.write_page(target, self.page(source))
+
+    def write_page(self, target: str, text: str) -> None:
+        """Write one page."""
+        path = self.folder / target
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def page(self, source: str) -> str:
+        """Return the text of a page, with links from where it will be."""
+        text = (self.root / source).read_text(encoding="utf-8")
+        parts, end = [], 0
+        for fence in _FENCE.finditer(text):
+            first, _, rest = fence[0].partition("\n")
+            parts += [self._prose(text[end : fence.start()], source), first.removesuffix(" no-run"), "\n", rest]
+            end = fence.end()
+        return "".join([*parts, self._prose(text[end:], source)])
+
+    def _prose(self, text: str, source: str) -> str:
+        def moved(link: re.Match[str]) -> str:
+            return f"{link['text']}{self._moved(link['file'], source)}{link['anchor'] or ''}"
+
+        return _LINK.sub(moved, _COMMENT.sub("", text))
+
+    def _moved(self, link: str, source: str) -> str:
+        """Return where a link leads from the page that is made of `source`."""
+        folder = os.path.dirname(self.targets[source])  # noqa: PTH120
+        if link.startswith(_API):
+            return os.path.relpath(f"api/{link.removeprefix(_API).rstrip('/') or 'index'}.md", folder)
+        if re.match(r"\w+:", link):
+            return link
+        file = os.path.normpath(os.path.join(os.path.dirname(source), link))  # noqa: PTH118, PTH120
+        if file in self.targets:
+            return os.path.relpath(self.targets[file], folder)
+        if file.startswith("docs/") or not (self.root / file).exists():
+            return link  # a picture, or a mistake that the generator reports
+        kind = "tree" if (self.root / file).is_dir() else "blob"
+        return f"{REPOSITORY}/{kind}/main/{file}"
+
+    def write_api(self, modules: Sequence[str]) -> None:
+        """Write a page for each module, and one that lists them."""
+        rows = []
+        for module in modules:
+            self.write_page(f"api/{module}.md", f"---\ntitle: {module}\n---\n\n::: {module}\n")
+            rows.append(f"* [`{module}`]({module}.md): {self._summary(module)}\n")
+        self.write_page("api/index.md", f"# API\n\nEverything public, from the docstrings.\n\n{''.join(rows)}")
+
+    def _summary(self, module: str) -> str:
+        path = self.root / "src" / module.replace(".", "/")
+        file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").partition("\n")[0]
+
+    def navigation(self, modules: Sequence[str]) -> list[Any]:
+        """Return the pages in the order of the home page's lists, one section for each of its headings."""
+        sections: dict[str, list[Any]] = {"": []}
+        for line in (self.root / _HOME).read_text(encoding="utf-8").splitlines():
+            if heading := _HEADING.match(line):
+                sections[heading["title"]] = []
+            elif item := _ITEM.match(line):
+                page = self._moved(item["file"], _HOME)
+                api = {"API": [page, *(f"api/{module}.md" for module in modules)]}
+                sections[[*sections][-1]].append(api if item["file"] == _API else page)
+        return ["index.md", *({title: pages} for title, pages in sections.items() if pages)]
+
+
+def build(root: Path, output: Path, modules: Sequence[str] = MODULES) -> str:
+    """Build the site of a checkout into `output`/html, and return the warnings; empty if the build succeeded."""
+    shutil.rmtree(output, ignore_errors=True)
+    sources = Sources(root, output / "pages")
+    sources.write()
+    sources.write_api(modules)
+    (output / "theme" / "partials").mkdir(parents=True)
+    (output / "theme" / "partials" / "source.html").write_text(_SOURCE_LINK, encoding="utf-8")
+    config = {
+        "site_name": "marcorank",
+        "site_url": SITE,
+        "site_description": "Cross-encoder reranking as the second stage of RAG, for LangChain and LlamaIndex.",
+        "repo_url": REPOSITORY,
+        "docs_dir": "pages",
+        "site_dir": "html",
+        "nav": sources.navigation(modules),
+        "theme": _THEME,
+        "markdown_extensions": _MARKDOWN,
+        "plugins": [{"search": {}}, {"mkdocstrings": {"handlers": {"python": _python(root)}}}],
+    }
+    # JSON is YAML too.
+    (output / "mkdocs.yml").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", output / "mkdocs.yml"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return "" if done.returncode == 0 else "\n".join(_plain(done.stdout))
+
+
+def _python(root: Path) -> dict[str, Any]:
+    extension = f"{Path(__file__).resolve()}:Settings"
+    return {"paths": [str(root / "src")], "options": {**_DOCSTRINGS, "extensions": [extension]}}
+
+
+def _plain(log: str) -> Iterator[str]:
+    """Yield the lines without colours and without the traceback of the generator itself."""
+    for line in re.sub(r"\x1b\[[\d;]*m", "", log).splitlines():
+        if line.startswith("Traceback"):
+            return
+        yield line
+
+
+def main() -> int:
+    """Build the site, and print where it is or what is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=ROOT, help="checkout to build from")
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "site", help="folder, which is replaced")
+    arguments = parser.parse_args()
+    warnings = build(arguments.root.resolve(), arguments.output.resolve())
+    if warnings:
+        print(warnings, file=sys.stderr)
+        return 1
+    print(arguments.output / "html" / "index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

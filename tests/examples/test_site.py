@@ -1,0 +1,120 @@
+"""The site of the documentation: what it holds, and what fails its build."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from marcorank.settings import RerankerSettings, descriptions
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "marcorank"
+
+
+pytest.importorskip("zensical", reason="it needs Python 3.11")
+SPEC = importlib.util.spec_from_file_location("build_site", ROOT / "scripts" / "build_site.py")
+build_site = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(build_site)
+
+
+def public_names(file: Path) -> list[str]:
+    """`__all__` of a module; importing all of them would take ten seconds."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    return []
+
+
+PUBLIC = {
+    ".".join(["marcorank", *file.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__"): names
+    for file in [*PACKAGE.glob("*.py"), *PACKAGE.glob("*/__init__.py")]
+    if (names := public_names(file))
+}
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built once."""
+    output = tmp_path_factory.mktemp("site")
+    warnings = build_site.build(ROOT, output)
+    assert not warnings, warnings
+    return output / "html"
+
+
+def page(site: Path, name: str) -> str:
+    return (site / name / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_site_holds_every_page_once(site):
+    """Every page of docs/, the changelog, the model card and CONTRIBUTING are built and stand in the navigation."""
+    docs = ROOT / "docs"
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")} - {"README"}
+    pages |= {"changelog", "model-card", "contributing", "api", *(f"api/{module}" for module in PUBLIC)}
+    linked = re.findall(r'<a href="(?:\./)?([^"]+)/" class="md-nav__link', page(site, "."))
+    assert sorted(linked) == sorted(pages)
+    assert [name for name in pages if not (site / name / "index.html").exists()] == []
+
+
+def test_links_to_files_of_the_repository_lead_to_github(site):
+    """A program or a module that a page names is one click away; another page is on the site."""
+    tutorial = page(site, "tutorial")
+    assert 'href="https://github.com/marcorank/marcorank/blob/main/examples/rag_langchain.py"' in tutorial
+    assert 'href="../model-card/"' in tutorial
+
+
+def test_a_reader_needs_no_other_host(site):
+    """No page loads a script, a style, a font or a picture from elsewhere, or asks GitHub for numbers."""
+    for path in site.rglob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        loaded = re.findall(r'<(?:script|img|link rel="(?:stylesheet|preconnect)")[^>]* (?:src|href)="([^"]+)"', text)
+        assert [url for url in loaded if url.startswith(("http", "//"))] == [], path
+        assert 'data-md-component="source"' not in text
+
+
+def test_the_search_finds_guides_and_classes(site):
+    """The index has sections of pages, and every public class and function."""
+    index = json.loads((site / "search.json").read_text(encoding="utf-8"))
+    locations = {item["location"] for item in index["items"]}
+    assert "tutorial/" in locations
+    assert "api/marcorank/#marcorank.Reranker.rank" in locations
+
+
+def test_the_reference_documents_every_public_module():
+    """A module at the top of the package that has `__all__` is public, and MODULES lists those."""
+    assert set(build_site.MODULES) == PUBLIC.keys()
+
+
+@pytest.mark.parametrize("module", PUBLIC)
+def test_the_reference_documents_every_public_name(site, module):
+    """Each name of `__all__` has its entry on the page of its module, which it gets by a docstring."""
+    text = page(site, f"api/{module}")
+    assert [name for name in PUBLIC[module] if f'id="{module}.{name}"' not in text] == []
+
+
+def test_the_reference_documents_every_setting(site):
+    """The constructor of Reranker is shown with each of its settings, which the source has in a record."""
+    text = page(site, "api/marcorank")
+    assert [name for name in descriptions(RerankerSettings) if f"<b><code>{name}</code></b>" not in text] == []
+
+
+def test_a_mistake_fails_the_build(tmp_path):
+    """A broken link, a broken anchor and a broken reference in a docstring are each reported with file and line."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "README.md").write_text(
+        "# Home\n\n[one](no-page.md) and [two](README.md#no-heading)\n", "utf-8"
+    )
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("*.onnx", "__pycache__"))
+    source = tmp_path / "src" / "marcorank" / "testing.py"
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("Use it in place", "[See][marcorank.Nothing]. Use it in place"), encoding="utf-8")
+    warnings = build_site.build(tmp_path, tmp_path / "site", ["marcorank.testing"])
+    assert "page does not exist" in warnings
+    assert "no-page.md" in warnings
+    assert "anchor does not exist" in warnings
+    assert "marcorank.Nothing" in warnings
