@@ -151,8 +151,9 @@ class Sources:
         self.root = root
         self.folder = folder
         self.targets = {
-            page.relative_to(root).as_posix(): page.relative_to(root / "docs").as_posix()
-            for page in sorted((root / "docs").rglob("*.md"))
+            page.relative_to(root).as_posix(): page.relative_to(root / "docs").with_suffix(".md").as_posix()
+            for page in sorted((root / "docs").rglob("*"))
+            if page.suffix in {".md", ".ipynb"}
         }
         self.targets |= {source: target for source, target in _OTHER_PAGES.items() if (root / source).exists()}
         self.targets[_HOME] = "index.md"
@@ -171,13 +172,26 @@ class Sources:
 
     def page(self, source: str) -> str:
         """Return the text of a page, with links from where it will be."""
-        text = (self.root / source).read_text(encoding="utf-8")
+        text = self._notebook(source) if source.endswith(".ipynb") else (self.root / source).read_text(encoding="utf-8")
         parts, end = [], 0
         for fence in _FENCE.finditer(text):
             first, _, rest = fence[0].partition("\n")
             parts += [self._prose(text[end : fence.start()], source), first.removesuffix(" no-run"), "\n", rest]
             end = fence.end()
         return "".join([*parts, self._prose(text[end:], source)])
+
+    def _notebook(self, source: str) -> str:
+        """Return a notebook as Markdown, and write its pictures."""
+        from nbconvert import MarkdownExporter
+
+        folder = Path(self.targets[source]).with_suffix("")
+        names = {"unique_key": folder.name, "output_files_dir": folder.name}
+        text, resources = MarkdownExporter().from_filename(str(self.root / source), resources=names)
+        for name, content in resources["outputs"].items():
+            path = self.folder / folder.parent / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        return str(text)
 
     def _prose(self, text: str, source: str) -> str:
         def moved(link: re.Match[str]) -> str:

@@ -9,7 +9,9 @@ import re
 import shutil
 from pathlib import Path
 
+import nbformat
 import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from marcorank.settings import RerankerSettings, descriptions
 
@@ -54,7 +56,8 @@ def page(site: Path, name: str) -> str:
 def test_the_site_holds_every_page_once(site):
     """Every page of docs/, the changelog, the model card and CONTRIBUTING are built and stand in the navigation."""
     docs = ROOT / "docs"
-    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in docs.rglob("*.md")} - {"README"}
+    files = [path for path in docs.rglob("*") if path.suffix in {".md", ".ipynb"}]
+    pages = {path.relative_to(docs).with_suffix("").as_posix() for path in files} - {"README"}
     pages |= {"changelog", "model-card", "contributing", "api", *(f"api/{module}" for module in PUBLIC)}
     linked = re.findall(r'<a href="(?:\./)?([^"]+)/" class="md-nav__link', page(site, "."))
     assert sorted(linked) == sorted(pages)
@@ -101,6 +104,28 @@ def test_the_reference_documents_every_setting(site):
     """The constructor of Reranker is shown with each of its settings, which the source has in a record."""
     text = page(site, "api/marcorank")
     assert [name for name in descriptions(RerankerSettings) if f"<b><code>{name}</code></b>" not in text] == []
+
+
+def test_a_notebook_is_a_page(tmp_path):
+    """Its text, its code, its pictures and its links are on the site, and it stands in the navigation."""
+    write(tmp_path, "docs/README.md", "# Home\n\n## Start\n\n* [A notebook](notebooks/first.ipynb)\n")
+    drawn = new_output("display_data", data={"image/svg+xml": "<svg xmlns='http://www.w3.org/2000/svg'/>"})
+    cells = [new_markdown_cell("# First\n\nBack [home](../README.md)."), new_code_cell("print(1)", outputs=[drawn])]
+    notebook = new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+    write(tmp_path, "docs/notebooks/first.ipynb", nbformat.writes(notebook))
+    assert build_site.build(tmp_path, tmp_path / "site", []) == ""
+    text = page(tmp_path / "site" / "html", "notebooks/first")
+    assert 'href="../../"' in text
+    assert '<span class="nb">print</span>' in text
+    (picture,) = re.findall(r'<img alt="svg" src="([^"]+)"', text)
+    assert (tmp_path / "site" / "html" / "notebooks" / "first" / picture).exists()
+    assert 'href="./notebooks/first/" class="md-nav__link"' in page(tmp_path / "site" / "html", ".")
+
+
+def write(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def test_a_mistake_fails_the_build(tmp_path):
