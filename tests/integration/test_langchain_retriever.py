@@ -7,9 +7,10 @@ import pickle
 
 import pytest
 from langchain_core.documents import Document
+from langchain_core.prompts import PromptTemplate
 from langchain_core.runnables import ConfigurableField, RunnableLambda
 from langchain_core.vectorstores import InMemoryVectorStore
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 import marcorank.llama_index
 from marcorank import InvalidInputError, Reranker
@@ -143,3 +144,44 @@ async def test_a_bad_setting_is_refused_whenever_it_is_given(field, value, messa
     with pytest.raises(ValidationError, match=message):
         retriever.model_copy(update={field: value})
     assert await count(retriever) == 2
+
+
+class Search(BaseModel):
+    """The arguments of a search."""
+
+    query: str = Field(description="what to look for")
+    top_n: int = 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"arg_types": {"question": str}}, r"arguments of the tool are \['question'\]; expected `query` among them"),
+        ({"args_schema": Document}, r"\['id', 'metadata', 'page_content', 'type'\]; expected `query` among"),
+        ({"args_schema": str}, "`args_schema` is <class 'str'>; expected a class derived from BaseModel"),
+        ({"args_schema": Search, "arg_types": {"query": str}}, "`args_schema` was given beside `arg_types`"),
+    ],
+)
+def test_a_tool_without_a_query_is_refused(arguments, message):
+    """Before there is an agent."""
+    with pytest.raises(InvalidInputError, match=message):
+        retriever_of(rerank()).as_tool(**arguments)
+
+
+async def test_the_model_sees_a_document_as_the_prompt_says():
+    """With metadata, such as the page to cite."""
+    prompt = PromptTemplate.from_template("[{relevance_score}] {page_content}")
+    tool = retriever_of(rerank(top_n=2)).as_tool(document_prompt=prompt)
+    shown = "[5.0] red apple\n\n[0.0] red car"
+    assert tool.invoke(QUERY) == await tool.ainvoke(QUERY) == shown
+
+
+def test_a_tool_tells_the_model_how_to_use_it():
+    """Its name, its description and the description of its argument, or those that are given; also in a pickle."""
+    for tool in (retriever_of(rerank()).as_tool(), pickle.loads(pickle.dumps(retriever_of(rerank()).as_tool()))):  # noqa: S301
+        assert tool.name == "search"
+        assert tool.description == "Search the documents. Returns the texts that answer the query best."
+        assert tool.args["query"]["description"] == "What to search for, as a complete question or a few words."
+        assert tool.invoke(QUERY).startswith("red apple")
+    tool = retriever_of(rerank()).as_tool(Search, name="fruit", description="Fruit.")
+    assert (tool.name, tool.description, tool.args["query"]["description"]) == ("fruit", "Fruit.", "what to look for")

@@ -188,7 +188,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     def as_runnable(self) -> Runnable[dict[str, Any], list[Document]]:
         """Return a step for chains: `{"query": ..., "documents": [...]}` to the best documents.
 
-        The query may also be under `"question"`; `"query"` wins if both are present. Other keys are ignored.
+        The query may also be under `"question"`; `"query"` wins if both are present. Other keys are ignored. In place
+        of a dict, an object may have them as attributes, such as the state of a LangGraph graph.
         """
 
         def rerank(state: dict[str, Any], config: RunnableConfig) -> list[Document]:
@@ -256,12 +257,17 @@ def _outputs(ranked: list[Document], ranking: Ranking) -> dict[str, Any]:
 
 
 def _documents_and_query(state: object) -> tuple[Any, Any]:
-    query_key = "query" if isinstance(state, Mapping) and "query" in state else "question"
-    if not isinstance(state, Mapping) or "documents" not in state or query_key not in state:
-        found = (
+    names = ("documents", "query", "question")
+    # The state of a graph may be a dataclass or a pydantic model.
+    found = (
+        state if isinstance(state, Mapping) else {name: getattr(state, name) for name in names if hasattr(state, name)}
+    )
+    query_key = "query" if "query" in found else "question"
+    if "documents" not in found or query_key not in found:
+        shown = (
             f"has the keys [{first_few(sorted(map(str, state)), 10)}]"
             if isinstance(state, Mapping)
             else f"is a {type(state).__name__}"
         )
-        raise InvalidInputError(f"The input {found}; expected a dict with 'documents' and with 'query' or 'question'.")
-    return state["documents"], state[query_key]
+        raise InvalidInputError(f"The input {shown}; expected a dict with 'documents' and with 'query' or 'question'.")
+    return found["documents"], found[query_key]

@@ -12,6 +12,7 @@ from marcorank._adapters.settings import TopN, check_field_names
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
+from marcorank.langchain._tool import SearchTool, search_arguments
 from marcorank.reranker import Reranker, check_options
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
     from langchain_core.callbacks import AsyncCallbackManagerForRetrieverRun, CallbackManagerForRetrieverRun
     from langchain_core.documents import Document
+    from langchain_core.prompts import BasePromptTemplate
+    from langchain_core.tools import BaseTool
+    from pydantic import BaseModel
     from typing_extensions import Self
 
 
@@ -92,6 +96,41 @@ class RerankRetriever(BaseRetriever):
         for name, value in (update or {}).items():
             setattr(copied, name, value)
         return copied
+
+    def as_tool(
+        self,
+        args_schema: type[BaseModel] | None = None,
+        *,
+        name: str | None = None,
+        description: str | None = None,
+        arg_types: dict[str, type] | None = None,
+        document_prompt: BasePromptTemplate[str] | None = None,
+    ) -> BaseTool:
+        """Return a tool with which an agent searches.
+
+        The model reads the texts of the best documents, best first. The documents, with their scores, are the artifact
+        of the message. If the model asks for nothing, such as a blank query, the message says so as an error, and the
+        agent goes on.
+
+        Args:
+            args_schema: The arguments that the model may give, `query` among them; the others are arguments of a call,
+                such as `top_n`. By default the query alone.
+            name: Name of the tool; `"search"` by default.
+            description: What the model can find with the tool; say what the documents are about.
+            arg_types: The arguments as types, in place of `args_schema`: `{"query": str, "top_n": int}`.
+            document_prompt: How the model sees a document, with `page_content` and metadata as variables; by default
+                its text alone.
+
+        Raises:
+            InvalidInputError: The arguments have no `query`, or were given twice.
+        """
+        return SearchTool(
+            retriever=self,
+            name=name or "search",
+            description=description or "Search the documents. Returns the texts that answer the query best.",
+            args_schema=search_arguments(args_schema, arg_types),
+            document_prompt=document_prompt,
+        )
 
     def _get_relevant_documents(
         self,

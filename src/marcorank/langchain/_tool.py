@@ -1,0 +1,103 @@
+"""A tool with which agents search: a retriever, with texts for the model and documents for the application."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from langchain_core.prompts import BasePromptTemplate, aformat_document, format_document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.tools import BaseTool, ToolException
+from pydantic import BaseModel, Field, create_model
+
+from marcorank._arguments import query_text, score_threshold_or_none, top_n_or_none
+from marcorank._text import first_few, quoted
+from marcorank.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
+    from langchain_core.documents import Document
+
+_NOTHING_FOUND = "No relevant documents were found."
+# Arguments of a search that the retriever checks, which a model may get wrong.
+_CHECKED = {"query": query_text, "top_n": top_n_or_none, "score_threshold": score_threshold_or_none}
+
+
+class SearchInput(BaseModel):
+    """The arguments of a search."""
+
+    query: str = Field(description="What to search for, as a complete question or a few words.")
+
+
+class SearchTool(BaseTool):
+    """Searches with a retriever.
+
+    The model reads the texts; the documents, with their scores, are the artifact of the message. Arguments that a model
+    made up and that cannot be searched for are reported to it as an error of the tool, so that it can ask again.
+
+    Attributes:
+        retriever: Searches. Gets all arguments but the query as keyword arguments.
+        document_prompt: How the model sees a document; None for its text alone.
+    """
+
+    retriever: BaseRetriever
+    document_prompt: BasePromptTemplate[str] | None = None
+    response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
+    handle_tool_error: Any = True
+
+    def _run(
+        self, query: str, *, run_manager: CallbackManagerForToolRun | None = None, **options: Any
+    ) -> tuple[str, list[Document]]:
+        _check(query=query, **options)
+        callbacks = None if run_manager is None else run_manager.get_child()
+        documents = self.retriever.invoke(query, {"callbacks": callbacks}, **options)
+        if self.document_prompt is None:
+            return _content([document.page_content for document in documents]), documents
+        return _content([format_document(document, self.document_prompt) for document in documents]), documents
+
+    async def _arun(
+        self, query: str, *, run_manager: AsyncCallbackManagerForToolRun | None = None, **options: Any
+    ) -> tuple[str, list[Document]]:
+        _check(query=query, **options)
+        callbacks = None if run_manager is None else run_manager.get_child()
+        documents = await self.retriever.ainvoke(query, {"callbacks": callbacks}, **options)
+        if self.document_prompt is None:
+            return _content([document.page_content for document in documents]), documents
+        return _content([await aformat_document(document, self.document_prompt) for document in documents]), documents
+
+
+def search_arguments(args_schema: type[BaseModel] | None, arg_types: dict[str, type] | None) -> type[BaseModel]:
+    """Return the schema of the arguments of a search, given as one or as their types.
+
+    Raises:
+        InvalidInputError: Both were given, or there is no query.
+    """
+    if args_schema is not None and arg_types is not None:
+        raise InvalidInputError("`args_schema` was given beside `arg_types`, which says the same. Pass one of the two.")
+    if arg_types is not None:
+        fields: dict[str, Any] = {name: (kind, ...) for name, kind in arg_types.items()}
+        args_schema = create_model("SearchInput", **fields)
+    if args_schema is None:
+        return SearchInput
+    if not (isinstance(args_schema, type) and issubclass(args_schema, BaseModel)):
+        raise InvalidInputError(f"`args_schema` is {quoted(args_schema)}; expected a class derived from BaseModel.")
+    if "query" not in args_schema.model_fields:
+        raise InvalidInputError(
+            f"The arguments of the tool are [{first_few(list(args_schema.model_fields), 10)}]; expected `query` among "
+            "them. The others are passed to the retriever, such as `top_n`."
+        )
+    return args_schema
+
+
+def _check(**arguments: Any) -> None:
+    try:
+        for name, check in _CHECKED.items():
+            if name in arguments:
+                check(arguments[name])
+    except InvalidInputError as error:
+        raise ToolException(str(error)) from error
+
+
+def _content(texts: Sequence[str]) -> str:
+    return "\n\n".join(texts) or _NOTHING_FOUND
