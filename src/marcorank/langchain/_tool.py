@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from langchain_core.prompts import BasePromptTemplate, aformat_document, format_document
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import BaseTool, ToolException
-from pydantic import BaseModel, Field, create_model
+from pydantic import BaseModel, Field, SkipValidation, create_model
 
 from marcorank._arguments import query_text, score_threshold_or_none, top_n_or_none
 from marcorank._text import first_few, quoted
@@ -42,7 +42,8 @@ class SearchTool(BaseTool):
     """
 
     retriever: BaseRetriever
-    document_prompt: BasePromptTemplate[str] | None = None
+    # langchain-core before 1.5 cannot validate the generic.
+    document_prompt: SkipValidation[BasePromptTemplate[str] | None] = None
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
     handle_tool_error: Any = True
 
