@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import unicodedata
@@ -140,6 +141,28 @@ def table(
         widest = max(map(cells, column))
         column[:] = [_pad(text, widest, align_left=name in left) for text in column]
     return [_GAP.join(line).rstrip() for line in zip(*columns, strict=True)]
+
+
+def html_table(caption: str, header: Sequence[str], rows: Sequence[Sequence[str]], *, left: Sequence[str]) -> str:
+    """Return a table for notebooks, with all texts escaped; its colours are those of the notebook.
+
+    Args:
+        caption: Stands above the table.
+        header: Names of the columns.
+        rows: A text for each column.
+        left: Names of the columns that are aligned left; the others hold numbers.
+    """
+    aligned = [f' style="text-align: {"left" if name in left else "right"}"' for name in header]
+    head = "".join(f"<th{style}>{html.escape(name)}</th>" for name, style in zip(header, aligned, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{style}>{html.escape(cell)}</td>" for cell, style in zip(row, aligned, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    # Notebooks centre captions and put them wherever their theme likes.
+    above = f'<caption style="caption-side: top; text-align: left">{html.escape(caption)}</caption>'
+    return encodable(f"<table>{above}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
 
 
 def cells(text: str) -> int:

@@ -5,7 +5,6 @@ Independent of models and frameworks.
 
 from __future__ import annotations
 
-import html
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 
 from marcorank._arguments import finite_number
-from marcorank._text import encodable, message_of, quoted, shorten, table
+from marcorank._text import encodable, html_table, message_of, quoted, shorten, table
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from marcorank._figure import NotebookFigure
 
 ActivationName = Literal["identity", "sigmoid"]
 ScoreKind = Literal["logit", "probability"]
@@ -26,6 +27,7 @@ Outcome = Literal["fallback", "skim", "passthrough"]
 
 ACTIVATIONS: tuple[str, ...] = get_args(ActivationName)
 _PREVIEW_CHARS = 60
+_NOTEBOOK_CHARS = 120
 _MAX_REASON_CHARS = 500
 _MAX_CAUSE_CHARS = 120
 _UNSCORED: dict[str | None, str] = {
@@ -181,6 +183,24 @@ class Ranking(Sequence[RankedPassage]):
         """Return one plain JSON-ready dict per passage, best first."""
         return [result.to_dict() for result in self.results]
 
+    def plot(self, *, top_n: int = 3, title: str | None = None) -> NotebookFigure:
+        """Draw how the passages moved: on the left the order of the input, on the right this ranking.
+
+        Args:
+            top_n: How many of the best passages are highlighted.
+            title: Title of the chart; None for the query.
+
+        Returns:
+            A figure of matplotlib. Notebooks show it; `savefig` writes it to a file.
+
+        Raises:
+            InvalidInputError: `top_n` or `title` is invalid.
+            MissingExtraError: matplotlib is not installed.
+        """
+        from marcorank.plots import plot_rank_changes
+
+        return plot_rank_changes(self, top_n=top_n, title=title)
+
     def __str__(self) -> str:
         outcome = None if self.status is None else self.status.outcome
         how = _UNSCORED.get(outcome, f"scored by {self.model}")
@@ -189,18 +209,16 @@ class Ranking(Sequence[RankedPassage]):
             head = f"{head}\n{self.status}"
         if self.skipped:
             head = f"{head}\nNear-duplicates left out: {len(self.skipped)}"
-        header, rows = _cells(self.results)
+        header, rows = _cells(self.results, _PREVIEW_CHARS)
         return encodable("\n".join([head, *table(header, rows, left=["text"])]))
 
     def _repr_html_(self) -> str:
-        """Return a table for notebooks, with all texts escaped."""
-        header, rows = _cells(self.results)
-        head = "".join(f"<th>{name}</th>" for name in header)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in cells) + "</tr>" for cells in rows)
+        """Return a table for notebooks, with all texts escaped and long ones shortened."""
+        header, rows = _cells(self.results, _NOTEBOOK_CHARS)
         status = "" if self.status is None else f" — {self.status}"
-        caption = html.escape(f"{self.query} — {self.model}{status}")
-        page = f"<table><caption>{caption}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-        return encodable(page)
+        skipped = f" — near-duplicates left out: {len(self.skipped)}" if self.skipped else ""
+        caption = f"{shorten(self.query, _NOTEBOOK_CHARS)} — {self.model}{status}{skipped}"
+        return html_table(caption, header, rows, left=["text"])
 
 
 def unranked(query: str, model: str, passages: Sequence[str], status: RerankStatus) -> Ranking:
@@ -209,7 +227,7 @@ def unranked(query: str, model: str, passages: Sequence[str], status: RerankStat
     return Ranking(query, model, results, status=status)
 
 
-def _cells(results: Sequence[RankedPassage]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _cells(results: Sequence[RankedPassage], max_chars: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Return the header and the rows of the table; the columns of `skim` and `blend` only where there are values."""
     columns = {"blended": "blended_score", "score": "score", "logit": "logit", "skim": "skim_logit"}
     for header, name in list(columns.items()):
@@ -220,7 +238,7 @@ def _cells(results: Sequence[RankedPassage]) -> tuple[tuple[str, ...], list[tupl
             str(result.rank),
             str(result.index),
             *(shown_number(getattr(result, name)) for name in columns.values()),
-            shorten(" ".join(_shown_text(result).split()), _PREVIEW_CHARS),
+            shorten(" ".join(_shown_text(result).split()), max_chars),
         )
         for result in results
     ]

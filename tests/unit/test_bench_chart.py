@@ -9,7 +9,6 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from marcorank import InvalidInputError
-from marcorank.bench.chart import write_chart
 from marcorank.bench.records import Results, Row, Settings
 
 
@@ -34,7 +33,7 @@ def results():
 
 def test_png(results, tmp_path):
     """The file is a PNG of a size that fits a page."""
-    write_chart(results, tmp_path / "speed.png")
+    results.write_chart(tmp_path / "speed.png")
     content = (tmp_path / "speed.png").read_bytes()
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
@@ -44,7 +43,7 @@ def test_png(results, tmp_path):
 
 def test_svg_contains_text(results, tmp_path):
     """Measured contestants, models and speeds are text in the file; a contestant that was not measured is left out."""
-    write_chart(results, tmp_path / "speed.SVG")
+    results.write_chart(tmp_path / "speed.SVG")
     root = ET.parse(tmp_path / "speed.SVG").getroot()  # noqa: S314 -- written here
     text = "\n".join("".join(element.itertext()) for element in root.iter("{http://www.w3.org/2000/svg}text"))
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
@@ -57,7 +56,7 @@ def test_svg_contains_text(results, tmp_path):
 def test_empty_chart(results, tmp_path):
     """A run in which every contestant failed still writes the file."""
     results.rows = results.rows[-1:]
-    write_chart(results, tmp_path / "speed.png")
+    results.write_chart(tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -69,4 +68,4 @@ def test_invalid_chart_path(results, name, message, tmp_path, monkeypatch):
     """The message names the path and what is expected."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidInputError, match=message):
-        write_chart(results, name)
+        results.write_chart(name)

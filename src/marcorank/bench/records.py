@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank._files import errors_named, written
-from marcorank._text import quoted
+from marcorank._drawing import check_matplotlib
+from marcorank._files import errors_named, errors_of_writing, written
+from marcorank._text import html_table, quoted, quoted_path, shorten
+from marcorank.bench.chart import Bar, speed_chart
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from typing_extensions import Self
+
+    from marcorank._figure import NotebookFigure
 
 FORMAT = 2
 """Of the JSON file; goes up when an older reader would misunderstand it."""
@@ -28,6 +32,22 @@ SCENARIOS = ("concurrent", "lag")
 # The frameworks' own rerankers need no other package.
 _FRAMEWORKS = ("langchain", "llama-index", "llama-index-sbert")
 _REFERENCE = "sentence-transformers"
+_CHART_NAMES = {"langchain": "LangChain", "llama-index": "LlamaIndex", "flashrank": "FlashRank"}
+_CHART_FORMATS = (".png", ".svg")
+
+
+def check_chart_path(path: str | os.PathLike[str]) -> None:
+    """Check the ending of the path, and that matplotlib is installed, before an hour is spent on measuring.
+
+    Raises:
+        InvalidInputError: The path does not end in .png or .svg.
+        MissingExtraError: matplotlib is not installed.
+    """
+    if Path(path).suffix.lower() not in _CHART_FORMATS:
+        raise InvalidInputError(
+            f"The file of the chart is {quoted_path(path)}; expected a name that ends in {' or '.join(_CHART_FORMATS)}."
+        )
+    check_matplotlib()
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +120,11 @@ class Row:
     def label(self) -> str:
         """The contestant's name on a screen, without the model."""
         return f"{MARCORANK} {self.backend} {self.precision}" if self.contestant == MARCORANK else self.contestant
+
+    @property
+    def chart_name(self) -> str:
+        """The contestant's name in a chart."""
+        return _CHART_NAMES.get(self.contestant, self.label)
 
     @property
     def name(self) -> str:
@@ -217,6 +242,59 @@ class Results:
         with written(path) as file:
             json.dump({"format": FORMAT, **asdict(self), "rows": rows}, file, indent=1, ensure_ascii=False)
             file.write("\n")
+
+    def plot(self) -> NotebookFigure:
+        """Draw the speeds of the measured contestants of each model, fastest first.
+
+        Returns:
+            A figure of matplotlib. Notebooks show it; `savefig` writes it to a file.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        models = [model for model in dict.fromkeys(self.settings.models) if self.measured(model)]
+        bars: list[Bar] = []
+        for model in models:
+            bars += [Bar(Path(model).name)] if len(models) > 1 else []
+            for row in self.measured(model):
+                speed, milliseconds = self.figures(row)["speed"], row.p50_s * 1e3
+                text = f"{speed:.1f}x, {milliseconds:,.{0 if milliseconds >= 10 else 1}f} ms"
+                bars.append(Bar(row.chart_name, speed, text, is_own=row.contestant == MARCORANK))
+        baselines = " or ".join(dict.fromkeys(self.baseline(model).chart_name for model in models))
+        passages = len(self.workload["passages"])
+        caption = f"Speed ({baselines} = 1) and median time of a request with {passages} passages."
+        return speed_chart(bars, f"Reranking on {self.processor}", caption).figure()
+
+    def write_chart(self, path: str | os.PathLike[str]) -> None:
+        """Write the chart of `plot` to a file.
+
+        Raises:
+            InvalidInputError: The path does not end in .png or .svg, or cannot be written.
+            MissingExtraError: matplotlib is not installed.
+        """
+        check_chart_path(path)
+        figure = self.plot()
+        with errors_of_writing(path):
+            if Path(path).suffix.lower() == ".svg":
+                Path(path).write_text(figure.to_svg(), encoding="utf-8")
+            else:
+                figure.savefig(path, dpi=160)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks, with all texts escaped."""
+        header = ("model", "reranker", "p50 ms", "p95 ms", "speed", "MB", "same top 3")
+        rows = []
+        for model in dict.fromkeys(row.model for row in self.rows):
+            for row in self.measured(model):
+                figures = self.figures(row)
+                memory = "-" if figures["peak_memory_mb"] is None else f"{figures['peak_memory_mb']:,.0f}"
+                times = (f"{figures[name]:,.1f}" for name in ("p50_ms", "p95_ms"))
+                same = "yes" if figures["same_top_3"] else "no"
+                rows.append((shorten(Path(model).name), row.label, *times, f"{figures['speed']:.1f}x", memory, same))
+        passages = len(self.workload["passages"])
+        return html_table(
+            f"{self.processor}; requests of {passages} passages; {self.date}", header, rows, left=header[:2]
+        )
 
     @classmethod
     def read_json(cls, path: str | os.PathLike[str]) -> Self:

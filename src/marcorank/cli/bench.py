@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import quoted_path
 from marcorank.bench.contestants import PEERS
-from marcorank.bench.records import SCENARIOS, Results, Settings
+from marcorank.bench.records import SCENARIOS, Results, Settings, check_chart_path
 from marcorank.cli.bench_report import change_lines, report_lines
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_settings, at_least, new_parser
@@ -97,7 +97,6 @@ def _add_number(group: Any, option: str, text: str, dest: str | None = None) -> 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print and write the results."""
-    from marcorank.bench.chart import check_chart_path, write_chart
     from marcorank.bench.running import run_bench
 
     if args.lengths[0] > args.lengths[1]:
@@ -123,7 +122,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         results.write_json(args.json)
     if args.chart:
-        write_chart(results, args.chart)
+        results.write_chart(args.chart)
     return 0 if any(row.measured for row in results.rows) else 1
 
 

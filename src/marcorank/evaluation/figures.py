@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from marcorank.evaluation.drawing import GAIN, INK, LOSS, MODEL_COLOURS, MUTED, Figure, draw, whole_numbers
+from marcorank._drawing import Drawing, Palette, whole_numbers
+from marcorank._text import shorten
 from marcorank.evaluation.thresholds import SHOWN_RECALL
 from marcorank.evaluation.wording import milliseconds, percent, signed, value
 
@@ -23,8 +24,11 @@ _MARKERS = "os^Dvp"
 _RANK_ENDS = (1, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def quality(models: Sequence[ModelResult]) -> Figure:
-    """Draw the first measure of each model and depth against latency, or against depth if nothing was timed."""
+def quality(models: Sequence[ModelResult], *, named: bool = False) -> Drawing:
+    """Draw the first measure of each model and depth against latency, or against depth if nothing was timed.
+
+    Models have their number in the report as a label, or also their name.
+    """
     points = [(model, depth, depth.measures[0]) for model in models for depth in model.depths]
     timed = any(depth.latency_p50_ms is not None for _, depth, _ in points)
     measure, first_stage = points[0][2].measure, points[0][2].first_stage
@@ -40,16 +44,17 @@ def quality(models: Sequence[ModelResult]) -> Figure:
     elif any(depth.latency_p50_ms is None for _, depth, _ in points):
         caption += " Depths that were not timed are left out."
 
-    def paint(axes: Any) -> None:
-        axes.axhline(first_stage, color=MUTED, linestyle=":", label="first stage")
+    def paint(axes: Any, palette: Palette) -> None:
+        axes.axhline(first_stage, color=palette.muted, linestyle=":", label="first stage")
         every_x: list[float] = []
         for index, model in enumerate(models):
             depths = [depth for depth in model.depths if not timed or depth.latency_p50_ms is not None]
             x = [depth.latency_p50_ms or depth.top_k for depth in depths]
             y = [depth.measures[0].value for depth in depths]
-            laps, colour = divmod(index, len(MODEL_COLOURS))
-            look = {"color": MODEL_COLOURS[colour], "marker": _MARKERS[(colour + laps) % len(_MARKERS)]}
-            axes.plot(x, y, label=f"{index + 1}", markersize=7, **look)
+            laps, colour = divmod(index, len(palette.models))
+            look = {"color": palette.models[colour], "marker": _MARKERS[(colour + laps) % len(_MARKERS)]}
+            label = f"{index + 1} {shorten(model.label)}" if named else f"{index + 1}"
+            axes.plot(x, y, label=label, markersize=7, **look)
             every_x += x
             if len(models) == 1:
                 for depth, *point in zip(depths, x, y, strict=True):
@@ -62,19 +67,19 @@ def quality(models: Sequence[ModelResult]) -> Figure:
         axes.set(xlabel="median latency of a query, ms" if timed else "candidates reranked (top_k)", ylabel=measure)
         axes.margins(x=0.1, y=0.14)
 
-    return draw(f"{measure} against {'latency' if timed else 'top_k'}", caption, paint)
+    return Drawing(f"{measure} against {'latency' if timed else 'top_k'}", caption, paint)
 
 
-def sweep(choices: Choices) -> tuple[Figure, Figure]:
+def sweep(choices: Choices) -> tuple[Drawing, Drawing]:
     """Draw the settings that read fewer passages by quality and latency, and the weights of `blend` by quality."""
     unblended = [point for point in choices.sweep if not point.blend]
     timed = any(point.latency_p50_ms is not None for point in unblended)
     shown = [point for point in unblended if not timed or point.latency_p50_ms is not None]
     cascades = [point for point in shown if point.skim_keep is not None]
-    kinds = [("top_k", [point for point in shown if point.skim_keep is None], {"color": GAIN, "marker": "o"})]
+    kinds = [("top_k", [point for point in shown if point.skim_keep is None], "gain", {"marker": "o"})]
     caption = "Each circle is one top_k of the model alone."
     if cascades:
-        kinds.append(("skim_keep", cascades, {"color": LOSS, "marker": "s", "linestyle": "--"}))
+        kinds.append(("skim_keep", cascades, "loss", {"marker": "s", "linestyle": "--"}))
         caption += f" Each square is one skim_keep after {choices.skim} has read {choices.top_k}."
     if cascades and timed:
         caption += (
@@ -84,9 +89,10 @@ def sweep(choices: Choices) -> tuple[Figure, Figure]:
     if len(shown) < len(unblended):
         caption += " Settings that were not timed are left out."
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Any, palette: Palette) -> None:
         labels: list[tuple[float, float, str, str]] = []
-        for name, points, look in kinds:
+        for name, points, colour, look in kinds:
+            look["color"] = getattr(palette, colour)
             x = [point.latency_p50_ms or float(point.skim_keep or point.top_k) for point in points]
             y = [point.value for point in points]
             axes.plot(x, y, label=name, markersize=7, **look)
@@ -108,10 +114,10 @@ def sweep(choices: Choices) -> tuple[Figure, Figure]:
     }
     chosen = next((one.recommended or 0.0 for one in choices.options if one.option == "blend"), 0.0)
     weights = "0 is the model alone, 1 the first stage alone. Values of all queries, of which none is held out."
-    return draw(title, caption, paint), _choice("blend", chosen, by_weight, choices.measure, weights)
+    return Drawing(title, caption, paint), _choice("blend", chosen, by_weight, choices.measure, weights)
 
 
-def gains(found: MeasureResult) -> Figure:
+def gains(found: MeasureResult) -> Drawing:
     """Draw the difference of each query, greatest gain first."""
     differences = [after - found.per_query_identity[query_id] for query_id, after in found.per_query.items()]
     steps = np.sort(differences)[::-1]
@@ -120,26 +126,28 @@ def gains(found: MeasureResult) -> Figure:
         f"range from {signed(steps[-1])} to {signed(steps[0])}."
     )
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Any, palette: Palette) -> None:
         # Two shapes for all queries: thousands of bars would be megabytes.
         edges = np.arange(len(steps) + 1) + 0.5
-        axes.stairs(np.maximum(steps, 0), edges, fill=True, color=GAIN)
-        axes.stairs(np.minimum(steps, 0), edges, fill=True, color=LOSS)
-        axes.axhline(0, color=INK, linewidth=1)
+        axes.stairs(np.maximum(steps, 0), edges, fill=True, color=palette.gain)
+        axes.stairs(np.minimum(steps, 0), edges, fill=True, color=palette.loss)
+        axes.axhline(0, color=palette.ink, linewidth=1)
         axes.set(xlabel="queries, greatest gain first", ylabel=f"difference in {found.measure}")
         axes.margins(x=0, y=0.06)
         axes.grid(visible=False, axis="x")
         whole_numbers(axes.xaxis)
 
-    return draw(f"Difference of each query in {found.measure}", caption, paint)
+    return Drawing(f"Difference of each query in {found.measure}", caption, paint)
 
 
-def moves(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figure:
+def moves(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Drawing:
     """Draw how many relevant candidates moved from which first-stage ranks to which new ranks."""
     title = "Ranks of relevant passages before and after"
     missed = f"Out of reach, because they are not among the candidates: {out_of_reach:,}." if out_of_reach else ""
     if not moves:
-        return Figure(title, "", f"No relevant passage is among the candidates that were reranked. {missed}")
+        return Drawing(
+            title, f"No relevant passage is among the candidates that were reranked. {missed}".rstrip(), None
+        )
     old, new = np.array(moves).T
     deepest = int(np.max(moves))
     ends = [*(end for end in _RANK_ENDS if end < deepest), deepest]
@@ -153,13 +161,13 @@ def moves(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figure:
         f"{(new > old).sum():,} down; the median rank went from {median(old):g} to {median(new):g}. {missed}"
     )
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Any, palette: Palette) -> None:
         from matplotlib.patches import Rectangle
 
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         size = min(12, 460 / (len(labels) * len(str(counts.max()))))
         for row, column in zip(*np.nonzero(counts), strict=True):
-            colour = GAIN if column < row else LOSS if column > row else MUTED
+            colour = palette.gain if column < row else palette.loss if column > row else palette.muted
             alpha = 0.12 + 0.43 * shares[row, column]
             axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, facecolor=colour, alpha=alpha, linewidth=0))
             axes.text(column, row, f"{counts[row, column]}", ha="center", va="center", fontsize=size)
@@ -169,34 +177,38 @@ def moves(moves: Sequence[tuple[int, int]], *, out_of_reach: int) -> Figure:
         axes.set(xlim=(-0.5, len(labels) - 0.5), ylim=(len(labels) - 0.5, -0.5))
         axes.grid(visible=False)
 
-    return draw(title, caption, paint)
+    return Drawing(title, caption, paint)
 
 
-def scores(candidates: Candidates, cuts: Cuts | None) -> Figure:
+def scores(candidates: Candidates, cuts: Cuts | None) -> Drawing:
     """Draw the distribution of the logits of relevant and of other candidates."""
-    kinds: list[tuple[str, NDArray[np.float64], dict[str, Any]]] = [
-        ("other", candidates.logits[candidates.counted & ~candidates.relevant], {"color": LOSS, "histtype": "step"}),
-        ("relevant", candidates.logits[candidates.relevant], {"color": GAIN, "histtype": "stepfilled", "alpha": 0.55}),
+    title = "Logits of relevant and other passages"
+    if not candidates.counted.any():
+        return Drawing(title, "No candidate is judged.", None)
+    kinds: list[tuple[str, NDArray[np.float64], str, dict[str, Any]]] = [
+        ("other", candidates.logits[candidates.counted & ~candidates.relevant], "loss", {"histtype": "step"}),
+        ("relevant", candidates.logits[candidates.relevant], "gain", {"histtype": "stepfilled", "alpha": 0.55}),
     ]
-    medians = [f"{np.median(logits):.2f} ({name})" for name, logits, _ in kinds if len(logits)]
+    medians = [f"{np.median(logits):.2f} ({name})" for name, logits, *_ in kinds if len(logits)]
     caption = f"The less the two overlap, the better a threshold separates them. Medians: {', '.join(medians)}."
     left_out = int((~candidates.counted).sum())
     if left_out:
         caption += f" Candidates without a judgement, left out: {left_out:,}."
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Any, palette: Palette) -> None:
         bins = np.histogram_bin_edges(candidates.logits[candidates.counted], 30)
-        for name, logits, look in kinds:
+        for name, logits, colour, look in kinds:
             if len(logits):
                 shares = np.full(len(logits), 100 / len(logits))
+                look["color"] = getattr(palette, colour)
                 axes.hist(logits, bins, weights=shares, label=f"{name} ({len(logits):,})", **look)
-        _mark_threshold(axes, cuts)
+        _mark_threshold(axes, palette, cuts)
         axes.set(xlabel="logit", ylabel="share of passages, %")
 
-    return draw("Logits of relevant and other passages", caption, paint)
+    return Drawing(title, caption, paint)
 
 
-def thresholds(cuts: Cuts) -> Figure:
+def thresholds(cuts: Cuts) -> Drawing:
     """Draw recall and precision by threshold."""
     marked = cuts.for_recall[SHOWN_RECALL]
     precision = "unknown" if marked.precision is None else percent(marked.precision)
@@ -205,18 +217,18 @@ def thresholds(cuts: Cuts) -> Figure:
         f"{marked.kept_per_query:.3g} passages per query."
     )
 
-    def paint(axes: Any) -> None:
+    def paint(axes: Any, palette: Palette) -> None:
         thresholds = [point.score_threshold for point in cuts.curve]
-        axes.plot(thresholds, [point.recall for point in cuts.curve], color=GAIN, label="recall")
+        axes.plot(thresholds, [point.recall for point in cuts.curve], color=palette.gain, label="recall")
         precisions = np.array([point.precision for point in cuts.curve], dtype=np.float64)
-        axes.plot(thresholds, precisions, color=LOSS, linestyle="--", label="precision")
-        _mark_threshold(axes, cuts)
+        axes.plot(thresholds, precisions, color=palette.loss, linestyle="--", label="precision")
+        _mark_threshold(axes, palette, cuts)
         axes.set(xlabel="score_threshold (logit)", ylabel="share, 0 to 1", ylim=(-0.03, 1.03))
 
-    return draw("Recall and precision by threshold", caption, paint)
+    return Drawing("Recall and precision by threshold", caption, paint)
 
 
-def top_n_and_top_k(cuts: Cuts, measure: str) -> tuple[Figure, Figure]:
+def top_n_and_top_k(cuts: Cuts, measure: str) -> tuple[Drawing, Drawing]:
     """Draw the recall of the first n results, and the first measure by number of candidates."""
     by_n, by_k = cuts.top_n_recall, cuts.top_k_value
     top_n_caption = (
@@ -233,21 +245,21 @@ def top_n_and_top_k(cuts: Cuts, measure: str) -> tuple[Figure, Figure]:
     )
 
 
-def _choice(name: str, chosen: float, values: Mapping[Any, float], ylabel: str, caption: str) -> Figure:
-    def paint(axes: Any) -> None:
-        axes.plot(list(values), list(values.values()), color=GAIN, marker="o", markersize=4)
-        axes.plot([chosen], [values[chosen]], "D", color=LOSS, markersize=9, label=f"{name} = {chosen:g}")
+def _choice(name: str, chosen: float, values: Mapping[Any, float], ylabel: str, caption: str) -> Drawing:
+    def paint(axes: Any, palette: Palette) -> None:
+        axes.plot(list(values), list(values.values()), color=palette.gain, marker="o", markersize=4)
+        axes.plot([chosen], [values[chosen]], "D", color=palette.loss, markersize=9, label=f"{name} = {chosen:g}")
         axes.set(xlabel=name, ylabel=ylabel)
         if max(values) > 1:
             whole_numbers(axes.xaxis)
 
-    return draw(f"Choose {name}: {ylabel}", caption, paint)
+    return Drawing(f"Choose {name}: {ylabel}", caption, paint)
 
 
-def _mark_threshold(axes: Any, cuts: Cuts | None) -> None:
+def _mark_threshold(axes: Any, palette: Palette, cuts: Cuts | None) -> None:
     if cuts is not None:
         threshold = cuts.for_recall[SHOWN_RECALL].score_threshold
-        axes.axvline(threshold, color=INK, linewidth=1.5, linestyle=":", label=f"recall {SHOWN_RECALL:g}")
+        axes.axvline(threshold, color=palette.ink, linewidth=1.5, linestyle=":", label=f"recall {SHOWN_RECALL:g}")
 
 
 def _label(axes: Any, labels: Sequence[tuple[float, float, str, str]]) -> None:

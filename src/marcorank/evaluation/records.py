@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from marcorank._text import html_table
+from marcorank.evaluation.wording import percent
 from marcorank.ranking import Logistic
 
 if TYPE_CHECKING:
@@ -158,6 +160,23 @@ class Cuts:
     top_k_value: Mapping[int, float]
     top_k: int
     unjudged_as_irrelevant: bool
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        wanted = [("recall", share, point) for share, point in self.for_recall.items()]
+        wanted += [("precision", share, point) for share, point in self.for_precision.items() if point is not None]
+        rows = [
+            (
+                f"{name} {percent(share)}",
+                f"{point.score_threshold:.4f}",
+                percent(point.recall),
+                "-" if point.precision is None else percent(point.precision),
+                f"{point.kept_per_query:.3g}",
+            )
+            for name, share, point in wanted
+        ]
+        header = ("for a", "score_threshold (logit)", "recall", "precision", "passages per query")
+        return html_table(f"suggested: top_k {self.top_k}, top_n {self.top_n}", header, rows, left=header[:1])
 
 
 @dataclass(frozen=True, slots=True)

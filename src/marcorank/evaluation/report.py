@@ -10,21 +10,28 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from marcorank._drawing import LIGHT, Drawing, check_matplotlib
 from marcorank.errors import MissingExtraError
 from marcorank.evaluation import figures
 from marcorank.evaluation.calibration import probabilities
 from marcorank.evaluation.changes import query_changes
-from marcorank.evaluation.drawing import MODEL_COLOURS
 from marcorank.evaluation.recommending import criterion, threshold_note, together_note, verdict
 from marcorank.evaluation.thresholds import judged_candidates
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from marcorank.collections.records import Collection
+    from marcorank.evaluation.changes import QueryChange
     from marcorank.evaluation.records import MeasureResult, ModelResult
+    from marcorank.evaluation.thresholds import Candidates
 
+KINDS = ("quality", "gains", "moves", "scores", "thresholds", "top_n", "top_k", "sweep", "blend")
+"""The charts of a report."""
+
+_NO_THRESHOLD = "No relevant passage is among the candidates, so no threshold can be chosen."
+_NO_SETTINGS = "No settings were tried for this model."
 _ALPHA = 0.05
 # Values of a measure that differ by less are the same.
 _TIE = 1e-9
@@ -44,21 +51,17 @@ def render_report(
     matplotlib's settings are the report's own while each figure is drawn; reports of several threads take turns.
     """
     try:
+        check_matplotlib()
         from jinja2 import Environment, StrictUndefined
         from markupsafe import Markup
     except ImportError as error:
         raise MissingExtraError(
             'The report needs matplotlib and jinja2: pip install "marcorank[evaluation]"'
         ) from error
-    found = shown.depths[-1].measures[0]
     changes = query_changes(collection, shown, relevant_grade=relevant_grade)
     by_difference = sorted(changes, key=lambda change: change.difference)
     candidates = judged_candidates(collection, shown.logits, relevant_grade=relevant_grade)
-    moves = [(one.old_rank, one.new_rank) for change in changes for one in change.candidates if one.relevant]
-    relevant = sum(grade >= relevant_grade for grades in collection.qrels.values() for grade in grades.values())
-    threshold_figures = [figures.scores(candidates, shown.cuts)] if candidates.counted.any() else []
-    if shown.cuts is not None:
-        threshold_figures += [figures.thresholds(shown.cuts), *figures.top_n_and_top_k(shown.cuts, found.measure)]
+    drawn = _drawings(collection, models, shown, changes, candidates, relevant_grade=relevant_grade)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "value": value,
@@ -76,9 +79,9 @@ def render_report(
         candidate_counts=_candidate_counts(collection),
         relevant_grade=relevant_grade,
         models=models,
-        colours=len(MODEL_COLOURS),
+        colours=len(LIGHT.models),
         verdicts=[_verdict(result.depths[-1].measures[0]) for result in models],
-        quality_figure=figures.quality(models),
+        quality_figure=drawn["quality"],
         shown=shown,
         shown_index=[result.label for result in models].index(shown.label),
         choices=shown.choices,
@@ -86,10 +89,10 @@ def render_report(
         verdict=verdict,
         threshold_note=threshold_note,
         together_note=together_note,
-        sweep_figures=[] if shown.choices is None else figures.sweep(shown.choices),
-        gains_figure=figures.gains(found),
-        moves_figure=figures.moves(moves, out_of_reach=relevant - len(moves)),
-        threshold_figures=threshold_figures,
+        sweep_figures=_present(drawn, "sweep", "blend"),
+        gains_figure=drawn["gains"],
+        moves_figure=drawn["moves"],
+        threshold_figures=_present(drawn, "scores", "thresholds", "top_n", "top_k"),
         calibration=shown.calibration,
         held_out=len(np.unique(candidates.queries[candidates.counted])) > 1,
         losses=[one for one in by_difference if one.difference < -_TIE][:10],
@@ -99,6 +102,49 @@ def render_report(
     )
     # UTF-8 cannot hold half a surrogate pair; it is shown as an escape sequence.
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def drawings(
+    collection: Collection, models: Sequence[ModelResult], shown: ModelResult, *, relevant_grade: int
+) -> dict[str, Drawing]:
+    """Return the charts of a report by kind; the caption of one without a picture says why it has none."""
+    changes = query_changes(collection, shown, relevant_grade=relevant_grade)
+    candidates = judged_candidates(collection, shown.logits, relevant_grade=relevant_grade)
+    drawn = _drawings(collection, models, shown, changes, candidates, relevant_grade=relevant_grade)
+    # The page has the names of the models beside their numbers.
+    return drawn | {"quality": figures.quality(models, named=True)}
+
+
+def _drawings(
+    collection: Collection,
+    models: Sequence[ModelResult],
+    shown: ModelResult,
+    changes: Sequence[QueryChange],
+    candidates: Candidates,
+    *,
+    relevant_grade: int,
+) -> dict[str, Drawing]:
+    found = shown.depths[-1].measures[0]
+    moves = [(one.old_rank, one.new_rank) for change in changes for one in change.candidates if one.relevant]
+    relevant = sum(grade >= relevant_grade for grades in collection.qrels.values() for grade in grades.values())
+    drawn = {
+        "quality": figures.quality(models),
+        "gains": figures.gains(found),
+        "moves": figures.moves(moves, out_of_reach=relevant - len(moves)),
+        "scores": figures.scores(candidates, shown.cuts),
+    }
+    if shown.cuts is not None:
+        drawn["thresholds"] = figures.thresholds(shown.cuts)
+        drawn["top_n"], drawn["top_k"] = figures.top_n_and_top_k(shown.cuts, found.measure)
+    if shown.choices is not None:
+        drawn["sweep"], drawn["blend"] = figures.sweep(shown.choices)
+    for kind in KINDS[4:]:
+        drawn.setdefault(kind, Drawing(kind, _NO_SETTINGS if kind in KINDS[7:] else _NO_THRESHOLD, None))
+    return drawn
+
+
+def _present(drawn: Mapping[str, Drawing], *kinds: str) -> list[Drawing]:
+    return [drawn[kind] for kind in kinds if drawn[kind].paint is not None]
 
 
 def _verdict(found: MeasureResult) -> str:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from marcorank import __version__
+from marcorank._arguments import one_of
 from marcorank._files import errors_of_writing, written
-from marcorank._text import quoted, table
+from marcorank._text import encodable, html_table, quoted, table
 from marcorank.collections.trec import write_run
 from marcorank.errors import InvalidInputError
 from marcorank.evaluation.comparison import compare
 from marcorank.evaluation.measures import reranked
 from marcorank.evaluation.recommending import choice_lines
-from marcorank.evaluation.report import render_report
+from marcorank.evaluation.report import KINDS, drawings, render_report
 from marcorank.evaluation.scores import file_name
 from marcorank.evaluation.thresholds import SHOWN_RECALL
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from marcorank._figure import NotebookFigure
     from marcorank.collections.records import Collection
     from marcorank.evaluation.records import Comparison, DepthResult, ModelResult
 
@@ -160,39 +163,63 @@ class Evaluation:
             InvalidInputError: The path cannot be written, or no model has this label.
             MissingExtraError: matplotlib or jinja2 is not installed.
         """
-        best = max(self.models, key=lambda result: result.depths[-1].measures[0].value)
-        shown = best if model is None else self.model(model)
+        shown = self._shown(model)
         page = render_report(self.collection, self.models, shown, relevant_grade=self.relevant_grade, notes=self.notes)
         _make_parent(path)
         with written(path) as file:
             file.write(page)
 
+    def plot(self, kind: str = "quality", *, model: str | None = None) -> NotebookFigure:
+        """Draw one of the charts of the report.
+
+        Args:
+            kind: `"quality"` (of all models, against latency or `top_k`), `"gains"` (of each query), `"moves"` (of
+                relevant passages), `"scores"` (of relevant and other passages), `"thresholds"` (recall and precision),
+                `"top_n"`, `"top_k"`, `"sweep"` (`top_k` and `skim_keep`) or `"blend"`.
+            model: As in `write_report`.
+
+        Returns:
+            A figure of matplotlib. Notebooks show it; `savefig` writes it to a file.
+
+        Raises:
+            InvalidInputError: There is no such kind or model, or these queries give nothing to draw.
+            MissingExtraError: matplotlib is not installed.
+        """
+        one_of("kind", kind, KINDS)
+        drawing = drawings(self.collection, self.models, self._shown(model), relevant_grade=self.relevant_grade)[kind]
+        if drawing.paint is None:
+            raise InvalidInputError(f"There is nothing to draw for {quoted(kind)}. {drawing.caption}")
+        return drawing.figure()
+
+    def _shown(self, model: str | None) -> ModelResult:
+        if model is not None:
+            return self.model(model)
+        return max(self.models, key=lambda result: result.depths[-1].measures[0].value)
+
     def __str__(self) -> str:
-        collection = self.collection
-        candidates = max((len(collection.run.get(query_id, ())) for query_id in collection.queries), default=0)
-        blocks = [f"{collection.name}: {len(collection.queries)} judged queries, up to {candidates} candidates each"]
+        blocks = [self._heading()]
         for result in self.models:
-            rows = [
-                (
-                    str(depth.top_k),
-                    found.measure,
-                    *map(value, (found.first_stage, found.identity, found.value, found.best)),
-                    *_cells(found),
-                )
-                for depth in result.depths
-                for found in depth.measures
-            ]
-            lines = [result.label, *table(_HEADER, rows, left=["measure"]), _latency(result)]
-            if (cuts := result.cuts) is not None:
-                point = cuts.for_recall[SHOWN_RECALL]
-                lines.append(
-                    f"suggested by these queries: top_n {cuts.top_n}; score_threshold "
-                    f"{point.score_threshold:.4f} keeps {percent(point.recall)} of the relevant candidates"
-                )
+            lines = [result.label, *table(_HEADER, _rows(result), left=["measure"]), *_remarks(result)]
             if result.choices is not None:
                 lines += choice_lines(result.choices)
             blocks.append("\n".join(lines))
         return "\n\n".join(blocks)
+
+    def _repr_html_(self) -> str:
+        """Return tables for notebooks, with all texts escaped."""
+        blocks = [f"<p>{escape(self._heading())}</p>"]
+        for result in self.models:
+            blocks.append(html_table(result.label, _HEADER, _rows(result), left=["measure"]))
+            blocks += [f"<p>{escape(remark)}</p>" for remark in _remarks(result)]
+            if result.choices is not None:
+                lines = "\n".join(choice_lines(result.choices)).strip()
+                blocks.append(f"<details><summary>Settings</summary><pre>{escape(lines)}</pre></details>")
+        return encodable("".join(blocks))
+
+    def _heading(self) -> str:
+        collection = self.collection
+        candidates = max((len(collection.run.get(query_id, ())) for query_id in collection.queries), default=0)
+        return f"{collection.name}: {len(collection.queries)} judged queries, up to {candidates} candidates each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +263,17 @@ class RunsEvaluation:
         ]
 
     def __str__(self) -> str:
-        rows = [
+        return "\n".join([self._heading(), *table(_RUNS_HEADER, self._cells(), left=["run", "measure"])])
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks, with all texts escaped."""
+        return html_table(self._heading(), _RUNS_HEADER, self._cells(), left=["run", "measure"])
+
+    def _heading(self) -> str:
+        return f"{self.queries} judged queries; differences from {quoted(self.baseline)}"
+
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
             (
                 result.label,
                 result.measure,
@@ -245,8 +282,6 @@ class RunsEvaluation:
             )
             for result in self.runs
         ]
-        head = f"{self.queries} judged queries; differences from {self.baseline!r}"
-        return "\n".join([head, *table(_RUNS_HEADER, rows, left=["run", "measure"])])
 
 
 def _depth(result: ModelResult, top_k: int | None) -> DepthResult:
@@ -276,6 +311,30 @@ def _cells(found: Comparison) -> tuple[str, str, str, str]:
         p_value(found.p_value),
         f"{found.wins}/{found.ties}/{found.losses}",
     )
+
+
+def _rows(result: ModelResult) -> list[tuple[str, ...]]:
+    return [
+        (
+            str(depth.top_k),
+            found.measure,
+            *map(value, (found.first_stage, found.identity, found.value, found.best)),
+            *_cells(found),
+        )
+        for depth in result.depths
+        for found in depth.measures
+    ]
+
+
+def _remarks(result: ModelResult) -> list[str]:
+    if (cuts := result.cuts) is None:
+        return [_latency(result)]
+    point = cuts.for_recall[SHOWN_RECALL]
+    suggested = (
+        f"suggested by these queries: top_n {cuts.top_n}; score_threshold {point.score_threshold:.4f} keeps "
+        f"{percent(point.recall)} of the relevant candidates"
+    )
+    return [_latency(result), suggested]
 
 
 def _latency(result: ModelResult) -> str:
