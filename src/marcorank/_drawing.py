@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from marcorank._figure import NotebookFigure
 
-_CAPTION_CHARS = 84
+_CAPTION_CHARS = 72
+# More labels do not fit beside each other.
+_LEGEND_CHARS = 60
 _LINE_INCHES = 0.17
 
 
@@ -94,8 +96,14 @@ class Drawing:
             figure: NotebookFigure = drawn.NotebookFigure(figsize=size, layout="constrained", facecolor="white")
             figure.title = self.title
             axes = self._fill(figure, LIGHT)
-            # The legend is above the axes too, so the title is part of the same column.
-            figure.suptitle(self.title, x=0.01, ha="left", fontsize=13, fontweight="bold", parse_math=False)
+            look = {"fontsize": 13, "fontweight": "bold", "parse_math": False}
+            if figure.legends:
+                # Both would be drawn at the upper edge, one over the other.
+                (legend,) = figure.legends
+                legend.set(title=self.title, alignment="left")
+                legend.get_title().set(**look)
+            else:
+                figure.suptitle(self.title, x=0.01, ha="left", **look)
             if caption:
                 look = {"ha": "left", "fontsize": 9, "color": LIGHT.muted, "parse_math": False}
                 figure.supxlabel("\n".join(caption), x=0.01, **look)
@@ -108,7 +116,11 @@ class Drawing:
         if self.paint is not None:
             self.paint(axes, palette)
         if axes.get_legend_handles_labels()[0]:
-            figure.legend(loc="outside upper left", ncols=6, handlelength=1.8, columnspacing=1)
+            labels = axes.get_legend_handles_labels()[1]
+            columns = 6 if sum(map(len, labels)) < _LEGEND_CHARS else 1
+            legend = figure.legend(loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1)
+            for text in legend.get_texts():
+                text.set_parse_math(False)
         return axes
 
 

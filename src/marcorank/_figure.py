@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import warnings
 from contextlib import contextmanager
 from html import escape
 from io import StringIO
@@ -50,7 +51,9 @@ def svg_of(figure: Figure, *, title: str, transparent: bool = False) -> str:
     """Return a figure as one element whose text stays text, the same from run to run."""
     buffer = StringIO()
     # The salt keeps the ids of one page's pictures apart.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": title}), warnings.catch_warnings():
+        # Whoever shows the text has fonts for it.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         figure.savefig(buffer, format="svg", transparent=transparent, metadata=_NO_METADATA)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg ") :]

@@ -30,9 +30,11 @@ _RULE = re.compile(r"([^\w\s])\1{3,}\s*")
 _READ_CHARS = 400
 _TITLE_CHARS = 80
 _LABEL_CHARS = 36
-_WIDTH_INCHES, _ROW_INCHES, _MAX_INCHES = 9.0, 0.27, 16.0
-# More rows leave no room for a line of text each.
+_WIDTH_INCHES, _ROW_INCHES = 9.0, 0.27
+# With more rows only the best have a text, and the scale is logarithmic, so that they do not lie on each other.
 _MAX_LABELS = 60
+# Fewer would leave no room for the curves.
+_MIN_ROWS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,62 +153,74 @@ def _matched(before: Sequence[_Candidate], after: Sequence[_Candidate]) -> list[
 
 def _drawing(moved: Sequence[_Candidate], top_n: int, title: str) -> Drawing:
     rows = max((max(one.old_rank, one.new_rank or 1) for one in moved), default=1)
-    best = sorted((one.new_rank, one.old_rank) for one in moved if one.new_rank is not None and one.new_rank <= top_n)
-    # Of a ranking that holds the best results only, nothing is known of the others.
-    replaced = [one for one in moved if one.old_rank <= top_n < (one.new_rank or rows + 1)]
+    best = sorted((one for one in moved if 0 < (one.new_rank or 0) <= top_n), key=lambda one: one.new_rank or 0)
+    # Candidates that are missing in the new order have left the best, too.
+    replaced = [one for one in moved if one.old_rank <= top_n and one not in best]
+    others = [one for one in moved if one.old_rank > top_n and one not in best]
     caption = "No candidates."
     if best:
-        ranks = ", ".join(f"{old}" for _, old in best)
-        caption = (
-            f"Blue: the best {len(best)} after reranking. Before, {'they were' if len(best) > 1 else 'it was'} at "
-        )
-        caption += f"{'ranks' if len(best) > 1 else 'rank'} {ranks}."
+        where = "they were at ranks" if len(best) > 1 else "it was at rank"
+        ranks = ", ".join(f"{one.old_rank}" for one in best)
+        caption = f"Blue: the best {len(best)} after reranking. Before, {where} {ranks}."
         if replaced:
             caption += f" Orange: what they replaced among the best {top_n}."
+        if rows > _MAX_LABELS:
+            caption += f" Ranks 1 to {rows:,}, on a logarithmic scale."
+    is_long = rows > _MAX_LABELS
+    shown_rows = _MAX_LABELS // 2 if is_long else max(rows, _MIN_ROWS)
+    head = 0.75 if is_long else 0
 
     def paint(axes: Any, palette: Palette) -> None:
-        from matplotlib.patches import PathPatch
-        from matplotlib.path import Path
-
-        axes.set(xlim=(0, 1), ylim=(rows + 0.6, -0.4))
+        axes.set(xlim=(0, 1), ylim=(rows * 1.05, 0.65) if is_long else (shown_rows + 0.6, -0.4))
+        if is_long:
+            axes.set_yscale("log")
         axes.set_axis_off()
-
-        def write(x: int, row: int, offset: int, text: str, colour: str, **look: Any) -> None:
-            """Write a text so many points beside the left or the right end of a row."""
-            look = {"ha": "left" if x else "right", "va": "center", "fontsize": 10, "color": colour, **look}
-            place = {"xytext": (offset if x else -offset, 0), "textcoords": "offset points", "annotation_clip": False}
-            axes.annotate(text, (x, row), parse_math=False, **place, **look)
-
-        write(0, 0, 6, "first stage", palette.ink, fontweight="bold")
-        write(
-            1,
-            0,
-            6,
-            "reranked" + ", score" * any(one.score is not None for one in moved),
-            palette.ink,
-            fontweight="bold",
-        )
+        score = ", score" if any(one.score is not None for one in moved) else ""
+        _write(axes, 0, head, 6, "first stage", color=palette.ink, fontweight="bold")
+        _write(axes, 1, head, 6, f"reranked{score}", color=palette.ink, fontweight="bold")
         axes.plot([0, 1], [top_n + 0.5] * 2, color=palette.muted, linewidth=0.8, linestyle=":", clip_on=False)
-        for one in sorted(moved, key=lambda one: one.new_rank or rows + 1, reverse=True):
-            is_best = one.new_rank is not None and one.new_rank <= top_n
-            strong = is_best or one in replaced
-            colour = palette.gain if is_best else palette.loss if strong else palette.muted
-            weight = {"fontweight": "bold" if is_best else "normal"}
-            write(0, one.old_rank, 6, f"{one.old_rank}", colour, **weight)
-            if rows <= _MAX_LABELS or strong:
-                write(0, one.old_rank, 28, one.label, colour if strong else palette.ink)
-            axes.plot([0], [one.old_rank], "o", color=colour, markersize=3.5 if strong else 2.5, clip_on=False)
-            if one.new_rank is None:
-                continue
-            ends = [(0, one.old_rank), (0.45, one.old_rank), (0.55, one.new_rank), (1, one.new_rank)]
-            curve = Path(ends, [Path.MOVETO, *[Path.CURVE4] * 3])
-            look = {"linewidth": 2.4 if is_best else 1.6, "alpha": 1} if strong else {"linewidth": 0.9, "alpha": 0.55}
-            axes.add_patch(PathPatch(curve, facecolor="none", edgecolor=colour, clip_on=False, **look))
-            axes.plot([1], [one.new_rank], "o", color=colour, markersize=3.5 if strong else 2.5, clip_on=False)
-            write(1, one.new_rank, 6, f"{one.new_rank}", colour, **weight)
-            if one.score is not None and (rows <= _MAX_LABELS or strong):
-                write(1, one.new_rank, 62, f"{one.score:.2f}", colour if strong else palette.ink, ha="right")
-            if is_best:
-                write(1, one.new_rank, 28 if one.score is None else 72, one.label, colour)
+        # What is drawn later lies above.
+        _draw_moves(axes, others, palette.muted, size=2.5, linewidth=0.9, alpha=0.55)
+        _draw_moves(axes, replaced, palette.loss, size=3.5, linewidth=1.6)
+        _draw_moves(axes, best, palette.gain, size=3.5, linewidth=2.4)
+        if not is_long:
+            _label(axes, others, palette.muted, palette.ink)
+        _label(axes, replaced, palette.loss, palette.loss)
+        _label(axes, best, palette.gain, palette.gain, fontweight="bold")
+        for one in best:
+            _write(axes, 1, one.new_rank or 0, 32 if one.score is None else 76, one.label, color=palette.gain)
 
-    return Drawing(title, caption, paint, (_WIDTH_INCHES, min(_MAX_INCHES, 0.4 + _ROW_INCHES * (rows + 1))))
+    return Drawing(title, caption, paint, (_WIDTH_INCHES, 0.4 + _ROW_INCHES * (shown_rows + 1)))
+
+
+def _draw_moves(axes: Any, moved: Sequence[_Candidate], colour: str, *, size: float, **look: Any) -> None:
+    """Draw curves with a dot at each end; of a candidate that was left out, the dot at the left."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
+    moves = [(one.old_rank, one.new_rank) for one in moved if one.new_rank is not None]
+    # One shape for all: with a thousand candidates one for each takes seconds.
+    corners = [corner for old, new in moves for corner in ((0, old), (0.45, old), (0.55, new), (1, new))]
+    codes = [Path.MOVETO, *[Path.CURVE4] * 3] * len(moves)
+    if moves:
+        axes.add_patch(PathPatch(Path(corners, codes), facecolor="none", edgecolor=colour, clip_on=False, **look))
+    for x, ranks in ((0, [one.old_rank for one in moved]), (1, [new for _, new in moves])):
+        axes.plot([x] * len(ranks), ranks, "o", color=colour, markersize=size, clip_on=False)
+
+
+def _label(axes: Any, moved: Sequence[_Candidate], colour: str, text_colour: str, **look: Any) -> None:
+    for one in moved:
+        _write(axes, 0, one.old_rank, 6, f"{one.old_rank}", color=colour, **look)
+        _write(axes, 0, one.old_rank, 32, one.label, color=text_colour)
+        if one.new_rank is not None:
+            _write(axes, 1, one.new_rank, 6, f"{one.new_rank}", color=colour, **look)
+            if one.score is not None:
+                _write(axes, 1, one.new_rank, 66, f"{one.score:.2f}", color=text_colour, ha="right")
+
+
+def _write(axes: Any, x: int, row: float, offset: int, text: str, **look: Any) -> None:
+    """Write a text so many points beside the left or the right end of a row."""
+    look = {"ha": "left" if x else "right", "va": "center", "fontsize": 10, "parse_math": False, **look}
+    axes.annotate(
+        text, (x, row), (offset if x else -offset, 0), textcoords="offset points", annotation_clip=False, **look
+    )

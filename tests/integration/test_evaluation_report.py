@@ -15,14 +15,16 @@ import numpy as np
 import pytest
 
 from marcorank import InvalidInputError, MissingExtraError, Reranker
+from marcorank._drawing import LIGHT
 from marcorank.collections.records import Collection
-from marcorank.evaluation import evaluate
+from marcorank.evaluation import evaluate, evaluate_runs
 from marcorank.evaluation.calibration import calibrate
 from marcorank.evaluation.choosing import choose
 from marcorank.evaluation.comparison import depth_result
 from marcorank.evaluation.measures import parse_measures
 from marcorank.evaluation.recommending import with_code
 from marcorank.evaluation.records import ModelResult
+from marcorank.evaluation.report import KINDS
 from marcorank.evaluation.results import Evaluation
 from marcorank.evaluation.sweep import Sweep
 from marcorank.evaluation.thresholds import cuts
@@ -321,6 +323,81 @@ def test_thresholds_and_calibration_stand_in_the_page():
         assert f"{point.score_threshold:.4f} " in text
     assert f"activation=Logistic(a={found.calibration.a:.6g}, b={found.calibration.b:.6g})" in text
     assert f"plain sigmoid {found.calibration.log_loss_sigmoid:.4f}" in text
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """An evaluation of two models with choices, and its report."""
+    of = collection(30, candidates=60, relevant=3)
+    logits = noisy(of, skill=6)
+    (measure,) = parse_measures(["nDCG@10"])
+    sweep = Sweep(of, logits, measure, skim_logits=logits)
+    choices = choose(sweep, {20: 20.0, 60: 60.0}, skim="s", skim_latency_ms=5.0)
+    evaluation = evaluated(of, "one", "two", logits=logits, depths=(20, 60), names=("nDCG@10",))
+    models = (replace(evaluation.models[0], choices=choices), evaluation.models[1])
+    evaluation = Evaluation(of, evaluation.measures, models)
+    return evaluation, render_report(evaluation, model="one")
+
+
+def words_of(svg):
+    return {"".join(one.itertext()) for one in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")}  # noqa: S314
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_evaluation_draws_the_charts_of_its_report(kind, chosen):
+    """Each kind is a figure with the title and the labels that it has in the report, and colours of its own."""
+    evaluation, html = chosen
+    figure = evaluation.plot(kind, model="one")
+    svg = figure.to_svg()
+    assert not re.search(r"var\(|nan|inf\b", svg)
+    assert f"<h3>{figure.title}</h3>" in html
+    (picture,) = [one for one in pictures(html) if f'aria-label="{figure.title}"' in one]
+    labels = words_of(picture) | {figure.title}
+    if kind == "quality":
+        assert {"1 one", "2 two"} <= words_of(svg)
+        labels -= {"1", "2"}
+    assert labels <= words_of(svg)
+
+
+def test_what_cannot_be_drawn_is_said():
+    """A wrong kind lists all kinds; without relevant candidates or choices the message says what is missing."""
+    evaluation = evaluated(collection(4, relevant=0))
+    with pytest.raises(InvalidInputError, match="`kind` is 'speed'; expected one of 'quality', 'gains', 'moves'"):
+        evaluation.plot("speed")
+    with pytest.raises(InvalidInputError, match=r"nothing to draw for 'moves'. No relevant passage is among"):
+        evaluation.plot("moves")
+    with pytest.raises(InvalidInputError, match=r"nothing to draw for 'top_n'. .* so no threshold can be chosen"):
+        evaluation.plot("top_n")
+    with pytest.raises(InvalidInputError, match=r"nothing to draw for 'blend'. No settings were tried"):
+        evaluation.plot("blend")
+    with pytest.raises(InvalidInputError, match="'other'; expected one of 'model'"):
+        evaluation.plot("gains", model="other")
+
+
+def test_a_notebook_shows_tables_with_escaped_texts():
+    """Evaluations, compared runs and cuts are tables of the numbers that are printed, in the notebook's colours."""
+    evaluation = evaluated(collection(30, relevant=2, name="<i>made</i>"), "<b>model</b>")
+    runs = evaluate_runs(
+        {"<u>one</u>": evaluation.collection.run, "two": evaluation.collection.run}, evaluation.collection.qrels
+    )
+    cuts = evaluation.models[0].cuts
+    for shown, expected in ((evaluation, "&lt;b&gt;model"), (runs, "&lt;u&gt;one"), (cuts, "recall 90 %")):
+        html = shown._repr_html_()
+        Page(html)
+        assert expected in html
+        assert not re.search("<[biu]>|color|background", html)
+    found = evaluation.models[0].depths[0].measures[0]
+    assert f'<td style="text-align: right">{found.value:.4f}</td>' in evaluation._repr_html_()
+    assert f"{cuts.for_recall[0.9].score_threshold:.4f}" in cuts._repr_html_()
+
+
+def test_notebooks_have_the_colours_of_the_light_page():
+    """The colours of figures are those of the style sheet."""
+    light = render_report(evaluated(collection(2))).partition("@media")[0]
+    names = {f"model-{index}": colour for index, colour in enumerate(LIGHT.models)}
+    names |= {name: getattr(LIGHT, name) for name in ("ink", "muted", "grid", "gain", "loss")}
+    for name, colour in names.items():
+        assert f"--{name}: {colour};" in light
 
 
 @pytest.mark.parametrize("timed", [True, False])

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from marcorank import InvalidInputError
+from marcorank import InvalidInputError, bench
 from marcorank.bench.records import Results, Row, Settings
 
 
@@ -51,6 +51,21 @@ def test_svg_contains_text(results, tmp_path):
         assert expected in text
     assert re.findall(r"([\d.]+)x, ([\d,]+) ms", text) == [("3.0", "1,000"), ("1.0", "3,000"), ("6.0", "500")]
     assert "openvino" not in text
+
+
+def test_a_result_shows_itself_in_a_notebook(results):
+    """A chart of the speeds, and a table of the measured contestants with escaped names."""
+    figure = results.plot()
+    assert "Speed (LangChain = 1)" in figure.to_svg()
+    results.rows[0].model = results.rows[1].model = "<b>"
+    table = results._repr_html_()
+    assert "&lt;b&gt;" in table
+    assert table.count("<tr>") == 1 + 3
+    assert "3.0x" in table
+    assert "Results" in bench.__all__
+    assert bench.Results is Results
+    with pytest.raises(AttributeError, match="no attribute 'results'"):
+        _ = bench.results
 
 
 def test_empty_chart(results, tmp_path):
