@@ -30,6 +30,7 @@ from marcorank.evaluation import (
     run_of,
     write_run,
 )
+from marcorank.plots import plot_rank_changes
 from marcorank.ray import ServeSettings, rerank_dataset
 from marcorank.remote import RemoteScorer
 from marcorank.serving.requests import RequestError, read_request
@@ -180,6 +181,12 @@ CALLS = {
     "RemoteScorer: settings": lambda: RemoteScorer("tei+http://host", max_attempts=IMAGE),
     "RemoteScorer: from_dict": lambda: RemoteScorer.from_dict({"url": "tei+http://host", LONG: 1}),
     "RemoteScorer: passage": lambda: RemoteScorer("tei+http://host").score("q", [LONG.encode()]),
+    "plot_rank_changes: before": lambda: plot_rank_changes(LONG),
+    "plot_rank_changes: a candidate": lambda: plot_rank_changes(["a"], [IMAGE]),
+    "plot_rank_changes: another candidate": lambda: plot_rank_changes(["a"], [LONG]),
+    "plot_rank_changes: no new order": lambda: plot_rank_changes([LONG]),
+    "plot_rank_changes: top_n": lambda: plot_rank_changes(["a"], ["a"], top_n=LONG),
+    "plot_rank_changes: title": lambda: plot_rank_changes(["a"], ["a"], title=IMAGE),
     "server: settings": lambda: ServeSettings.of({LONG: 1}),
     "server: a setting": lambda: ServeSettings.of({}, {"MARCORANK_MAX_BATCH": LONG}),
     "rerank_dataset": lambda: rerank_dataset(LONG, "out", model="bundled"),
