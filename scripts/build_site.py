@@ -56,6 +56,9 @@ _LINK = re.compile(r"(?P<text>\]\()(?P<file>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))
 _HEADING = re.compile(r"^#{2,} (?P<title>.+)$")
 _ITEM = re.compile(r"^[*-] .*?\]\((?P<file>[^)#\s]+)\)")
 
+# Of words in the search index; `timeout_s` is one word.
+_SEPARATOR = r"""[\s\-,:!=\[\]()"'`/{}|]+|\.(?!\d)"""
+
 _MARKDOWN = [
     "tables",
     "attr_list",
@@ -107,15 +110,16 @@ _THEME = {
         "toc.follow",
     ],
     "palette": [
+        {"media": "(prefers-color-scheme)", "toggle": {"icon": "lucide/sun-moon", "name": "Switch to light"}},
         {
             "media": "(prefers-color-scheme: light)",
             "scheme": "default",
-            "toggle": {"icon": "lucide/sun", "name": "Switch to dark mode"},
+            "toggle": {"icon": "lucide/sun", "name": "Switch to dark"},
         },
         {
             "media": "(prefers-color-scheme: dark)",
             "scheme": "slate",
-            "toggle": {"icon": "lucide/moon", "name": "Switch to light mode"},
+            "toggle": {"icon": "lucide/moon", "name": "Switch to the setting of the system"},
         },
     ],
 }
@@ -257,8 +261,9 @@ def build(root: Path, output: Path, modules: Sequence[str] = MODULES) -> str:
         "site_dir": "html",
         "nav": sources.navigation(modules),
         "theme": _THEME,
+        "extra_css": ["site.css"],
         "markdown_extensions": _MARKDOWN,
-        "plugins": [{"search": {}}, {"mkdocstrings": {"handlers": {"python": _python(root)}}}],
+        "plugins": [{"search": {"separator": _SEPARATOR}}, {"mkdocstrings": {"handlers": {"python": _python(root)}}}],
     }
     # JSON is YAML too.
     (output / "mkdocs.yml").write_text(json.dumps(config, indent=2), encoding="utf-8")
