@@ -35,6 +35,8 @@ MODULES = (
     "marcorank.langchain",
     "marcorank.llama_index",
     "marcorank.evaluation",
+    "marcorank.plots",
+    "marcorank.bench",
     "marcorank.remote",
     "marcorank.ray",
     "marcorank.testing",
