@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import inspect
 import json
 import os
 import re
@@ -36,9 +35,9 @@ MODULES = (
     "marcorank.llama_index",
     "marcorank.evaluation",
     "marcorank.plots",
-    "marcorank.bench",
     "marcorank.remote",
     "marcorank.ray",
+    "marcorank.bench",
     "marcorank.testing",
     "marcorank.interaction",
 )
@@ -127,27 +126,77 @@ _THEME = {
 }
 
 
-class Settings(griffe.Extension):
-    """Gives `Reranker.__init__` the signature and the docstring that it has at run time."""
+class Docstrings(griffe.Extension):
+    """Shows settings as a reader of the source, who follows its records, would see them, and links public names."""
+
+    def on_attribute_instance(self, *, attr: griffe.Attribute, **_: Any) -> None:
+        """Leave the default of a field, which is the first argument of what makes it."""
+        if isinstance(attr.value, griffe.ExprCall) and str(attr.value.function) in {"setting", "Field"}:
+            first = attr.value.arguments[0]
+            attr.value = first.value if isinstance(first, griffe.ExprKeyword) else first
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
-        """Read them from the class itself."""
+        """Give constructors the arguments that they have at run time, and link names that docstrings spell in full."""
         from marcorank.reranker import Reranker
 
         init = pkg["reranker.Reranker.__init__"]
         _, blank, arguments = (Reranker.__init__.__doc__ or "").partition("\n\n")
         init.docstring = griffe.Docstring(blank + arguments, parent=init, parser="google")
-        init.parameters = griffe.Parameters(
-            *(
-                griffe.Parameter(
-                    one.name,
-                    annotation=None if one.annotation is one.empty else str(one.annotation),
-                    kind=griffe.ParameterKind(one.kind.description),
-                    default=None if one.default is one.empty else repr(one.default),
+        init.parameters = _parameters(pkg["settings.RerankerSettings"], positional="model")
+        for name in (
+            "langchain._rerank.MarcoRerank",
+            "langchain._cross_encoder.MarcoCrossEncoder",
+            "llama_index.MarcoRerank",
+        ):
+            adapter = pkg[name]
+            adapter.labels.discard("dataclass")
+            adapter.set_member("__init__", griffe.Function("__init__", parameters=_parameters(adapter)))
+        public = {f"{name}.{export}" for name in MODULES for export in pkg.modules_collection[name].exports or ()}
+        for one in _objects(pkg):
+            if one.docstring:
+                text = re.sub(
+                    r"`([\w.]+)`",
+                    lambda name: f"[{name[0]}][{name[1]}]" if name[1] in public else name[0],
+                    one.docstring.value,
                 )
-                for one in inspect.signature(Reranker.__init__).parameters.values()
+                # Not the name of what is returned.
+                one.docstring.value = re.sub(r"(Returns:\n +Shape): ", r"\1 ", text)
+            if one.name == "model_post_init":
+                one.docstring = None  # so that it is not shown
+
+
+def _objects(parent: griffe.Object) -> Iterator[griffe.Object]:
+    for member in parent.members.values():
+        if isinstance(member, griffe.Object):
+            yield member
+            yield from _objects(member)
+
+
+def _parameters(record: griffe.Class, positional: str = "") -> griffe.Parameters:
+    """Return a keyword-only argument for each field of a class and its bases, the model first."""
+    fields = {
+        name: field
+        for one in reversed([record, *record.mro()])
+        for name, field in one.attributes.items()
+        if field.annotation
+        and not name.startswith("_")
+        and "property" not in field.labels
+        and "ClassVar" not in str(field.annotation)
+    }
+    constants = {"DEFAULT_MODEL": record.package["settings.DEFAULT_MODEL"].value}
+    return griffe.Parameters(
+        *(
+            griffe.Parameter(
+                name,
+                annotation=field.annotation,
+                default=constants.get(str(field.value), field.value),
+                kind=griffe.ParameterKind.positional_or_keyword
+                if name == positional
+                else griffe.ParameterKind.keyword_only,
             )
+            for name, field in sorted(fields.items(), key=lambda item: item[0] not in {"model", "model_name"})
         )
+    )
 
 
 class Sources:
@@ -280,7 +329,7 @@ def build(root: Path, output: Path, modules: Sequence[str] = MODULES) -> str:
 
 
 def _python(root: Path) -> dict[str, Any]:
-    extension = f"{Path(__file__).resolve()}:Settings"
+    extension = f"{Path(__file__).resolve()}:Docstrings"
     return {"paths": [str(root / "src")], "options": {**_DOCSTRINGS, "extensions": [extension]}}
 
 

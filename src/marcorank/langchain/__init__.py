@@ -10,18 +10,17 @@ code that takes a LangChain cross-encoder.
 A ranked document is a copy with a metadata dict of its own, which has these keys, unless `write_metadata=False`. Values
 of an earlier stage under these keys are replaced. All are plain numbers and texts, which vector stores accept.
 
-    relevance_score    its score, a float
-    retrieval_score    its score before this stage: the value of `retrieval_score`, else of `relevance_score`, else of
-                       `score`; absent if none of them is a number
-    best_start         where the best window starts in `page_content`, and
-    best_end           where it ends; only with `long_passages="windows"`
-    truncated          True if the model read only the beginning of the text, else absent
-    unknown_tokens     number of unknown tokens in the text; absent if it has none
-    query_truncated    True if the query was longer than its limit and was truncated, else absent
-    rerank_outcome     if the model failed, else absent: "fallback", or "passthrough" for documents in first-stage order
-                       without a `relevance_score`
-    rerank_error       class name of the error, beside `rerank_outcome`
-    rerank_reason      its message
+* `relevance_score`: its score, a float.
+* `retrieval_score`: its score before this stage: the value of `retrieval_score`, else of `relevance_score`, else of
+  `score`; absent if none of them is a number.
+* `best_start` and `best_end`: where the best window starts and ends in `page_content`; only with
+  `long_passages="windows"`.
+* `truncated`: True if the model read only the beginning of the text, else absent.
+* `unknown_tokens`: number of unknown tokens in the text; absent if it has none.
+* `query_truncated`: True if the query was longer than its limit and was truncated, else absent.
+* `rerank_outcome`: if the model failed, else absent: `"fallback"`, or `"passthrough"` for documents in first-stage
+  order without a `relevance_score`.
+* `rerank_error` and `rerank_reason`: class name of the error, and its message, beside `rerank_outcome`.
 """
 
 from __future__ import annotations
