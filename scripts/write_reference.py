@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from marcorank import cli
 from marcorank.cli.options import help_text
-from marcorank.serving.settings import ServeSettings
+from marcorank.serving.settings import ProcessSettings, ServeSettings
 from marcorank.settings import RerankerSettings, SharedSettings, descriptions
 
 if TYPE_CHECKING:
@@ -57,9 +57,15 @@ def _rows_of_server() -> Iterator[str]:
 
 
 def _rows_of_command(parser: argparse.ArgumentParser) -> Iterator[str]:
-    described = descriptions(SharedSettings)
+    described, of_server = descriptions(SharedSettings), descriptions(ProcessSettings)
     for action in parser._actions:  # noqa: SLF001
-        if action.dest in described and action.help == help_text(action.dest):
+        name = action.dest
+        as_in_reranker = name in described and action.help == help_text(name)
+        if not as_in_reranker and name in of_server and action.help == help_text(name, ProcessSettings):
+            (default,) = (one.default for one in fields(ProcessSettings) if one.name == name)
+            shown = "" if default is None or of_server[name].is_flag else f" Default: `{default}`."
+            yield f"| `{action.option_strings[-1]}` | {of_server[name].help}{shown} |\n"
+        elif as_in_reranker:
             choices = ", ".join(f"`{choice}`" for choice in described[action.dest].choices)
             values = f": {'one or several of ' if action.nargs == '+' else ''}{choices}" if choices else ""
             option = action.option_strings[-1]

@@ -58,7 +58,7 @@ class Description:
     @property
     def is_flag(self) -> bool:
         """Whether an option of the command line takes no value."""
-        return self.from_text is _flag
+        return self.from_text is flag_from_text
 
     def read(self, name: str, text: str) -> Any:
         """Return the valid value that a text stands for.
@@ -84,7 +84,12 @@ def setting(
     return field(default=default, repr=not secret, metadata={"description": Description(help_text, check, **more)})
 
 
-def _flag(text: str) -> bool:
+def flag_from_text(text: str) -> bool:
+    """Return the truth value that a text stands for.
+
+    Raises:
+        ValueError: It stands for none.
+    """
     try:
         return _FLAGS[text.lower()]
     except KeyError:
@@ -244,14 +249,14 @@ class ModelSettings:
         None,
         "Use only files that are on this machine, never the network; by default `HF_HUB_OFFLINE` decides.",
         partial(one_of, allowed=(True, False, None)),
-        from_text=_flag,
+        from_text=flag_from_text,
         option="--offline",
     )
     allow_pickle: bool = setting(
         False,
         "Load weights also if they exist only as pickle. A pickle can run code.",
         partial(one_of, allowed=(True, False)),
-        from_text=_flag,
+        from_text=flag_from_text,
     )
     cache_size: int = setting(
         0,

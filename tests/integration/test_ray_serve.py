@@ -83,7 +83,7 @@ def test_cohere_scores_equal_those_of_the_reranker(client, logits, path, payload
     assert response.status_code == 200
     expected = logits if raw else [sigmoid(logit) for logit in logits]
     assert scores_of(response.json()["results"], "relevance_score") == pytest.approx(expected, abs=1e-4)
-    assert {"id", "results", "meta", "model"} == set(response.json())
+    assert {"id", "object", "results", "usage", "meta", "model"} == set(response.json())
 
 
 def test_texts_are_returned_on_request(client):

@@ -87,6 +87,7 @@ def test_a_setting_that_is_added_to_the_record_is_everywhere(tmp_path):
     run("-c", USES)
     assert "--colour {red,blue}" in run("-m", "marcorank", "rerank", "--help")
     assert "--colour {red,blue}" in run("-m", "marcorank", "eval", "--help")
+    assert "--colour {red,blue}" in run("-m", "marcorank", "serve", "--help")
     assert "invalid choice: 'green'" in run("-m", "marcorank", "rerank", "q", "--colour", "green", status=2)
     run(SCRIPT, docs)
     reference = (docs / "reference.md").read_text(encoding="utf-8")

@@ -249,6 +249,15 @@ async def test_long_texts_are_refused_if_they_must_not_be_truncated(path, body, 
     assert response.status_code == 200
 
 
+async def test_a_server_can_truncate_for_clients_of_tei_that_do_not_ask():
+    """Such as LlamaIndex' postprocessor; a request that says so decides itself."""
+    endpoints = Endpoints(ServeSettings(auto_truncate=True), Reranker("bundled", activation="sigmoid"))
+    for more, status in (({}, 200), ({"truncate": True}, 200), ({"truncate": False}, 413)):
+        body = json.dumps({"query": "how do I", "texts": [LONG], **more}).encode()
+        assert (await send(endpoints, "POST", "/rerank", body)).status_code == status
+    assert json.loads((await send(endpoints, "GET", "/info")).body)["auto_truncate"] is True
+
+
 @pytest.mark.parametrize("documents", ["texts", "documents"])
 @pytest.mark.parametrize(
     ("fields", "message"),

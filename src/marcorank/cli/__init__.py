@@ -1,4 +1,4 @@
-"""The command line: `marcorank rerank | eval | bench | models | doctor`."""
+"""The command line: `marcorank rerank | eval | serve | bench | models | doctor`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import logging
 import os
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from marcorank import __version__
 from marcorank._text import message_of
-from marcorank.cli import bench, doctor, eval, models, rerank  # noqa: A004 -- the command is named so
+from marcorank.cli import bench, doctor, eval, models, rerank, serve  # noqa: A004 -- the command is named so
 from marcorank.cli.options import Parser, with_options
 from marcorank.errors import MarcoRankError
 
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             # A console with another encoding shows `?` for characters that it lacks; the output goes on.
             stream.reconfigure(errors="replace")
-    with _notes_on_stderr(args.parser):
+    with _notes_on_stderr(args.parser) if getattr(args, "notes", True) else nullcontext():
         try:
             status: int = args.run(args)
             sys.stdout.flush()
@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"marcorank {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    for command in (rerank, eval, bench, models, doctor):
+    for command in (rerank, eval, serve, bench, models, doctor):
         command.add_command(commands)
     return parser
 

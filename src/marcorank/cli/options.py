@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from marcorank._arguments import whole_number
@@ -65,17 +66,27 @@ def with_options(message: str, parser: argparse.ArgumentParser) -> str:
     return re.sub(r"`(?P<name>[a-z_]+)(='?(?P<value>[^`']*)'?)?`", named, message)
 
 
-def add_settings(group: Any, names: Iterable[str] = MODEL_OPTIONS, *, several: Collection[str] = ()) -> None:
-    """Add an option for each of these settings of a reranker; `settings_of` reads them back.
+def add_settings(
+    group: Any,
+    names: Iterable[str] = MODEL_OPTIONS,
+    *,
+    several: Collection[str] = (),
+    record: type[ModelSettings] = SharedSettings,
+    keep_defaults: bool = True,
+) -> None:
+    """Add an option for each of these settings; `settings_of` reads them back.
 
     Args:
         group: A parser or a group of arguments.
         names: Names of settings.
         several: Those that take one or several values.
+        record: What has the settings.
+        keep_defaults: Whether an option that is not given has its default; else it is left out.
     """
-    usual, described = defaults(SharedSettings), descriptions(SharedSettings)
+    described = descriptions(record)
+    usual = {one.name: one.default for one in fields(record)}
     for name in names:
-        setting, default = described[name], usual[name]
+        setting, default = described[name], usual[name] if keep_defaults else argparse.SUPPRESS
         option = setting.option or f"--{name.replace('_', '-')}"
         if setting.is_flag:
             more: dict[str, Any] = {"action": "store_true", "default": default}
@@ -87,12 +98,12 @@ def add_settings(group: Any, names: Iterable[str] = MODEL_OPTIONS, *, several: C
                 "default": [default] if name in several else default,
                 "nargs": "+" if name in several else None,
             }
-        group.add_argument(option, dest=name, help=help_text(name), **more)
+        group.add_argument(option, dest=name, help=help_text(name, record), **more)
 
 
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of a reranker among the options."""
-    known = defaults(SharedSettings)
+def settings_of(args: argparse.Namespace, record: type[ModelSettings] = SharedSettings) -> dict[str, Any]:
+    """Return the settings of a record among the options; by default those of a reranker."""
+    known = descriptions(record)
     return {name: value for name, value in vars(args).items() if name in known}
 
 
@@ -123,9 +134,10 @@ def _reader(setting: Description, option: str) -> Callable[[str], Any]:
     return str if setting.choices else read
 
 
-def help_text(name: str) -> str:
+def help_text(name: str, record: type[ModelSettings] = SharedSettings) -> str:
     """Return the help of the option of a setting."""
-    setting, default = descriptions(SharedSettings)[name], defaults(SharedSettings)[name]
+    setting = descriptions(record)[name]
+    (default,) = (one.default for one in fields(record) if one.name == name)
     # Like the help of the other options: no Markdown, no capital, no full stop, and options instead of settings.
     text = re.sub(r"`([a-z]+_[a-z]+)`", lambda found: f"--{found[1].replace('_', '-')}", setting.help)
     text = text.replace("`", "").removesuffix(".")

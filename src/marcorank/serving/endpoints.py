@@ -1,4 +1,4 @@
-"""The HTTP endpoints of the server, in terms of Starlette's requests and responses, which Ray Serve uses."""
+"""The HTTP endpoints of the servers, in terms of Starlette's requests and responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import hashlib
 import hmac
 import logging
 import time
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -19,46 +20,78 @@ from marcorank.reranker import check_options
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
     from starlette.requests import Request
 
     from marcorank.reranker import Reranker
-    from marcorank.serving.settings import ServeSettings
+    from marcorank.serving.settings import ServerSettings
 
 _log = logging.getLogger("marcorank")
 
-_RERANK = {"/rerank": False, "/v1/rerank": True, "/v2/rerank": True}
-_METHODS = {**dict.fromkeys(_RERANK, "POST"), "/": "GET", "/health": "GET", "/info": "GET"}
-_OPEN = {"/", "/health"}
+# Whether requests are in the format of Cohere unless they say otherwise.
+RERANK = {"/rerank": False, "/v1/rerank": True, "/v2/rerank": True}
+_METHODS = {**dict.fromkeys(RERANK, "POST"), "/": "GET", "/health": "GET", "/info": "GET"}
+# For probes, which have no key.
+_OPEN = {"/", "/health", "/ready"}
+# As nginx logs it: the client closed the connection.
+GONE = 499
+
+
+class Reranked(NamedTuple):
+    """The response to a rerank request, and what is counted of it.
+
+    Attributes:
+        content: The response, ready for JSON.
+        passages: Number of passages in the request.
+        truncated: Number of them that were truncated.
+    """
+
+    content: Any
+    passages: int
+    truncated: int
 
 
 class Endpoints:
-    """One reranker for all requests; concurrent requests share its batches."""
+    """One reranker for all requests; concurrent requests share its batches.
 
-    def __init__(self, settings: ServeSettings, reranker: Reranker | None = None) -> None:
-        """Load the model and score a passage, unless a reranker is given. It must use the sigmoid activation."""
+    Called with a request, it is a replica of Ray Serve. `ServerProcess` calls the methods itself.
+
+    Attributes:
+        methods: The method of each path.
+    """
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        reranker: Reranker | None = None,
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """Load the model and score a passage, unless a reranker is given.
+
+        Args:
+            settings: The settings.
+            reranker: A reranker with the sigmoid activation.
+            more: Methods of further paths that the caller responds to.
+        """
         self._settings = settings
-        self._reranker = reranker or settings.reranker()
+        self._reranker = reranker or settings.reranker().warm_up()
+        self.methods = {**_METHODS, **more}
         self._name = settings.served_name or self._reranker.name
 
     async def __call__(self, request: Request) -> Response:
         """Return the response to one request; errors become responses too."""
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", "").rstrip("/"))
-        try:
-            self._check(request, path)
-            if path in _RERANK:
-                return JsonResponse(await self._rerank(await self._body(request), cohere=_RERANK[path]))
-            if path == "/info":
-                return JsonResponse(self._info())
-            await self.check_health()
-            return Response()
-        except RequestError as error:
-            return error.response()
-        except ClientDisconnect:
-            return Response(status_code=400)
-        except Exception:  # noqa: BLE001 -- the model may raise anything
-            _log.exception("Request to %s failed.", path)
-            status, kind = (503, "Unhealthy") if path in _OPEN else (424, "Backend")
-            return RequestError(status, "The model failed; see the server log for the reason.", kind).response()
+        return await respond(request, self._handle)
+
+    async def _handle(self, request: Request) -> Response:
+        self.check(request)
+        path = path_of(request)
+        if path in RERANK:
+            return JsonResponse((await self.rerank(await self.read_body(request), path)).content)
+        if path == "/info":
+            return JsonResponse(self.info())
+        await self.check_health()
+        return Response()
 
     async def check_health(self) -> None:
         """Score one passage to check that the model works; Ray replaces a replica in which this raises.
@@ -70,21 +103,36 @@ class Endpoints:
             # A new passage each time, so that it is never cached.
             await reranker.arank("healthy", [str(time.monotonic_ns())])
 
-    def _check(self, request: Request, path: str) -> None:
-        if path not in _METHODS:
-            raise RequestError(404, f"Unknown path {shorten(path)}; expected one of {', '.join(_METHODS)}.")
+    def check(self, request: Request) -> None:
+        """Check the path, the method and the API key of a request.
+
+        Raises:
+            RequestError: The path is unknown, the method is another one, or the API key is missing or wrong.
+        """
+        path = path_of(request)
+        if path not in self.methods:
+            raise RequestError(404, f"Unknown path {shorten(path)}; expected one of {', '.join(self.methods)}.")
         if self._settings.api_key_sha256 is not None and path not in _OPEN:
             scheme, _, key = request.headers.get("authorization", "").partition(" ")
             given = key.strip().encode("latin-1") if scheme.lower() == "bearer" else b""
             # Digests have a fixed length, so the comparison does not leak the length of the key.
             if not hmac.compare_digest(hashlib.sha256(given).hexdigest(), self._settings.api_key_sha256):
                 raise RequestError(
-                    401, "Missing or wrong API key; send the header `Authorization: Bearer KEY`.", "Unauthorized"
+                    401,
+                    "Missing or wrong API key; send the header `Authorization: Bearer KEY`.",
+                    "Unauthorized",
+                    {"WWW-Authenticate": "Bearer"},
                 )
-        if request.method != _METHODS[path]:
-            raise RequestError(405, f"{path} expects {_METHODS[path]}, not {request.method}.")
+        if request.method != self.methods[path]:
+            raise RequestError(405, f"{path} expects {self.methods[path]}, not {request.method}.")
 
-    async def _body(self, request: Request) -> bytes:
+    async def read_body(self, request: Request) -> bytes:
+        """Return the body of a request.
+
+        Raises:
+            RequestError: It is too large.
+            ClientDisconnect: The client is gone.
+        """
         body = bytearray()
         async for part in request.stream():
             body += part
@@ -95,9 +143,19 @@ class Endpoints:
                 )
         return bytes(body)
 
-    async def _rerank(self, body: bytes, *, cohere: bool) -> Any:
+    async def rerank(self, body: bytes, path: str) -> Reranked:
+        """Rank the passages of a request.
+
+        Args:
+            body: The body.
+            path: Where it was sent.
+
+        Raises:
+            RequestError: The request is invalid.
+            MarcoRankError: The model failed; see `errors`.
+        """
         settings = self._settings
-        request = read_request(body, cohere=cohere, max_batch=settings.max_batch, max_length=settings.max_length)
+        request = read_request(body, cohere=RERANK[path], max_batch=settings.max_batch, max_length=settings.max_length)
         if request.model is not None and not self._serves(request.model):
             raise RequestError(
                 404, f"model {quoted(request.model)} not found; this server serves {quoted(self._name)}."
@@ -114,20 +172,26 @@ class Endpoints:
             raise RequestError(422, str(error)) from error
         if request.truncate is False and any(one.truncated is None for one in ranking):
             raise RequestError(422, "This model does not report truncation; leave out `truncate`.")
-        if not request.truncate:
+        may_truncate = settings.auto_truncate if request.truncate is None else request.truncate
+        if not may_truncate:
             truncated = min((one.index for one in ranking if one.truncated), default=None)
             if ranking.query_truncated or truncated is not None:
                 field = "documents" if request.cohere else "texts"
                 text = "`query`" if ranking.query_truncated else f"`{field}[{truncated}]` with the query"
                 limit = "limit" if settings.max_length is None else f"{settings.max_length} tokens"
                 raise RequestError(413, f"{text} is longer than the {limit} of the model; send `truncate`: true.")
-        return request.response(ranking, self._name)
+        return Reranked(
+            request.response(ranking, self._name),
+            passages=len(request.passages),
+            truncated=sum(one.truncated is True for one in ranking),
+        )
 
     def _serves(self, model: str) -> bool:
         own = catalogue.find(self._settings.model)
         return model in {self._name, self._settings.model} or (own is not None and catalogue.find(model) is own)
 
-    def _info(self) -> dict[str, Any]:
+    def info(self) -> dict[str, Any]:
+        """Return the model and the limits, as TEI does."""
         settings = self._settings
         return {
             "model_id": self._name,
@@ -137,7 +201,28 @@ class Endpoints:
             "max_concurrent_requests": settings.max_ongoing,
             "max_input_length": settings.max_length,
             "max_client_batch_size": settings.max_batch,
-            "auto_truncate": False,
+            "auto_truncate": settings.auto_truncate,
             "version": __version__,
             "server": "marcorank",
         }
+
+
+def path_of(request: Request) -> str:
+    """Return the path of a request below the prefix of the application."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", "").rstrip("/"))
+
+
+async def respond(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
+    """Return the response of a handler, or one that describes its error."""
+    try:
+        return await handle(request)
+    except RequestError as error:
+        return error.response()
+    except ClientDisconnect:
+        return Response(status_code=GONE)
+    except Exception:  # noqa: BLE001 -- the model may raise anything
+        path = path_of(request)
+        _log.exception("Request to %s failed.", shorten(path))
+        status, kind = (503, "Unhealthy") if path in _OPEN else (424, "Backend")
+        return RequestError(status, "The model failed; see the server log for the reason.", kind).response()

@@ -1,8 +1,9 @@
 """Reads rerank requests and writes responses in the JSON formats of TEI and Cohere.
 
 Source of field names, statuses and messages: `router/src/http/{types,server}.rs` of
-huggingface/text-embeddings-inference, the API references of Cohere (v1 and v2), Jina and Voyage for `rerank`, and
-`vllm/entrypoints/pooling/scoring/protocol.py`. A field that is not known may change the results, so it is refused.
+huggingface/text-embeddings-inference, the API references of Cohere (v1 and v2), Jina and Voyage for `rerank`,
+`vllm/entrypoints/pooling/scoring/protocol.py`, and `models/re_rank_result.py` of infinity's client. A field that is not
+known may change the results, so it is refused.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from starlette.responses import Response
 from marcorank._text import brief, is_blank, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from marcorank.ranking import Ranking
 
@@ -30,6 +31,8 @@ _SUPPORTED = (
 )
 # Fields of vLLM and of gateways that never change scores.
 _WITHOUT_EFFECT = {"user", "priority", "request_id", "cache_salt", "encoding_format"}
+# What infinity's client sends if its user names no model.
+_ANY_MODEL = "default/not-specified"
 
 
 class JsonResponse(Response):
@@ -48,19 +51,22 @@ class RequestError(Exception):
     Args:
         status: The HTTP status.
         message: What is wrong.
-        kind: Error type as named by TEI: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`.
+        kind: Error type as named by TEI: `"Validation"`, `"Empty"`, `"Backend"`, `"Unhealthy"`, `"Overloaded"`.
+        headers: Headers of the response.
     """
 
-    def __init__(self, status: int, message: str, kind: str = "Validation") -> None:
+    def __init__(
+        self, status: int, message: str, kind: str = "Validation", headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
         self._status = status
         self._kind = kind
+        self._headers = headers
 
     def response(self) -> JsonResponse:
         """Return a response for clients of TEI (`error`) and of Cohere (`message`)."""
-        headers = {"WWW-Authenticate": "Bearer"} if self._status == 401 else None
         body = {"error": str(self), "error_type": self._kind, "message": str(self)}
-        return JsonResponse(body, self._status, headers)
+        return JsonResponse(body, self._status, self._headers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +110,11 @@ class RerankRequest:
             return results
         return {
             "id": str(uuid4()),
+            "object": "rerank",
             "model": model,
             "results": results,
+            # Clients of infinity and vLLM need it. The tokens are not counted.
+            "usage": {"prompt_tokens": 0, "total_tokens": 0},
             "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}},
         }
 
@@ -157,7 +166,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int |
         top_n=_one(fields, _count, "top_n", "top_k"),
         truncate=True if cohere and truncate is None else truncate,
         cohere=cohere,
-        model=model,
+        model=None if model == _ANY_MODEL else model,
     )
     for field in fields:
         if field not in _SUPPORTED and field not in _WITHOUT_EFFECT:

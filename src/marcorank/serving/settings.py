@@ -1,4 +1,4 @@
-"""Settings of the server, from the environment and from the arguments of a Serve application."""
+"""Settings of the servers: from the environment, and from the command line or the arguments of a Serve application."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from marcorank._arguments import check_names, non_negative, positive, text_or_none, whole_number
+from marcorank._arguments import check_names, non_negative, one_of, positive, text_or_none, whole_number
+from marcorank._inference.cpu import usable_cores
 from marcorank._models.catalogue import BUNDLED
 from marcorank._text import shorten
 from marcorank.errors import InvalidInputError
 from marcorank.remote import is_remote
 from marcorank.remote.keys import KEY_VARIABLE
 from marcorank.reranker import Reranker
-from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions, setting
+from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions, flag_from_text, setting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 _PREFIX = "MARCORANK_"
 _KEY = "MARCORANK_SERVE_API_KEY"
+_PORT = "MARCORANK_PORT"
+_MAX_PORT = 65535
 # As `difflib` measures it: one letter too many, too few or in the wrong place.
 _TYPO = 0.8
 # What Kubernetes sets in each container for services whose names begin with "marcorank".
@@ -45,7 +48,7 @@ def _as_in_reranker(name: str) -> Any:
 
 
 def _count(default: int, help_text: str, minimum: int = 1) -> Any:
-    return setting(default, help_text, partial(whole_number, minimum=minimum), from_text=int)
+    return setting(default, help_text, partial(whole_number, minimum=minimum), from_text=int, metavar="N")
 
 
 def _text(name: str, value: object) -> str:
@@ -61,14 +64,31 @@ def _digest(name: str, value: object) -> str | None:
     return value
 
 
-@dataclass(kw_only=True)
-class ServeSettings(ModelSettings):
-    """What a server serves, and how much of the machine it uses.
+def _port(name: str, value: object) -> int:
+    port = whole_number(name, value, 0)
+    if port > _MAX_PORT:
+        raise InvalidInputError(f"`{name}` is {port}; expected at most {_MAX_PORT}.")
+    return port
 
-    The settings of a local model are those of `Reranker`, for each replica; `threads` is `num_cpus` unless it is set.
-    Each setting is an argument of the application, or an environment variable: its name in capitals after `MARCORANK_`,
-    such as `MARCORANK_MAX_LENGTH`. Arguments take precedence. Of the API key, `MARCORANK_SERVE_API_KEY`, only the
-    digest is kept and sent to the replicas.
+
+_yes_or_no = partial(one_of, allowed=(True, False))
+
+
+def _flag(help_text: str) -> Any:
+    return setting(default=False, help_text=help_text, check=_yes_or_no, from_text=flag_from_text)
+
+
+def _seconds(default: float, help_text: str) -> Any:
+    return setting(default, help_text, positive, from_text=float, metavar="SECONDS")
+
+
+@dataclass(kw_only=True)
+class ServerSettings(ModelSettings):
+    """What a server serves, and its limits, with Ray and without.
+
+    The settings of a local model are those of `Reranker`. Each setting is also an environment variable: its name in
+    capitals after `MARCORANK_`, such as `MARCORANK_MAX_LENGTH`. Arguments take precedence. Of the API key,
+    `MARCORANK_SERVE_API_KEY`, only the digest is kept.
     """
 
     model: str = setting(BUNDLED, "Model, as for `Reranker`.", _text)
@@ -77,16 +97,9 @@ class ServeSettings(ModelSettings):
     )
     max_batch: int = _count(1000, "Maximum number of passages in a request.")
     max_body_bytes: int = _count(16 * 2**20, "Maximum size of a request body in bytes.")
-    num_cpus: float = setting(1, "CPUs that Ray reserves for a replica.", non_negative, from_text=float)
-    num_gpus: float = setting(0, "GPUs that Ray reserves for a replica.", non_negative, from_text=float)
-    min_replicas: int = _count(1, "Minimum number of replicas; with 0 an idle server stops its last one.", 0)
-    max_replicas: int = _count(4, "Maximum number of replicas.")
-    target_ongoing: float = setting(
-        2, "Target of autoscaling: requests for each replica, running and waiting.", positive, from_text=float
-    )
-    max_ongoing: int = _count(32, "Maximum number of concurrent requests in a replica.")
-    max_queued: int = _count(
-        128, "Maximum number of requests that wait in a proxy for a replica; further requests get 503."
+    max_ongoing: int = _count(32, "Maximum number of requests that are ranked at the same time, in each process.")
+    auto_truncate: bool = _flag(
+        "Truncate texts that are too long also for clients of TEI that do not ask for it; by default these get 413."
     )
     skim: str | None = setting(
         None,
@@ -98,7 +111,11 @@ class ServeSettings(ModelSettings):
     blend: float = _as_in_reranker("blend")
     max_similarity: float | None = _as_in_reranker("max_similarity")
     api_key_sha256: str | None = setting(
-        None, "SHA-256 of the API key that clients must send, in hex; by default none is needed.", _digest, secret=True
+        None,
+        "Digest of the API key that clients must send, SHA-256 in hex; by default none is needed.",
+        _digest,
+        secret=True,
+        metavar="HEX",
     )
 
     @classmethod
@@ -114,7 +131,7 @@ class ServeSettings(ModelSettings):
         """
         if "api_key" in args:
             raise InvalidInputError(
-                f"`api_key` was given as an argument, which Ray shows to everyone; set {_KEY} in the environment, or "
+                f"`api_key` was given as an argument, which others can see; set {_KEY} in the environment, or "
                 "give its SHA-256 in hex as `api_key_sha256`."
             )
         environment = os.environ if environment is None else environment
@@ -131,6 +148,8 @@ class ServeSettings(ModelSettings):
         for name, description in known.items():
             shown = name if name in args else _PREFIX + name.upper()
             value = args.get(name, environment.get(shown))
+            if name not in args and shown == _PORT and isinstance(value, str) and value.startswith("tcp://"):
+                continue  # of Kubernetes, for a service called marcorank
             if isinstance(value, str):
                 values[name] = description.read(shown, value)
             elif name in args:
@@ -138,11 +157,7 @@ class ServeSettings(ModelSettings):
         if _KEY in environment and "api_key_sha256" not in args:
             values["api_key_sha256"] = hashlib.sha256(_key(environment[_KEY])).hexdigest()
         settings = cls(**values)
-        if settings.max_replicas < settings.min_replicas:
-            raise InvalidInputError(
-                f"`max_replicas` is {settings.max_replicas} and `min_replicas` is {settings.min_replicas}; "
-                "expected at least as many."
-            )
+        settings.check()
         if KEY_VARIABLE in environment and settings.api_key_sha256 is None and not is_remote(settings.model):
             _log.warning(
                 "%s is the key that marcorank sends to other servers. This server takes requests without a key; set %s "
@@ -152,17 +167,87 @@ class ServeSettings(ModelSettings):
             )
         return settings
 
-    def reranker(self) -> Reranker:
-        """Return a new reranker with these settings, loaded and warmed up; its scores are sigmoids.
+    def check(self) -> None:
+        """Check what several settings decide together.
 
         Raises:
-            MarcoRankError: The model cannot be loaded; see `errors`.
+            InvalidInputError: They contradict each other.
+        """
+
+    def reranker(self) -> Reranker:
+        """Return a new reranker with these settings, whose scores are sigmoids; its model is not loaded yet.
+
+        Raises:
+            MarcoRankError: There is no such model, or the settings do not fit it; see `errors`.
         """
         settings = {name: getattr(self, name) for name in (*defaults(ModelSettings), *_OPTIONS)}
         if not is_remote(self.model):
-            # Ray reserves CPUs, but a process still sees all of the node's.
-            settings["threads"] = self.threads or max(1, int(self.num_cpus))
-        return Reranker(self.model, activation="sigmoid", **settings).warm_up()
+            settings["threads"] = self.threads or self.default_threads()
+        return Reranker(self.model, activation="sigmoid", **settings)
+
+    def default_threads(self) -> int | None:
+        """Return the number of threads of a local model if `threads` is not set; None for that of `Reranker`."""
+        return None
+
+
+@dataclass(kw_only=True)
+class ProcessSettings(ServerSettings):
+    """Settings of `marcorank serve`."""
+
+    host: str = setting(
+        "127.0.0.1", "Address to listen on; `0.0.0.0` for all addresses of this machine.", _text, metavar="ADDRESS"
+    )
+    port: int = setting(8080, "Port to listen on; 0 for any that is free.", _port, from_text=int, metavar="N")
+    workers: int = _count(1, "Number of processes that share the port, each with the model and its share of the cores.")
+    max_queued: int = _count(
+        128, "Maximum number of requests that wait for their turn, in each process; further requests get 429.", 0
+    )
+    body_timeout_s: float = _seconds(10.0, "Seconds in which a client has to send a request; 408 after that.")
+    request_timeout_s: float = _seconds(60.0, "Seconds in which a request has to be ranked; 504 after that.")
+    stop_timeout_s: float = _seconds(
+        25.0, "Seconds that accepted requests are given to finish when the server stops; 503 after that."
+    )
+    quiet: bool = _flag("Log no line for each request.")
+
+    def default_threads(self) -> int | None:
+        """Processes on one machine do not compete for its cores."""
+        return None if self.workers == 1 else max(1, usable_cores() // self.workers)
+
+
+@dataclass(kw_only=True)
+class ServeSettings(ServerSettings):
+    """Settings of the server on Ray: what it serves, and how much of the cluster it uses.
+
+    Those of a local model are for each replica; `threads` is `num_cpus` unless it is set. Only the digest of the API
+    key is sent to the replicas.
+    """
+
+    num_cpus: float = setting(1, "CPUs that Ray reserves for a replica.", non_negative, from_text=float)
+    num_gpus: float = setting(0, "GPUs that Ray reserves for a replica.", non_negative, from_text=float)
+    min_replicas: int = _count(1, "Minimum number of replicas; with 0 an idle server stops its last one.", 0)
+    max_replicas: int = _count(4, "Maximum number of replicas.")
+    target_ongoing: float = setting(
+        2, "Target of autoscaling: requests for each replica, running and waiting.", positive, from_text=float
+    )
+    max_queued: int = _count(
+        128, "Maximum number of requests that wait in a proxy for a replica; further requests get 503."
+    )
+
+    def check(self) -> None:
+        """Check that the maximum is not below the minimum.
+
+        Raises:
+            InvalidInputError: It is.
+        """
+        if self.max_replicas < self.min_replicas:
+            raise InvalidInputError(
+                f"`max_replicas` is {self.max_replicas} and `min_replicas` is {self.min_replicas}; "
+                "expected at least as many."
+            )
+
+    def default_threads(self) -> int:
+        """Ray reserves CPUs, but a process still sees all of the node's."""
+        return max(1, int(self.num_cpus))
 
 
 def _check_variables(environment: Mapping[str, str], known: Iterable[str]) -> None:

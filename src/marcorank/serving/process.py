@@ -1,0 +1,229 @@
+"""The server in one process: an ASGI application that admits, limits, counts and cancels requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from typing import TYPE_CHECKING
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from marcorank._exits import DaemonThread
+from marcorank.serving.endpoints import RERANK, Endpoints, path_of, respond
+from marcorank.serving.metrics import CONTENT_TYPE, Metrics
+from marcorank.serving.requests import JsonResponse, RequestError
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from marcorank.reranker import Reranker
+    from marcorank.serving.settings import ProcessSettings
+
+_MORE = {"/ready": "GET", "/metrics": "GET"}
+# One second: by then a place in the queue, or another process, is likely to be free.
+_RETRY_AFTER = {"Retry-After": "1"}
+
+_log = logging.getLogger("marcorank.serve")
+
+
+class _Call:
+    """What is counted and logged of a request.
+
+    Attributes:
+        route: The path, if it is one of the server's.
+        passages: Number of passages that were ranked; None if there was no ranking.
+    """
+
+    def __init__(self) -> None:
+        self.route = "unknown"
+        self.passages: int | None = None
+
+
+class ServerProcess:
+    """The ASGI application.
+
+    Attributes:
+        ready: Whether requests are accepted: the model is loaded, and the server does not stop.
+    """
+
+    def __init__(self, settings: ProcessSettings, reranker: Reranker | None = None) -> None:
+        """Create the application; `load` loads the model.
+
+        Args:
+            settings: The settings.
+            reranker: A reranker with the sigmoid activation, instead of that of the settings.
+        """
+        self._settings = settings
+        self._reranker = reranker or settings.reranker()
+        self._endpoints = Endpoints(settings, self._reranker, _MORE)
+        self._metrics = Metrics()
+        self._slots = asyncio.Semaphore(settings.max_ongoing)
+        # Of accepted requests: how many there are, the rankings among them, and whether there are none.
+        self._accepted = 0
+        self._rankings: set[asyncio.Task[Response]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._unready = "The model is being loaded; send the request again."
+        self.ready = False
+
+    async def load(self) -> None:
+        """Load the model and run it once, in a thread of its own.
+
+        Raises:
+            MarcoRankError: The model cannot be loaded; see `errors`.
+        """
+        loaded: Future[None] = Future()
+
+        def load() -> None:
+            try:
+                self._reranker.warm_up()
+            except BaseException as error:  # noqa: BLE001 -- raised in the event loop
+                loaded.set_exception(error)
+            else:
+                loaded.set_result(None)
+
+        # It may hang in a download, which must not keep the process from ending.
+        DaemonThread(load, name="marcorank-load", end=lambda: None).start()
+        await asyncio.wrap_future(loaded)
+
+    def open(self) -> None:
+        """Accept requests from now on."""
+        self.ready = True
+
+    async def drain(self) -> None:
+        """Accept no further requests, and wait for those that were accepted; the rest are cancelled when time is up."""
+        self.ready = False
+        self._unready = "The server is stopping; send the request again."
+        try:
+            await asyncio.wait_for(self._idle.wait(), self._settings.stop_timeout_s)
+        except asyncio.TimeoutError:
+            _log.warning(
+                "%d requests were not finished after %g s and are cancelled.",
+                self._accepted,
+                self._settings.stop_timeout_s,
+            )
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Cancel all rankings; their clients get 503."""
+        for ranking in self._rankings:
+            ranking.cancel()
+
+    def close(self) -> None:
+        """Release the model."""
+        self._reranker.close()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Respond to a request, count it and log it."""
+        started = time.perf_counter()
+        call = _Call()
+        request = Request(scope, receive)
+        response = await respond(request, lambda request: self._handle(request, call))
+        seconds = time.perf_counter() - started
+        self._metrics.count(call.route, response.status_code, seconds)
+        if not self._settings.quiet:
+            passages = "-" if call.passages is None else call.passages
+            _log.info(
+                "%s %s %d passages=%s ms=%.1f",
+                request.method,
+                call.route,
+                response.status_code,
+                passages,
+                1000 * seconds,
+            )
+        await response(scope, receive, send)
+
+    async def _handle(self, request: Request, call: _Call) -> Response:
+        path = path_of(request)
+        if path in self._endpoints.methods:
+            call.route = path
+        self._endpoints.check(request)
+        if path in RERANK:
+            return await self._accept(request, call)
+        if path == "/info":
+            return JsonResponse(self._endpoints.info())
+        if path == "/metrics":
+            return Response(self._metrics.text(), media_type=CONTENT_TYPE)
+        if path == "/ready":
+            self._check_ready()
+        return Response()
+
+    def _check_ready(self) -> None:
+        if not self.ready:
+            raise RequestError(503, self._unready, "Unhealthy", _RETRY_AFTER)
+
+    async def _accept(self, request: Request, call: _Call) -> Response:
+        """Rank the passages of a request, if there is room in the queue."""
+        self._check_ready()
+        most = self._settings.max_ongoing + self._settings.max_queued
+        if self._accepted >= most:
+            raise RequestError(
+                429, f"The server has {most} requests already; send the request again.", "Overloaded", _RETRY_AFTER
+            )
+        self._accepted += 1
+        self._idle.clear()
+        try:
+            return await self._within_time(request, call)
+        finally:
+            self._accepted -= 1
+            if not self._accepted:
+                self._idle.set()
+
+    async def _within_time(self, request: Request, call: _Call) -> Response:
+        """Read and rank a request; stop as soon as the time is over or the client is gone."""
+        deadline = time.monotonic() + self._settings.request_timeout_s
+        body = await self._read_body(request)
+        ranking = asyncio.create_task(self._rank(body, call))
+        gone = asyncio.create_task(_gone(request))
+        self._rankings.add(ranking)
+        try:
+            await asyncio.wait(
+                (ranking, gone), timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
+            )
+            if ranking.cancelled():
+                raise RequestError(503, self._unready, "Unhealthy", _RETRY_AFTER)
+            if ranking.done():
+                return ranking.result()
+            if gone.done():
+                raise ClientDisconnect
+            raise RequestError(
+                504, f"The request was not ranked within {self._settings.request_timeout_s:g} s.", "Timeout"
+            )
+        finally:
+            self._rankings.discard(ranking)
+            for task in (ranking, gone):
+                task.cancel()
+            await asyncio.gather(ranking, gone, return_exceptions=True)
+
+    async def _read_body(self, request: Request) -> bytes:
+        try:
+            return await asyncio.wait_for(self._endpoints.read_body(request), self._settings.body_timeout_s)
+        except asyncio.TimeoutError:
+            raise RequestError(
+                408,
+                f"The body did not arrive within {self._settings.body_timeout_s:g} s.",
+                "Timeout",
+                {"Connection": "close"},
+            ) from None
+
+    async def _rank(self, body: bytes, call: _Call) -> Response:
+        """Rank when it is the request's turn."""
+        with self._metrics.queue.track_inprogress():
+            await self._slots.acquire()
+        try:
+            with self._metrics.ongoing.track_inprogress():
+                ranked = await self._endpoints.rerank(body, call.route)
+        finally:
+            self._slots.release()
+        call.passages = ranked.passages
+        self._metrics.count_passages(ranked.passages, ranked.truncated)
+        return JsonResponse(ranked.content)
+
+
+async def _gone(request: Request) -> None:
+    """Return when the client has closed the connection."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,339 @@
+"""Runs the server on uvicorn until it is told to stop: in this process, or in several that share a socket."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import tempfile
+import threading
+import time
+from contextlib import contextmanager, nullcontext, suppress
+from multiprocessing.connection import wait
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import uvicorn
+from prometheus_client import disable_created_metrics
+
+from marcorank._text import message_of
+from marcorank.errors import InvalidInputError, MarcoRankError
+from marcorank.serving.metrics import FOLDER_VARIABLE, mark_process_dead
+from marcorank.serving.process import ServerProcess
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+    from marcorank.serving.settings import ProcessSettings
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_BACKLOG = 2048
+# Longer than usual proxies keep idle connections, so that none sends a request into one that is just being closed.
+_KEEP_ALIVE_S = 75
+# For responses that are being sent when all rankings have ended.
+_SEND_TIMEOUT_S = 2
+# How much longer than that a worker may take to end.
+_END_TIMEOUT_S = 5.0
+
+_log = logging.getLogger("marcorank.serve")
+
+
+def serve(settings: ProcessSettings) -> None:
+    """Serve until SIGTERM or SIGINT, and finish the requests that were accepted until then.
+
+    Raises:
+        InvalidInputError: The address cannot be used.
+        MarcoRankError: The model cannot be loaded; see `errors`.
+    """
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    with _listen(settings) as listening:
+        host, port = listening.getsockname()[:2]
+        workers = f" with {settings.workers} processes" if settings.workers > 1 else ""
+        _log.info("Serving %s at http://%s:%d%s", settings.model, f"[{host}]" if ":" in host else host, port, workers)
+        if settings.api_key_sha256 is None and not ipaddress.ip_address(host).is_loopback:
+            _log.warning("Other machines can send requests without a key; set MARCORANK_SERVE_API_KEY to require one.")
+        if settings.workers > 1:
+            _Workers(settings, listening).run()
+        else:
+            asyncio.run(_serve_alone(settings, listening))
+    _log.info("Stopped.")
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Log requests, warnings and errors to stderr, with time and process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s [%(process)d] %(levelname)s %(message)s"))
+    # Their own handler, because uvicorn's logger is not below ours.
+    loggers = [logging.getLogger(name) for name in ("marcorank", "uvicorn.error")]
+    _log.setLevel(logging.INFO)
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        _log.setLevel(logging.NOTSET)
+
+
+def _listen(settings: ProcessSettings) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise InvalidInputError(
+            f"Cannot listen on `host` {settings.host} and `port` {settings.port}: {message_of(error)}. Choose others; "
+            "port 0 stands for any that is free."
+        ) from error
+
+
+async def _serve_alone(settings: ProcessSettings, listening: socket.socket) -> None:
+    app, stop = ServerProcess(settings), Stop()
+
+    def loaded() -> None:
+        app.open()
+        _log.info("Ready.")
+
+    with _on_signals(stop.request):
+        await run_server(app, listening, stop, loaded=loaded)
+
+
+class Stop:
+    """Tells a server to stop; the second time, at once."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._times = 0
+        self.requested = asyncio.Event()
+        self.at_once = asyncio.Event()
+
+    def request(self) -> None:
+        """Stop, from any thread or signal handler."""
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped
+            self._loop.call_soon_threadsafe(self._request)
+
+    def _request(self) -> None:
+        (self.at_once if self.requested.is_set() else self.requested).set()
+
+
+@contextmanager
+def _on_signals(call: Callable[[], object]) -> Iterator[None]:
+    before = {number: signal.signal(number, lambda *_: call()) for number in _SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Uvicorn(uvicorn.Server):
+    """A server that leaves signals alone."""
+
+    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
+        return nullcontext()
+
+
+async def run_server(
+    app: ServerProcess,
+    listening: socket.socket,
+    stop: Stop,
+    *,
+    loaded: Callable[[], object],
+    load_first: bool = False,
+) -> None:
+    """Serve an application until it is told to stop.
+
+    Args:
+        app: The application.
+        listening: The socket.
+        stop: Tells it.
+        loaded: Called when the model is loaded.
+        load_first: Whether connections are accepted only then.
+
+    Raises:
+        MarcoRankError: The model cannot be loaded; see `errors`.
+    """
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_SEND_TIMEOUT_S,
+    )
+    server = _Uvicorn(config)
+    stopping = asyncio.create_task(stop.requested.wait())
+    loading = asyncio.create_task(app.load())
+    serving: asyncio.Task[None] | None = None
+    try:
+        if load_first:
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        await asyncio.wait((loading, stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+        if loading.done():
+            loading.result()
+            loaded()
+            await asyncio.wait((stopping, serving), return_when=asyncio.FIRST_COMPLETED)
+        await _first_of(app.drain(), stop.at_once.wait())
+    finally:
+        loading.cancel()
+        stopping.cancel()
+        if serving is not None:
+            app.cancel()
+            server.should_exit = True
+            await serving
+    if loading.done() and not loading.cancelled():
+        app.close()
+
+
+async def _first_of(*waits: Any) -> None:
+    tasks = [asyncio.ensure_future(one) for one in waits]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class _Workers:
+    """The processes that share a socket, and this one, which replaces those that die."""
+
+    _context: ClassVar = multiprocessing.get_context("spawn")
+
+    def __init__(self, settings: ProcessSettings, listening: socket.socket) -> None:
+        self._settings = settings
+        self._listening = listening
+        self._links: dict[Connection, SpawnProcess] = {}
+        self._loaded: set[Connection] = set()
+        self._all_ready = False
+        self._signals, self._signalled = self._context.Pipe(duplex=False)
+
+    def run(self) -> None:
+        """Run them until a signal stops all."""
+        with (
+            tempfile.TemporaryDirectory(prefix="marcorank-") as folder,
+            _variable(FOLDER_VARIABLE, folder),
+            _on_signals(lambda: self._signalled.send(None)),
+        ):
+            try:
+                for _ in range(self._settings.workers):
+                    self._start()
+                self._watch()
+            finally:
+                self._stop()
+
+    def _start(self) -> None:
+        link, theirs = self._context.Pipe()
+        process = self._context.Process(
+            target=_work, args=(self._settings, self._listening, theirs, self._all_ready), daemon=True
+        )
+        # Ctrl-C in a terminal reaches all processes; this one tells the others.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            process.start()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        theirs.close()
+        self._links[link] = process
+
+    def _watch(self) -> None:
+        """Replace processes that die, until a signal comes."""
+        while True:
+            for source in wait([self._signals, *self._links]):
+                if source is self._signals:
+                    return
+                self._hear(source)  # type: ignore[arg-type]
+
+    def _hear(self, link: Connection) -> None:
+        try:
+            failure = link.recv()
+        except (EOFError, OSError):
+            self._replace(link)
+            return
+        if failure is not None:
+            raise MarcoRankError(failure)
+        self._loaded.add(link)
+        if not self._all_ready and len(self._loaded) == self._settings.workers:
+            self._all_ready = True
+            _log.info("Ready.")
+        if self._all_ready:
+            for one in self._loaded:
+                with suppress(OSError):
+                    one.send("open")
+
+    def _replace(self, link: Connection) -> None:
+        process = self._links.pop(link)
+        process.join()
+        mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+        if link not in self._loaded:
+            raise MarcoRankError(f"A process ended with status {process.exitcode} before it had loaded the model.")
+        self._loaded.discard(link)
+        _log.warning("Process %d ended with status %s; another one takes its place.", process.pid, process.exitcode)
+        self._start()
+
+    def _stop(self) -> None:
+        for link in self._links:
+            with suppress(OSError):
+                link.send("stop")
+        deadline = time.monotonic() + self._settings.stop_timeout_s + _SEND_TIMEOUT_S + _END_TIMEOUT_S
+        for process in self._links.values():
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                _log.warning("Process %d did not stop in time and is killed.", process.pid)
+                process.kill()
+                process.join()
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _work(settings: ProcessSettings, listening: socket.socket, link: Connection, is_replacement: bool) -> None:  # noqa: FBT001
+    """Be one of the processes."""
+    with log_to_stderr():
+        try:
+            asyncio.run(_serve_with_others(settings, listening, link, is_replacement=is_replacement))
+        except MarcoRankError as error:
+            link.send(str(error))
+
+
+async def _serve_with_others(
+    settings: ProcessSettings, listening: socket.socket, link: Connection, *, is_replacement: bool
+) -> None:
+    app = ServerProcess(settings)
+    stop = Stop()
+    loop = asyncio.get_running_loop()
+
+    def obey() -> None:
+        # Without the first process there is nobody to stop this one.
+        with suppress(EOFError, OSError):
+            while link.recv() == "open":
+                loop.call_soon_threadsafe(app.open)
+        stop.request()
+
+    threading.Thread(target=obey, name="marcorank-link", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: stop.request())
+    await run_server(app, listening, stop, load_first=is_replacement, loaded=lambda: link.send(None))

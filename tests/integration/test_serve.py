@@ -1,0 +1,354 @@
+"""`marcorank serve`: limits, back-pressure, readiness, metrics, stopping, several processes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+import socket
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from marcorank import Reranker
+from marcorank.cli import main
+from remote_server import never_answers, remote_server
+from rerank_servers import TIMEOUT_S, server_command, server_thread
+
+QUERY = "how do I open a file?"
+PASSAGES = ["open() returns a file object", "a list is mutable", "", "the with statement closes a file " * 20]
+BODY = {"query": QUERY, "texts": PASSAGES}
+LONG = "word " * 600
+KEY = "a-long-random-key"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with server_command("--threads", "1", "--max-batch", "40", "--max-body-bytes", "100000") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
+
+
+class Gate:
+    """A scorer whose calls wait until they are let through."""
+
+    name = "gate"
+
+    def __init__(self):
+        self.arrived = threading.Semaphore(0)
+        self.open = threading.Event()
+        self.seen = []
+
+    def score(self, query, passages):
+        if passages == ["up"]:
+            return [0.0]
+        self.seen.append(query)
+        self.arrived.release()
+        assert self.open.wait(TIMEOUT_S)
+        return [0.0] * len(passages)
+
+
+@pytest.fixture
+def gate():
+    gate = Gate()
+    yield gate
+    gate.open.set()
+
+
+def gated(gate, **settings):
+    """Return a server whose rankings wait at the gate."""
+    return server_thread(Reranker(gate, activation="sigmoid"), **settings)
+
+
+def post(server, query=QUERY, **more):
+    return httpx.post(f"{server.url}/rerank", json={"query": query, "texts": ["a"]}, timeout=TIMEOUT_S, **more)
+
+
+def metrics(url, **more):
+    """Return the metrics by name and labels."""
+    text = httpx.get(f"{url}/metrics", timeout=TIMEOUT_S, **more).text
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def until(condition):
+    """Wait until a condition is true."""
+    for _ in range(2000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError(condition)
+
+
+def test_both_formats_return_the_scores_of_the_reranker(client):
+    """Their sigmoid, agreeing to 1e-4, best first."""
+    with Reranker("bundled", activation="sigmoid", threads=1) as reranker:
+        expected = reranker.rank(QUERY, PASSAGES)
+    tei = client.post("/rerank", json=BODY).raise_for_status().json()
+    cohere = client.post("/v2/rerank", json={"query": QUERY, "documents": PASSAGES}).raise_for_status().json()
+    for results, name in ((tei, "score"), (cohere["results"], "relevance_score")):
+        assert [one["index"] for one in results] == [one.index for one in expected]
+        assert [one[name] for one in results] == pytest.approx([one.score for one in expected], abs=1e-4)
+    assert cohere["object"] == "rerank"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"{", 400),
+        ({"query": "q", "texts": ["a"] * 41}, 413),
+        ({"query": "q", "texts": ["a" * 100_000]}, 413),
+        ({"query": "q", "texts": [LONG]}, 413),
+        ({"query": "q"}, 422),
+        ({"query": "q", "texts": ["a"], "model": "gpt"}, 404),
+    ],
+)
+def test_what_exceeds_a_limit_is_refused(client, body, status):
+    """With the status of TEI, and the reason."""
+    response = client.post("/rerank", **({"content": body} if isinstance(body, bytes) else {"json": body}))
+    assert response.status_code == status
+    assert response.json()["error"] == response.json()["message"] != ""
+
+
+def test_without_the_key_only_probes_are_answered(gate, caplog):
+    """Everything else gets 401, before its body is read; the key is in no log."""
+    caplog.set_level(logging.DEBUG)
+    gate.open.set()
+    with (
+        gated(gate, environment={"MARCORANK_SERVE_API_KEY": KEY}) as server,
+        httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client,
+    ):
+        for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": f"Basic {KEY}"}):
+            for method, path in (("POST", "/rerank"), ("POST", "/v2/rerank"), ("GET", "/info"), ("GET", "/metrics")):
+                refused = client.request(method, path, headers=header, content=b"{")
+                assert refused.status_code == 401
+                assert refused.headers["WWW-Authenticate"] == "Bearer"
+        for path in ("/", "/health", "/ready"):
+            assert client.get(path).status_code == 200
+        key = {"Authorization": f"Bearer {KEY}"}
+        assert client.post("/rerank", json=BODY, headers=key).status_code == 200
+        assert metrics(server.url, headers=key)["marcorank_requests_total", "/rerank", "401"] == 3
+        with Reranker(f"tei+{server.url}", token=KEY) as reranker:
+            assert len(reranker.rank(QUERY, PASSAGES)) == len(PASSAGES)
+    assert "POST /rerank 401 passages=- ms=" in caplog.text
+    assert KEY not in caplog.text
+
+
+def test_a_server_is_live_at_once_and_ready_when_its_model_is_loaded(gate):
+    """Until then requests get 503, and may be sent again; so they do while it stops."""
+
+    class Slow(Gate):
+        def score(self, query, passages):
+            assert self.open.wait(TIMEOUT_S)
+            return [0.0] * len(passages)
+
+    slow = Slow()
+    with gated(slow, wait=False) as server:
+        until(lambda: httpx.get(f"{server.url}/health").status_code == 200)
+        for response in (httpx.get(f"{server.url}/ready"), post(server)):
+            assert response.status_code == 503
+            assert response.headers["Retry-After"] == "1"
+            assert "being loaded" in response.json()["error"]
+        slow.open.set()
+        assert server.opened.wait(TIMEOUT_S)
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+        assert post(server).status_code == 200
+
+
+def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path, capfd):
+    """With the reason and status 1, whether there is one process or several."""
+    for workers in ("1", "2"):
+        assert main(["serve", "--port", "0", "--model", str(tmp_path), "--workers", workers]) == 1
+        assert f"marcorank: error: {tmp_path}" in capfd.readouterr().err.replace("'", "").replace("`", "")
+
+
+def test_a_port_that_is_taken_is_an_error(server, capsys):
+    """It says what to choose."""
+    assert main(["serve", "--port", str(urlsplit(server.url).port)]) == 1
+    assert re.search(r"error: Cannot listen on `--host` 127.0.0.1 and `--port` \d+: .*in use", capsys.readouterr().err)
+
+
+def test_a_full_queue_gets_429(gate, pool):
+    """With Retry-After; requests that were accepted are answered."""
+    with gated(gate, max_ongoing=1, max_queued=1) as server:
+        accepted = [pool.submit(post, server) for _ in range(2)]
+        until(lambda: metrics(server.url)["marcorank_queue_depth",] == 1)
+        refused = post(server)
+        assert refused.status_code == 429
+        assert refused.headers["Retry-After"] == "1"
+        assert refused.json()["error"] == "The server has 2 requests already; send the request again."
+        gate.open.set()
+        assert [one.result().status_code for one in accepted] == [200, 200]
+        assert metrics(server.url)["marcorank_queue_depth",] == 0
+
+
+def test_a_request_ends_when_its_time_is_over(gate):
+    """With 504; its place is free again."""
+    with gated(gate, request_timeout_s=0.2, max_ongoing=1, max_queued=0) as server:
+        for _ in range(2):
+            late = post(server)
+            assert late.status_code == 504
+            assert late.json()["error"] == "The request was not ranked within 0.2 s."
+
+
+def test_a_slow_body_gets_408(gate):
+    """And the connection is closed."""
+    with gated(gate, body_timeout_s=0.2) as server, connect(server) as slow:
+        slow.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+        response = received(slow)
+        assert response.startswith(b"HTTP/1.1 408 ")
+        assert b"The body did not arrive within 0.2 s." in response
+
+
+def connect(server):
+    """Return a connection to a server."""
+    url = urlsplit(server.url)
+    return socket.create_connection((url.hostname, url.port), timeout=TIMEOUT_S)
+
+
+def received(connection):
+    """Return everything until the server closes the connection."""
+    return b"".join(iter(lambda: connection.recv(4096), b""))
+
+
+def send(connection, query):
+    """Send a request, without waiting for the response."""
+    body = json.dumps({"query": query, "texts": ["a"]}).encode()
+    connection.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+
+
+def test_a_client_that_leaves_the_queue_is_forgotten(gate, caplog):
+    """Its passages never reach the model."""
+    caplog.set_level(logging.INFO, "marcorank.serve")
+    with gated(gate, max_ongoing=1) as server, connect(server) as first:
+        send(first, "first")
+        assert gate.arrived.acquire(timeout=TIMEOUT_S)
+        with connect(server) as second:
+            send(second, "second")
+            until(lambda: metrics(server.url)["marcorank_queue_depth",] == 1)
+        until(lambda: metrics(server.url)["marcorank_queue_depth",] == 0)
+        until(lambda: "POST /rerank 499 passages=- ms=" in caplog.text)
+        gate.open.set()
+        assert post(server, "third").status_code == 200
+    assert gate.seen == ["first", "third"]
+
+
+def test_the_work_of_a_client_that_leaves_is_cancelled():
+    """Here that of the server behind this one, which sees its client leave too."""
+    with remote_server() as backend, server_thread(model=backend.url) as server:
+        backend.arrived = threading.Semaphore(0)
+        backend.fault = never_answers
+        with connect(server) as leaving:
+            send(leaving, QUERY)
+            assert backend.arrived.acquire(timeout=TIMEOUT_S)
+            assert not backend.gone.is_set()
+        assert backend.gone.wait(TIMEOUT_S)
+        until(lambda: metrics(server.url)["marcorank_requests_ongoing",] == 0)
+
+
+def test_metrics_and_log_count_without_texts(caplog):
+    """Requests by route and status, passages, seconds and truncations; one line a request."""
+    caplog.set_level(logging.INFO, "marcorank.serve")
+    with server_thread(threads=1) as server, httpx.Client(base_url=server.url, timeout=TIMEOUT_S) as client:
+        client.post("/rerank", json={"query": "secret", "texts": ["secret", "secret " * 600], "truncate": True})
+        client.post("/v2/rerank", json={"query": "secret", "documents": ["secret"]})
+        client.post("/rerank", json={"query": "secret"})
+        client.get("/secret?secret=secret")
+        response = client.get("/metrics")
+        found = metrics(server.url)
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    assert {name: value for name, value in found.items() if name[0] == "marcorank_requests_total"} == {
+        ("marcorank_requests_total", "/rerank", "200"): 1,
+        ("marcorank_requests_total", "/v2/rerank", "200"): 1,
+        ("marcorank_requests_total", "/rerank", "422"): 1,
+        ("marcorank_requests_total", "unknown", "404"): 1,
+        ("marcorank_requests_total", "/metrics", "200"): 1,
+    }
+    assert found["marcorank_passages_total",] == 3
+    assert found["marcorank_truncated_passages_total",] == 1
+    assert found["marcorank_request_seconds_count", "/rerank"] == 2
+    assert found["marcorank_request_seconds_sum", "/rerank"] > 0
+    assert found["marcorank_queue_depth",] == found["marcorank_requests_ongoing",] == 0
+    lines = [record.getMessage() for record in caplog.records if record.name == "marcorank.serve"]
+    assert [re.sub(r"\d+\.\d", "N", line) for line in lines[:5]] == [
+        "POST /rerank 200 passages=2 ms=N",
+        "POST /v2/rerank 200 passages=1 ms=N",
+        "POST /rerank 422 passages=- ms=N",
+        "GET unknown 404 passages=- ms=N",
+        "GET /metrics 200 passages=- ms=N",
+    ]
+    assert "secret" not in caplog.text + response.text
+
+
+def test_requests_need_not_be_logged(gate, caplog):
+    """With `quiet`."""
+    caplog.set_level(logging.INFO, "marcorank.serve")
+    gate.open.set()
+    with gated(gate, quiet=True) as server:
+        assert post(server).status_code == 200
+    assert not caplog.records
+
+
+def test_a_stopping_server_finishes_what_it_accepted(pool):
+    """In the middle of a request; new ones get 503, and the exit status is 0."""
+    with remote_server() as backend, server_command("--model", backend.url) as server:
+        backend.arrived = threading.Semaphore(0)
+        release = threading.Event()
+        backend.fault = lambda *_: not release.wait(TIMEOUT_S)
+        accepted = pool.submit(post, server)
+        assert backend.arrived.acquire(timeout=TIMEOUT_S)
+        server.signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        refused = post(server)
+        assert refused.status_code == 503
+        assert "stopping" in refused.json()["error"]
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        release.set()
+        assert accepted.result().status_code == 200
+        assert server.status() == 0
+        assert server.log.endswith("Stopped.")
+
+
+def test_a_server_stops_within_its_time(pool):
+    """Requests that are not finished by then get 503, and the exit status is 0 all the same."""
+    with remote_server() as backend, server_command("--model", backend.url, "--stop-timeout-s", "0.2") as server:
+        backend.arrived = threading.Semaphore(0)
+        backend.fault = never_answers
+        accepted = pool.submit(post, server)
+        assert backend.arrived.acquire(timeout=TIMEOUT_S)
+        server.signal(signal.SIGINT)
+        assert accepted.result().status_code == 503
+        assert server.status() == 0
+        assert "1 requests were not finished after 0.2 s and are cancelled." in server.log
+
+
+@pytest.mark.parametrize("package", ["uvicorn", "prometheus_client"])
+def test_a_missing_package_is_named(package, monkeypatch, capsys, tmp_path):
+    """With the pip command."""
+    for name in [*sys.modules]:
+        if name.startswith("marcorank.serving."):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    # Without a model, so that no server runs if nothing is missing.
+    assert main(["serve", "--port", "0", "--model", str(tmp_path)]) == 1
+    assert "pip install 'marcorank[serve]'" in capsys.readouterr().err
