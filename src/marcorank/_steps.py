@@ -11,7 +11,10 @@ import time
 from collections.abc import Generator
 from concurrent.futures import CancelledError, Future, TimeoutError  # noqa: A004  # another one before Python 3.11
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from contextvars import Context
 
 T = TypeVar("T")
 
@@ -46,6 +49,17 @@ def run(steps: Steps[T]) -> T:
         # The future may refer to an error whose traceback refers to this frame.
         pending = None
         steps.close()
+
+
+def in_context(context: Context, steps: Steps[T]) -> Steps[T]:
+    """Run the steps of a call in a context; whoever waits between them stays in its own."""
+    try:
+        while True:
+            yield context.run(next, steps)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    finally:
+        context.run(steps.close)
 
 
 def _wait(pending: Wait) -> None:

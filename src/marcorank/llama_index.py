@@ -10,9 +10,11 @@ It returns new `NodeWithScore` objects; the nodes and lists that you pass are ne
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, ClassVar
 
 from marcorank._arguments import one_of
+from marcorank._calls.tracing import TracedDocuments, ranks_documents
 from marcorank._text import is_blank, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError
 from marcorank.ranking import Ranking, RerankStatus, unranked
@@ -134,9 +136,10 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         query = _checked_query(nodes, query_bundle)
         with self._events(nodes, query_bundle) as (ranked, skipped):
             if nodes:
-                ranking = self._image_query(nodes, query_bundle) or self.core.rank(
-                    query, self._texts(nodes), **self._options(nodes)
-                )
+                with ranks_documents(partial(_traced, nodes)):
+                    ranking = self._image_query(nodes, query_bundle) or self.core.rank(
+                        query, self._texts(nodes), **self._options(nodes)
+                    )
                 self._report_passthrough(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
                 skipped.extend(asdict(one) for one in ranking.skipped)
@@ -149,9 +152,10 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
         query = _checked_query(nodes, query_bundle)
         with self._events(nodes, query_bundle) as (ranked, skipped):
             if nodes:
-                ranking = self._image_query(nodes, query_bundle) or await self.core.arank(
-                    query, self._texts(nodes), **self._options(nodes)
-                )
+                with ranks_documents(partial(_traced, nodes)):
+                    ranking = self._image_query(nodes, query_bundle) or await self.core.arank(
+                        query, self._texts(nodes), **self._options(nodes)
+                    )
                 self._report_passthrough(ranking)
                 ranked.extend(self._ranked_nodes(nodes, ranking))
                 skipped.extend(asdict(one) for one in ranking.skipped)
@@ -215,10 +219,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     def _options(self, nodes: Sequence[NodeWithScore]) -> dict[str, Any]:
         options: dict[str, Any] = {"top_n": self.top_n, "score_threshold": self.score_threshold}
         if self.blend or self.skim is not None:
-            kept = all(_keeps_retrieval_score(found.node) for found in nodes)
-            options["retrieval_scores"] = [
-                plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score) for found in nodes
-            ]
+            options["retrieval_scores"] = _first_stage_scores(nodes)
         return options
 
     def _ranked_nodes(self, nodes: Sequence[NodeWithScore], ranking: Ranking) -> list[NodeWithScore]:
@@ -292,6 +293,18 @@ def _keeps_retrieval_score(node: BaseNode) -> bool:
     """Whether an earlier reranker stored the first-stage score; others do not exclude the key from both texts."""
     excluded = (node.excluded_embed_metadata_keys, node.excluded_llm_metadata_keys)
     return _RETRIEVAL_SCORE in node.metadata and all(_RETRIEVAL_SCORE in keys for keys in excluded)
+
+
+def _first_stage_scores(nodes: Sequence[NodeWithScore]) -> list[float | None]:
+    kept = all(_keeps_retrieval_score(found.node) for found in nodes)
+    return [plain_score(found.node.metadata[_RETRIEVAL_SCORE] if kept else found.score) for found in nodes]
+
+
+def _traced(nodes: Sequence[NodeWithScore]) -> TracedDocuments:
+    """Return what a span shows of the nodes."""
+    ids = [found.node.node_id for found in nodes]
+    metadata = [found.node.metadata for found in nodes]
+    return TracedDocuments("llama_index", ids, _first_stage_scores(nodes), metadata)
 
 
 def _with_hidden(node: BaseNode, hidden: dict[str, Any], replaced: set[str]) -> BaseNode:

@@ -18,6 +18,7 @@ from marcorank._arguments import (
 from marcorank._calls.failures import OPERATIONAL_ERRORS, TimeLimit, warnings
 from marcorank._calls.model import LazyModel
 from marcorank._calls.ranker import Ranker, RankRequest, Skim
+from marcorank._calls.tracing import traced
 from marcorank._forks import reset_in_child
 from marcorank._inference.scorer import as_request_scorer
 from marcorank._models import catalogue
@@ -357,7 +358,8 @@ class Reranker:
     ) -> Steps[list[Ranking]]:
         """Check the options and return the steps that rank; `may_block` allows them to run in the calling thread."""
         ranker = self._ranker()
-        return ranker.rank(requests, self._selection(ranker, top_n, score_threshold), may_block=may_block)
+        selection = self._selection(ranker, top_n, score_threshold)
+        return traced(ranker, requests, selection, ranker.rank(requests, selection, may_block=may_block))
 
     def _selection(self, ranker: Ranker, top_n: object, score_threshold: object) -> Selection:
         settings = self._settings

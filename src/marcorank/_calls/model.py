@@ -8,7 +8,7 @@ from marcorank._calls.cache import ScoreCache
 from marcorank._calls.failures import timeout_error
 from marcorank._calls.requests import DeduplicatedRequest
 from marcorank._calls.tasks import Tasks
-from marcorank._inference.scorer import PassageScores, score_steps
+from marcorank._inference.scorer import CrossEncoderScorer, PassageScores, score_steps
 from marcorank._once import Once
 from marcorank._steps import Wait
 from marcorank.errors import ClosedError
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from marcorank._calls.failures import TimeLimit
+    from marcorank._inference.backends.base import Backend
     from marcorank._inference.scorer import Request, RequestScorer
     from marcorank._steps import Steps
 
@@ -55,6 +56,11 @@ class LazyModel:
         self._cache_size = cache_size
         self._cache = ScoreCache(cache_size) if cache_size else None
         self._tasks = Tasks(max_workers)
+
+    @property
+    def backend(self) -> Backend | None:
+        """What runs the model; None before it is loaded, and for a server or a scorer of the user."""
+        return self._scorer.scheduler.backend if isinstance(self._scorer, CrossEncoderScorer) else None
 
     def _loaded_scorer(self) -> RequestScorer:
         """Return the scorer; the first call loads it, and others wait for it."""

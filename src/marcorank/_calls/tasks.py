@@ -6,10 +6,12 @@ import asyncio
 import threading
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar
 from weakref import WeakSet
 
 from marcorank._calls.threads import DaemonThreadPool
+from marcorank._steps import in_context
 from marcorank._text import message_of
 from marcorank.errors import ClosedError, ScoreError
 
@@ -80,7 +82,8 @@ class Task(Future[T]):
     """A running call: a future of its result.
 
     Each step runs in a thread of the pool and ends where the call has to wait. So a waiting call occupies no thread,
-    and no call needs an event loop, which may be busy or closed.
+    and no call needs an event loop, which may be busy or closed. The steps see the context variables of the caller, as
+    with `asyncio.to_thread`.
 
     Attributes:
         working: Whether a thread runs a step of the call.
@@ -91,7 +94,7 @@ class Task(Future[T]):
         self.working = False
         self._threads = threads
         self._lock = threading.Lock()
-        self._steps: Steps[T] | None = steps
+        self._steps: Steps[T] | None = in_context(copy_context(), steps)
 
     def step(self) -> None:
         """Run the next step in a thread of the pool."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
@@ -14,6 +15,7 @@ from pydantic import field_validator
 
 from marcorank._adapters.metadata import option_metadata, status_metadata
 from marcorank._adapters.settings import ScoreThreshold, TopN, WriteMetadata
+from marcorank._calls.tracing import TracedDocuments, ranks_documents
 from marcorank._text import first_few, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.langchain._documents import (
@@ -27,6 +29,7 @@ from marcorank.langchain._settings import LangChainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from uuid import UUID
 
     from langchain_core.callbacks import Callbacks
 
@@ -111,7 +114,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         manager = CallbackManager.configure(inheritable_callbacks=callbacks)
         run = manager.on_chain_start(None, call.inputs, name=type(self).__name__)
         try:
-            ranking = self.core.rank(query, call.texts, **call.options)
+            with ranks_documents(partial(call.traced, run.run_id)):
+                ranking = self.core.rank(query, call.texts, **call.options)
             ranked = self._ranked(call, ranking)
         except BaseException as error:
             run.on_chain_error(error)
@@ -138,7 +142,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         manager = AsyncCallbackManager.configure(inheritable_callbacks=callbacks)
         run = await manager.on_chain_start(None, call.inputs, name=type(self).__name__)
         try:
-            ranking = await self.core.arank(query, call.texts, **call.options)
+            with ranks_documents(partial(call.traced, run.run_id)):
+                ranking = await self.core.arank(query, call.texts, **call.options)
             ranked = self._ranked(call, ranking)
         except GeneratorExit:  # the event loop was closed during the call, so nothing can be awaited any more
             raise
@@ -178,7 +183,8 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         call = self._call(documents, query, top_n, score_threshold, read_anything)
-        ranking = self.core.rank(query, call.texts, **call.options)
+        with ranks_documents(call.traced):
+            ranking = self.core.rank(query, call.texts, **call.options)
         status = status_metadata(ranking.status)
         return [
             {"index": result.index, "relevance_score": result.score, **status, **option_metadata(result)}
@@ -230,7 +236,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
         inputs.update(self._options_on())
         if self.blend or self.skim is not None:
             options["retrieval_scores"] = first_stage_scores([metadata for _, metadata in parts])
-        return _Call(listed, texts, options, inputs)
+        return _Call(listed, [metadata for _, metadata in parts], texts, options, inputs)
 
 
 class _Call(NamedTuple):
@@ -238,6 +244,7 @@ class _Call(NamedTuple):
 
     Attributes:
         documents: The documents as a list.
+        metadata: Their metadata.
         texts: The texts that the model reads.
         options: `top_n` and `score_threshold`, from the call or else from the fields; with `blend` or
             `skim` the first-stage scores.
@@ -245,9 +252,15 @@ class _Call(NamedTuple):
     """
 
     documents: list[Any]
+    metadata: list[Mapping[str, Any]]
     texts: list[str]
     options: dict[str, Any]
     inputs: dict[str, Any]
+
+    def traced(self, run_id: UUID | None = None) -> TracedDocuments:
+        """Return what a span shows of the documents."""
+        ids = [one.get("id") if isinstance(one, Mapping) else getattr(one, "id", None) for one in self.documents]
+        return TracedDocuments("langchain", ids, first_stage_scores(self.metadata), self.metadata, run_id)
 
 
 def _outputs(ranked: list[Document], ranking: Ranking) -> dict[str, Any]:

@@ -1,0 +1,402 @@
+"""OpenTelemetry spans for rankings, with the attributes of OpenInference.
+
+    from marcorank import otel
+
+    otel.instrument()
+
+From then on each ranking of this process is a span, nested under the current span of its caller.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import marcorank
+from marcorank._arguments import one_of, whole_number
+from marcorank._calls import tracing
+from marcorank._steps import in_context
+from marcorank._text import encodable, quoted, shorten
+from marcorank.errors import InvalidInputError, MissingExtraError
+
+try:
+    from openinference.semconv.trace import (
+        DocumentAttributes,
+        OpenInferenceMimeTypeValues,
+        OpenInferenceSpanKindValues,
+        RerankerAttributes,
+        SpanAttributes,
+    )
+    from opentelemetry import context as otel_context
+    from opentelemetry import trace
+except ModuleNotFoundError as error:
+    raise MissingExtraError(
+        "`marcorank.otel` needs opentelemetry-api and openinference-semantic-conventions: pip install 'marcorank[otel]'"
+    ) from error
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from opentelemetry.context import Context
+
+    from marcorank._calls.ranker import Ranker, RankRequest
+    from marcorank._calls.tracing import TracedDocuments
+    from marcorank._selection.selecting import Selection
+    from marcorank._steps import Steps
+    from marcorank.ranking import RankedPassage, Ranking
+
+__all__ = ["instrument", "uninstrument"]
+
+_KIND = SpanAttributes.OPENINFERENCE_SPAN_KIND
+_RERANKER, _CHAIN = OpenInferenceSpanKindValues.RERANKER.value, OpenInferenceSpanKindValues.CHAIN.value
+_TEXT, _JSON = OpenInferenceMimeTypeValues.TEXT.value, OpenInferenceMimeTypeValues.JSON.value
+# What OpenInference writes in place of a text that is hidden.
+_REDACTED = "__REDACTED__"
+# With these, `using_session` and the like of OpenInference mark all spans of a block.
+_OF_CONTEXT = (SpanAttributes.SESSION_ID, SpanAttributes.USER_ID, SpanAttributes.METADATA, SpanAttributes.TAG_TAGS)
+_LANGCHAIN = "openinference.instrumentation.langchain"
+_LLAMA_INDEX = "openinference.instrumentation.llama_index"
+# Maximum number of attributes of a span beside those of documents.
+_OTHER_ATTRIBUTES = 32
+
+
+def instrument(
+    tracer_provider: trace.TracerProvider | None = None,
+    *,
+    capture_texts: bool = True,
+    capture_metadata: bool = False,
+    max_text_chars: int | None = 1000,
+) -> None:
+    """Make a span of each ranking from now on; a second call replaces the settings of the first.
+
+    The environment variables `OPENINFERENCE_HIDE_INPUTS` and `OPENINFERENCE_HIDE_OUTPUTS` are read here. What they hide
+    is left out, whatever the arguments are.
+
+    Args:
+        tracer_provider: Makes the spans; None for the global provider, which may be set later.
+        capture_texts: Whether spans have the query, the texts of the passages, and the messages of errors, which may
+            quote them.
+        capture_metadata: Whether spans have the metadata of LangChain documents and LlamaIndex nodes.
+        max_text_chars: Maximum number of characters of each text; None for no limit.
+
+    Raises:
+        InvalidInputError: An argument has a value that is not allowed.
+    """
+    if tracer_provider is not None and not hasattr(tracer_provider, "get_tracer"):
+        raise InvalidInputError(
+            f"`tracer_provider` is {quoted(tracer_provider)}; expected a TracerProvider of OpenTelemetry, or None for "
+            "the global one."
+        )
+    inputs, outputs = (not _is_set(f"OPENINFERENCE_HIDE_{which}") for which in ("INPUTS", "OUTPUTS"))
+    capture = _Capture(
+        inputs=inputs,
+        outputs=outputs,
+        # The results are passages of the input.
+        texts=one_of("capture_texts", capture_texts, (True, False)) and inputs,
+        metadata=one_of("capture_metadata", capture_metadata, (True, False)) and inputs,
+        max_text_chars=None if max_text_chars is None else whole_number("max_text_chars", max_text_chars, 1),
+    )
+    tracing.hook = _Hook(trace.get_tracer("marcorank", marcorank.__version__, tracer_provider), capture)
+
+
+def uninstrument() -> None:
+    """Make no more spans. Those of running calls still end."""
+    tracing.hook = None
+
+
+def _is_set(variable: str) -> bool:
+    return os.environ.get(variable, "").strip().lower() in {"true", "1"}
+
+
+class _Capture(NamedTuple):
+    """What spans show.
+
+    Attributes:
+        inputs: Whether they have the candidates.
+        outputs: Whether they have the results.
+        texts: Whether they have texts.
+        metadata: Whether they have the metadata of documents.
+        max_text_chars: Maximum number of characters of a text; None for no limit.
+    """
+
+    inputs: bool
+    outputs: bool
+    texts: bool
+    metadata: bool
+    max_text_chars: int | None
+
+    def text(self, text: str) -> str:
+        """Return a text as spans show it; one that cannot be encoded would fail in the exporter."""
+        if not self.texts:
+            return _REDACTED
+        return encodable(text) if self.max_text_chars is None else shorten(text, self.max_text_chars)
+
+
+class _Hook:
+    def __init__(self, tracer: trace.Tracer, capture: _Capture) -> None:
+        self._tracer = tracer
+        self._capture = capture
+
+    def __call__(
+        self,
+        ranker: Ranker,
+        requests: Sequence[RankRequest],
+        selection: Selection,
+        steps: Steps[list[Ranking]],
+        documents: TracedDocuments | None,
+    ) -> Steps[list[Ranking]]:
+        if otel_context.get_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY):  # noqa: SLF001 -- it has no public name
+            return steps
+        calls = [_Call(ranker, request, selection, documents, self._capture) for request in requests]
+        return self._traced(calls, steps, documents)
+
+    def _traced(
+        self, calls: Sequence[_Call], steps: Steps[list[Ranking]], documents: TracedDocuments | None
+    ) -> Steps[list[Ranking]]:
+        """Run the steps of a call in a context of their own, in which its span is the current one."""
+        parent = _parent(documents)
+        spans: list[_Span] = []
+        if len(calls) != 1:
+            spans.append(_Span(self._tracer.start_span("Reranker.rank_many", parent, attributes={_KIND: _CHAIN})))
+            parent = trace.set_span_in_context(spans[0].span, parent)
+        spans += [self._span(call, parent) for call in calls]
+        context = copy_context()
+        context.run(otel_context.attach, trace.set_span_in_context(spans[0].span, parent))
+        context.run(tracing.forget_documents)
+        try:
+            rankings = yield from in_context(context, steps)
+        except GeneratorExit:
+            for span in spans:
+                span.cancelled()
+            raise
+        except BaseException as error:
+            for span in spans:
+                span.failed(error, with_message=self._capture.texts)
+            raise
+        else:
+            for span, ranking in zip(spans[-len(rankings) :], rankings, strict=False):
+                span.ranked(ranking)
+            return rankings
+        finally:
+            for span in reversed(spans):
+                span.end()
+
+    def _span(self, call: _Call, parent: Context | None) -> _Span:
+        current = trace.get_current_span()
+        scope = getattr(current, "instrumentation_scope", None)
+        if call.framework == "llama_index" and scope is not None and scope.name == _LLAMA_INDEX:
+            return _Span(current, call, own=False)
+        return _Span(self._tracer.start_span("Reranker.rank", parent, attributes=call.attributes()), call)
+
+
+def _parent(documents: TracedDocuments | None) -> Context | None:
+    """Return the context of the LangChain run, whose span its instrumentor does not make the current one."""
+    instrumentor = sys.modules.get(_LANGCHAIN)
+    if documents is None or documents.run_id is None or instrumentor is None:
+        return None
+    langchain = instrumentor.LangChainInstrumentor()
+    span = langchain.get_span(documents.run_id) if langchain.is_instrumented_by_opentelemetry else None
+    return None if span is None else trace.set_span_in_context(span)
+
+
+class _Span:
+    """The span of a ranking, or of several.
+
+    Args:
+        span: The span.
+        call: The call that makes the ranking; None for several.
+        own: Whether it is ours. That of LlamaIndex' instrumentor gets only attributes that begin with `marcorank.`: it
+            has all others, and ends, without us.
+    """
+
+    def __init__(self, span: trace.Span, call: _Call | None = None, *, own: bool = True) -> None:
+        self.span = span
+        self._call = call
+        self._own = own
+
+    def ranked(self, ranking: Ranking) -> None:
+        """Add what came out."""
+        if self._call is None or not self.span.is_recording():
+            return
+        self._add(self._call.outcome(ranking))
+        if self._own:
+            self._add_documents(ranking)
+            if ranking.status is not None and ranking.status.outcome == "passthrough":
+                reason = ranking.status.reason if self._call.capture.texts else None
+                self._fail(ranking.status.error, reason)
+
+    def failed(self, error: BaseException, *, with_message: bool) -> None:
+        """Add an error."""
+        self._add({"marcorank.outcome": "error"})
+        if not self._own:
+            return
+        self._add_documents(None)
+        name = type(error).__name__
+        if with_message:
+            self.span.record_exception(error)
+            self.span.set_status(trace.StatusCode.ERROR, encodable(f"{name}: {error}"))
+        else:
+            self._fail(name, None)
+
+    def cancelled(self) -> None:
+        """Add that the caller did not wait."""
+        self._add({"marcorank.outcome": "cancelled"})
+        if self._own:
+            self._add_documents(None)
+            self.span.set_status(trace.StatusCode.ERROR, "The call was cancelled.")
+
+    def end(self) -> None:
+        """End the span."""
+        if self._own:
+            self.span.end()
+
+    def _fail(self, name: str, reason: str | None) -> None:
+        shown = {} if reason is None else {"exception.message": encodable(reason)}
+        self.span.add_event("exception", {"exception.type": name, **shown})
+        self.span.set_status(trace.StatusCode.ERROR, ": ".join([name, *shown.values()]))
+
+    def _add(self, attributes: Mapping[str, Any]) -> None:
+        self.span.set_attributes(
+            {name: value for name, value in attributes.items() if self._own or name.startswith("marcorank.")}
+        )
+
+    def _add_documents(self, ranking: Ranking | None) -> None:
+        """Add as many documents as the span holds: first the results, then the candidates, each from the top.
+
+        Beyond its limit a span of the SDK would drop its oldest attributes, such as its kind, with a log message each.
+        """
+        if self._call is None or not self.span.is_recording():
+            return
+        limit = getattr(getattr(self.span, "_limits", None), "max_span_attributes", None)
+        room = sys.maxsize if limit is None else limit - _OTHER_ATTRIBUTES
+        attributes: dict[str, Any] = {}
+        for document in self._call.documents_of(ranking):
+            if len(attributes) + len(document) > room:
+                break
+            attributes.update(document)
+        self.span.set_attributes(attributes)
+
+
+class _Call:
+    """What is known of the ranking of one request.
+
+    Attributes:
+        framework: Whose documents are ranked; None for texts.
+        capture: What spans show.
+    """
+
+    def __init__(
+        self,
+        ranker: Ranker,
+        request: RankRequest,
+        selection: Selection,
+        documents: TracedDocuments | None,
+        capture: _Capture,
+    ) -> None:
+        self._ranker = ranker
+        self._request = request
+        self._selection = selection
+        # A custom scorer may rank other passages on the way.
+        self._documents = documents if documents and len(documents.ids) == len(request.passages) else None
+        self.framework = None if self._documents is None else self._documents.framework
+        self.capture = capture
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes that a span begins with."""
+        query = self.capture.text(self._request.query)
+        context = {name: otel_context.get_value(name) for name in _OF_CONTEXT}
+        given = {
+            _KIND: _RERANKER,
+            # Langfuse drops spans that say nothing of the kind.
+            "gen_ai.operation.name": "rerank",
+            SpanAttributes.INPUT_VALUE: query,
+            SpanAttributes.INPUT_MIME_TYPE: _TEXT,
+            RerankerAttributes.RERANKER_QUERY: query,
+            RerankerAttributes.RERANKER_MODEL_NAME: self._ranker.model.name,
+            RerankerAttributes.RERANKER_TOP_K: self._selection.top_n,
+            "marcorank.candidates": len(self._request.passages),
+            "marcorank.activation": str(self._ranker.activation),
+            "marcorank.score_threshold": self._selection.score_threshold,
+            "marcorank.skim": None if self._ranker.skim is None else self._ranker.skim.model.name,
+            **context,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def outcome(self, ranking: Ranking) -> dict[str, Any]:
+        """Return the attributes of a ranking beside its documents."""
+        status = ranking.status
+        output = [{"id": self._id(result.index), "score": result.score} for result in ranking.results]
+        given = {
+            RerankerAttributes.RERANKER_MODEL_NAME: ranking.model,
+            SpanAttributes.OUTPUT_VALUE: json.dumps(output) if self.capture.outputs else _REDACTED,
+            SpanAttributes.OUTPUT_MIME_TYPE: _JSON if self.capture.outputs else None,
+            "marcorank.outcome": "ranked" if status is None else status.outcome,
+            "marcorank.error": None if status is None else status.error,
+            "marcorank.reason": None if status is None or not self.capture.texts else encodable(status.reason),
+            "marcorank.query_truncated": ranking.query_truncated,
+            "marcorank.truncated": sum(result.truncated is True for result in ranking.results),
+            "marcorank.skipped": len(ranking.skipped),
+        }
+        ranker = self._ranker
+        while ranker.fallback is not None and ranker.model.name != ranking.model:
+            ranker = ranker.fallback
+        backend = ranker.model.backend
+        if backend is not None and (status is None or status.outcome == "fallback"):
+            given |= {f"marcorank.{name}": getattr(backend, name) for name in ("device", "precision")}
+            given["marcorank.backend"] = backend.name
+        return {name: value for name, value in given.items() if value is not None}
+
+    def documents_of(self, ranking: Ranking | None) -> Iterator[dict[str, Any]]:
+        """Yield the attributes of each document: the results, if there are any, then the candidates."""
+        if ranking is not None and self.capture.outputs:
+            for position, result in enumerate(ranking.results):
+                prefix = f"{RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS}.{position}."
+                yield self._document(prefix, result.index, result.score, {"marcorank": _details(result)})
+        if self.capture.inputs:
+            scores = self._retrieval_scores()
+            for index in range(len(self._request.passages)):
+                prefix = f"{RerankerAttributes.RERANKER_INPUT_DOCUMENTS}.{index}."
+                yield self._document(prefix, index, None if scores is None else scores[index], {})
+
+    def _document(self, prefix: str, index: int, score: float | None, details: Mapping[str, Any]) -> dict[str, Any]:
+        attributes: dict[str, Any] = {DocumentAttributes.DOCUMENT_ID: self._id(index)}
+        if self.capture.texts:
+            attributes[DocumentAttributes.DOCUMENT_CONTENT] = self.capture.text(self._request.passages[index])
+        if score is not None:
+            attributes[DocumentAttributes.DOCUMENT_SCORE] = score
+        if self._documents is not None and self.capture.metadata:
+            details = {**self._documents.metadata[index], **details}
+        if details:
+            attributes[DocumentAttributes.DOCUMENT_METADATA] = _json(details)
+        return {f"{prefix}{name}": value for name, value in attributes.items()}
+
+    def _id(self, index: int) -> str:
+        """Return the id of a candidate, or else its position."""
+        found = None if self._documents is None else self._documents.ids[index]
+        return str(index) if found is None else encodable(str(found))
+
+    def _retrieval_scores(self) -> Sequence[float | None] | None:
+        given = self._request.retrieval_scores
+        if given is not None:
+            scores: list[float] = given.tolist()
+            return scores
+        return None if self._documents is None else self._documents.scores
+
+
+def _details(result: RankedPassage) -> dict[str, Any]:
+    """Return what is known of a result beside its text and score."""
+    named_elsewhere = {"text", "score", "rank"}
+    return {
+        name: value for name, value in result.to_dict().items() if value is not None and name not in named_elsewhere
+    }
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    """Return metadata as JSON; what JSON lacks becomes a text, and metadata that cannot be written are left out."""
+    try:
+        return encodable(json.dumps(value, ensure_ascii=False, default=str))
+    except Exception:  # noqa: BLE001 -- a trace must not fail a ranking, and `str` may be anything
+        return "{}"
