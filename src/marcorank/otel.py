@@ -221,7 +221,7 @@ class _Span:
         """Add what came out."""
         if self._call is None or not self.span.is_recording():
             return
-        self._add(self._call.outcome(ranking))
+        self._add(self._call.attributes() | self._call.outcome(ranking))
         if self._own:
             self._add_documents(ranking)
             if ranking.status is not None and ranking.status.outcome == "passthrough":
