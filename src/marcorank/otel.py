@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,6 +60,7 @@ _REDACTED = "__REDACTED__"
 _OF_CONTEXT = (SpanAttributes.SESSION_ID, SpanAttributes.USER_ID, SpanAttributes.METADATA, SpanAttributes.TAG_TAGS)
 _LANGCHAIN = "openinference.instrumentation.langchain"
 _LLAMA_INDEX = "openinference.instrumentation.llama_index"
+_DETAILS = ("index", "logit", "truncated", "span", "unknown_tokens", "scored_by", "skim_logit", "blended_score")
 # Maximum number of attributes of a span beside those of documents.
 _OTHER_ATTRIBUTES = 32
 
@@ -225,8 +227,7 @@ class _Span:
         if self._own:
             self._add_documents(ranking)
             if ranking.status is not None and ranking.status.outcome == "passthrough":
-                reason = ranking.status.reason if self._call.capture.texts else None
-                self._fail(ranking.status.error, reason)
+                self._fail(ranking.status.error, {"message": ranking.status.reason} if self._call.capture.texts else {})
 
     def failed(self, error: BaseException, *, with_message: bool) -> None:
         """Add an error."""
@@ -234,12 +235,9 @@ class _Span:
         if not self._own:
             return
         self._add_documents(None)
-        name = type(error).__name__
-        if with_message:
-            self.span.record_exception(error)
-            self.span.set_status(trace.StatusCode.ERROR, encodable(f"{name}: {error}"))
-        else:
-            self._fail(name, None)
+        # Not `record_exception`, which writes what exporters cannot encode.
+        texts = {"message": str(error), "stacktrace": "".join(traceback.format_exception(error))}
+        self._fail(type(error).__name__, texts if with_message else {})
 
     def cancelled(self) -> None:
         """Add that the caller did not wait."""
@@ -253,10 +251,11 @@ class _Span:
         if self._own:
             self.span.end()
 
-    def _fail(self, name: str, reason: str | None) -> None:
-        shown = {} if reason is None else {"exception.message": encodable(reason)}
+    def _fail(self, name: str, texts: Mapping[str, str]) -> None:
+        shown = {f"exception.{key}": encodable(text) for key, text in texts.items()}
         self.span.add_event("exception", {"exception.type": name, **shown})
-        self.span.set_status(trace.StatusCode.ERROR, ": ".join([name, *shown.values()]))
+        message = shown.get("exception.message")
+        self.span.set_status(trace.StatusCode.ERROR, name if message is None else f"{name}: {message}")
 
     def _add(self, attributes: Mapping[str, Any]) -> None:
         self.span.set_attributes(
@@ -299,9 +298,8 @@ class _Call:
         self._ranker = ranker
         self._request = request
         self._selection = selection
-        # A custom scorer may rank other passages on the way.
-        self._documents = documents if documents and len(documents.ids) == len(request.passages) else None
-        self.framework = None if self._documents is None else self._documents.framework
+        self._documents = documents
+        self.framework = None if documents is None else documents.framework
         self.capture = capture
 
     def attributes(self) -> dict[str, Any]:
@@ -310,7 +308,7 @@ class _Call:
         context = {name: otel_context.get_value(name) for name in _OF_CONTEXT}
         given = {
             _KIND: _RERANKER,
-            # Langfuse drops spans that say nothing of the kind.
+            # Langfuse keeps no spans of scopes that it does not know without an attribute of this namespace.
             "gen_ai.operation.name": "rerank",
             SpanAttributes.INPUT_VALUE: query,
             SpanAttributes.INPUT_MIME_TYPE: _TEXT,
@@ -362,16 +360,18 @@ class _Call:
                 yield self._document(prefix, index, None if scores is None else scores[index], {})
 
     def _document(self, prefix: str, index: int, score: float | None, details: Mapping[str, Any]) -> dict[str, Any]:
-        attributes: dict[str, Any] = {DocumentAttributes.DOCUMENT_ID: self._id(index)}
+        attributes: dict[str, Any] = {f"{prefix}{DocumentAttributes.DOCUMENT_ID}": self._id(index)}
         if self.capture.texts:
-            attributes[DocumentAttributes.DOCUMENT_CONTENT] = self.capture.text(self._request.passages[index])
+            attributes[f"{prefix}{DocumentAttributes.DOCUMENT_CONTENT}"] = self.capture.text(
+                self._request.passages[index]
+            )
         if score is not None:
-            attributes[DocumentAttributes.DOCUMENT_SCORE] = score
+            attributes[f"{prefix}{DocumentAttributes.DOCUMENT_SCORE}"] = score
         if self._documents is not None and self.capture.metadata:
             details = {**self._documents.metadata[index], **details}
         if details:
-            attributes[DocumentAttributes.DOCUMENT_METADATA] = _json(details)
-        return {f"{prefix}{name}": value for name, value in attributes.items()}
+            attributes[f"{prefix}{DocumentAttributes.DOCUMENT_METADATA}"] = _json(details)
+        return attributes
 
     def _id(self, index: int) -> str:
         """Return the id of a candidate, or else its position."""
@@ -387,11 +387,9 @@ class _Call:
 
 
 def _details(result: RankedPassage) -> dict[str, Any]:
-    """Return what is known of a result beside its text and score."""
-    named_elsewhere = {"text", "score", "rank"}
-    return {
-        name: value for name, value in result.to_dict().items() if value is not None and name not in named_elsewhere
-    }
+    """Return what is known of a result beside its text, score and rank."""
+    values = {name: getattr(result, name) for name in _DETAILS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _json(value: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from langchain_core.retrievers import BaseRetriever
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 
 import marcorank
-from marcorank import cli, errors, langchain, llama_index, testing
+from marcorank import cli, errors, langchain, llama_index, otel, testing
 from marcorank._models.catalogue import CATALOGUE, find
 from marcorank.ray import rerank_dataset
 from marcorank.remote import RemoteScorer
@@ -285,6 +285,7 @@ def field_defaults(kind: Any, framework: Any) -> dict[str, str]:
         (marcorank.Reranker, "Arguments of `Reranker`"),
         (RemoteScorer, "`marcorank.remote.RemoteScorer`"),
         (rerank_dataset, "`marcorank.ray.rerank_dataset`"),
+        (otel.instrument, "`marcorank.otel.instrument`"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

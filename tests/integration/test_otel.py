@@ -254,7 +254,8 @@ def test_a_failure_is_recorded(spans, rank):
     assert (span.status.status_code, span.attributes["marcorank.outcome"]) == (StatusCode.ERROR, "error")
     assert span.status.description == "ScoreError: Model `failing` raised RuntimeError: no memory"
     (event,) = span.events
-    assert (event.name, event.attributes["exception.type"]) == ("exception", "marcorank.errors.ScoreError")
+    assert (event.name, event.attributes["exception.type"]) == ("exception", "ScoreError")
+    assert "RuntimeError: no memory" in event.attributes["exception.stacktrace"]
     assert len(documents(span, "input")) == 3
     assert documents(span, "output") == []
 
