@@ -1,0 +1,70 @@
+"""The files that GitHub, package indexes and tools read are valid; everything is checked offline."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GITHUB = ROOT / ".github"
+TOOLS = Path(sysconfig.get_path("scripts"))
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+ISSUES = GITHUB / "ISSUE_TEMPLATE"
+
+
+def check(tool: str, *arguments: str | Path) -> None:
+    done = subprocess.run(  # noqa: S603
+        [TOOLS / tool, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("vendor.github-workflows", WORKFLOWS),
+        # A job that hangs would otherwise run for six hours.
+        ("custom.github-workflows-require-timeout", WORKFLOWS),
+        ("vendor.github-issue-config", [ISSUES / "config.yml"]),
+        ("vendor.github-issue-forms", [file for file in ISSUES.glob("*.yml") if file.name != "config.yml"]),
+        ("vendor.dependabot", [GITHUB / "dependabot.yml"]),
+        ("vendor.citation-file-format", [ROOT / "CITATION.cff"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_file_fits_its_schema(schema, files):
+    """GitHub ignores a form, and fails on a workflow, that does not fit its schema."""
+    check("check-jsonschema", "--builtin-schema", schema, *files)
+
+
+def test_workflows_have_no_known_weakness():
+    """No template injection, no credential that stays, no permission that a job does not need, no unpinned action."""
+    check("zizmor", "--offline", "--quiet", "--config", GITHUB / "zizmor.yml", GITHUB)
+
+
+def test_a_workflow_calls_files_that_exist():
+    """The scripts, extras and workflows that a job names are in the repository."""
+    pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
+    for workflow in WORKFLOWS:
+        text = workflow.read_text("utf-8")
+        for script in re.findall(r"python (scripts/\S+)|run: (\.ci/\S+)|uses: \./(\S+)", text):
+            assert (ROOT / "".join(script)).is_file(), f"{workflow.name}: {script}"
+        for extras in re.findall(r"-e '\.\[(.+?)\]'", text):
+            assert all(f"\n{extra} = [" in pyproject for extra in extras.split(",")), f"{workflow.name}: {extras}"
+
+
+@pytest.mark.parametrize("project", sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml")), ids=str)
+def test_an_alias_has_the_licence_and_the_metadata_of_marcorank(project):
+    """What every distribution says about itself is the same, except the names."""
+    ours, theirs = ((folder / "pyproject.toml").read_text("utf-8") for folder in (ROOT, project))
+    assert (project / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+    for pattern in (
+        r"(?ms)^\[project\.urls\]\n.*?\n\n",
+        r"(?m)^requires.* = .*$",
+        r'(?m)^    "Programming Language.*$',
+    ):
+        assert re.findall(pattern, theirs) == re.findall(pattern, ours)
