@@ -75,3 +75,53 @@ def test_every_module_can_be_imported():
     for module in pkgutil.walk_packages(marcorank.__path__, "marcorank."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
+
+
+# What Windows does not have.
+_POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+_WINDOWS = f"""
+import builtins, importlib, os, pkgutil, signal, sys
+import httpx, huggingface_hub, numpy, onnxruntime, tokenizers
+
+for name in ("fork", "getpgrp", "killpg", "register_at_fork", "sched_getaffinity"):
+    vars(os).pop(name, None)
+for name in ("SIGALRM", "SIGHUP", "SIGKILL", "SIGQUIT", "SIGUSR1", "pthread_kill", "setitimer"):
+    vars(signal).pop(name, None)
+# These need names of `os` on the system that they were installed for.
+for name in ("langchain_core", "llama_index", "openvino", "ray", "torch"):
+    sys.modules[name] = None
+real = builtins.__import__
+
+def guarded(name, caller=None, *rest):
+    if name.partition(".")[0] in {_POSIX_MODULES!r} and caller and str(caller.get("__name__")).startswith("marcorank"):
+        raise AssertionError(f"{{caller['__name__']}} imports {{name}}")
+    return real(name, caller, *rest)
+
+builtins.__import__ = guarded
+import marcorank
+
+for module in pkgutil.walk_packages(marcorank.__path__, "marcorank.", onerror=lambda name: None):
+    if not module.name.endswith("__main__"):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            print(module.name)
+print(marcorank.Reranker("bundled", backend="onnx").rank("one", ["two", "one"])[0].text)
+"""
+
+
+def test_the_core_works_without_what_only_posix_has():
+    """On Windows every module can be imported, and the bundled model ranks."""
+    *refused, first = run(_WINDOWS).splitlines()
+    assert first == "one"
+    # Those need a package that is not installed, whatever the system.
+    needs = r"marcorank\.(_inference\.backends\.openvino\w*|interaction|langchain|llama_index|ray)"
+    assert [name for name in refused if not re.fullmatch(needs, name)] == []
+
+
+def test_no_module_imports_at_once_what_only_posix_has():
+    """That also holds for modules that need a framework."""
+    for file in Path(marcorank.__file__).parent.rglob("*.py"):
+        for line in file.read_text("utf-8").splitlines():
+            found = re.match(r"(?:import|from) (\w+)", line)
+            assert found is None or found[1] not in _POSIX_MODULES, f"{file}: {line}"
