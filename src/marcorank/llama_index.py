@@ -7,6 +7,7 @@
 It returns new `NodeWithScore` objects; the nodes and lists that you pass are never changed.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -41,6 +42,8 @@ __all__ = ["MarcoRerank"]
 _RETRIEVAL_SCORE = "retrieval_score"
 _OF_EACH_STAGE = {*STATUS_KEYS, *OPTION_KEYS}
 _OF_RERANKERS = {_RETRIEVAL_SCORE, *_OF_EACH_STAGE}
+# The query that a RetrieverTool makes of the arguments of a call: their names are part of it.
+_QUERY_OF_A_TOOL = re.compile(r"\n(?:input|query) is (.*)\n", re.DOTALL)
 
 dispatcher = get_dispatcher(__name__)
 
@@ -56,6 +59,9 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
 
     Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
+
+    In an agent the query is what the model asks. A `RetrieverTool` makes the text "input is ..." of it; its first words
+    are not scored.
 
     Nodes for a query that is only an image, a `QueryBundle` with an `image_path` and a blank `query_str`, keep their
     order, as after a passthrough.
@@ -264,7 +270,9 @@ def _checked_query(nodes: object, query_bundle: object) -> str:
         raise InvalidInputError(
             "There is no query to rank the nodes for: pass `query_str='...'` or `query_bundle=QueryBundle('...')`."
         )
-    return "" if query_bundle is None else query_bundle.query_str
+    query = "" if query_bundle is None else query_bundle.query_str
+    of_a_tool = _QUERY_OF_A_TOOL.fullmatch(query) if isinstance(query, str) else None
+    return query if of_a_tool is None else of_a_tool[1]
 
 
 def _check_node(node: object, shown: str) -> None:
