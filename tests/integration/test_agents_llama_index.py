@@ -11,14 +11,12 @@ from typing import Any
 import pytest
 from llama_index.core import MockEmbedding, VectorStoreIndex
 from llama_index.core.agent.workflow import AgentWorkflow, FunctionAgent, ToolCallResult
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, CompletionResponse, LLMMetadata
+from llama_index.core.base.llms.types import ChatMessage, CompletionResponse, ToolCallBlock
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
-from llama_index.core.llms import MockLLM
-from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms import MockFunctionCallingLLM, MockLLM
 from llama_index.core.memory import ChatMemoryBuffer
 from llama_index.core.retrievers import QueryFusionRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
@@ -42,51 +40,16 @@ QUERY = "red apple"
 TEXTS = ["blue car", "red car", "red apple"]
 
 
-class Scripted(FunctionCallingLLM):
-    """Calls the tools that the test says, then answers."""
+def scripted(*calls: ToolCallBlock) -> MockFunctionCallingLLM:
+    """Return a language model that calls tools in turn, then answers."""
 
-    calls: list[ToolSelection]
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        return LLMMetadata(is_function_calling_model=True)
-
-    def chat(self, messages: Any, **kwargs: Any) -> ChatResponse:
+    def reply(messages: Any, **kwargs: Any) -> ChatMessage:
         turn = sum(message.role == "tool" for message in messages)
-        message = ChatMessage("The apple.", role="assistant")
-        if turn < len(self.calls):
-            message = ChatMessage("", role="assistant", additional_kwargs={"calls": [self.calls[turn]]})
-        return ChatResponse(message=message)
+        if turn < len(calls):
+            return ChatMessage(role="assistant", blocks=[calls[turn]])
+        return ChatMessage("The apple.", role="assistant")
 
-    async def achat(self, messages: Any, **kwargs: Any) -> ChatResponse:
-        return self.chat(messages)
-
-    def stream_chat(self, messages: Any, **kwargs: Any) -> Any:
-        yield self.chat(messages)
-
-    async def astream_chat(self, messages: Any, **kwargs: Any) -> Any:
-        async def replies():
-            yield self.chat(messages)
-
-        return replies()
-
-    def complete(self, *args: Any, **kwargs: Any) -> CompletionResponse:
-        return CompletionResponse(text="The apple.")
-
-    async def acomplete(self, *args: Any, **kwargs: Any) -> CompletionResponse:
-        return self.complete()
-
-    def stream_complete(self, *args: Any, **kwargs: Any) -> Any:
-        yield self.complete()
-
-    async def astream_complete(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError
-
-    def _prepare_chat_with_tools(self, tools: Any, *args: Any, chat_history: Any = None, **kwargs: Any) -> Any:
-        return {"messages": chat_history}
-
-    def get_tool_calls_from_response(self, response: Any, **kwargs: Any) -> list[ToolSelection]:
-        return response.message.additional_kwargs.get("calls", [])
+    return MockFunctionCallingLLM(response_generator=reply)
 
 
 class Spy(WordOverlapScorer):
@@ -115,8 +78,8 @@ class GatedScorer(WordOverlapScorer):
         return super().score(query, passages)
 
 
-def call(query: str, name: str = "search", **more: Any) -> ToolSelection:
-    return ToolSelection(tool_id="1", tool_name=name, tool_kwargs={"input": query, **more})
+def call(query: str, name: str = "search", **more: Any) -> ToolCallBlock:
+    return ToolCallBlock(tool_call_id="1", tool_name=name, tool_kwargs={"input": query, **more})
 
 
 @pytest.fixture(scope="module")
@@ -172,9 +135,7 @@ BEST = {"red apple": 5.0, "red car": 0.0}
 async def test_an_agent_reads_the_best_texts_and_keeps_their_scores(index, agent_of):
     """The content of a result is what the model reads, its raw output has the nodes or the response with them."""
     rerank = rerank_of()
-    agent = agent_of(
-        Scripted(calls=[call(QUERY), call(QUERY, "ask")]), [search_tool(index, rerank), ask_tool(index, rerank)]
-    )
+    agent = agent_of(scripted(call(QUERY), call(QUERY, "ask")), [search_tool(index, rerank), ask_tool(index, rerank)])
     searched, asked = await results(agent)
     assert searched.tool_output.content.index("red apple") < searched.tool_output.content.index("red car")
     assert "blue" not in searched.tool_output.content + asked.tool_output.content
@@ -191,9 +152,7 @@ async def test_the_query_is_what_the_model_asks(index, agent_of):
     rerank = rerank_of(spy)
     tools = [search_tool(index, rerank), ask_tool(index, rerank)]
     queries = [QUERY, "red is\nthe colour, input is red\n"]
-    await results(
-        agent_of(Scripted(calls=[call(query, tool) for query in queries for tool in ("search", "ask")]), tools)
-    )
+    await results(agent_of(scripted(*(call(query, tool) for query in queries for tool in ("search", "ask"))), tools))
     assert spy.queries == [query for query in queries for _ in tools]
     with_schema = search_tool(index, rerank)
     with_schema.call(query=QUERY)
@@ -219,7 +178,7 @@ async def test_the_bundled_model_scores_a_tool_as_a_query():
 async def test_a_search_for_nothing_is_an_error_that_the_model_reads(index, agent_of):
     """The agent goes on, and the model can ask again; an error of the reranker is reported likewise."""
     tools = [search_tool(index, rerank_of())]
-    blank, answered = await results(agent_of(Scripted(calls=[call(" "), call(QUERY)]), tools))
+    blank, answered = await results(agent_of(scripted(call(" "), call(QUERY)), tools))
     assert (blank.tool_output.is_error, answered.tool_output.is_error) == (True, False)
     assert blank.tool_output.content == "`query` is blank (' '); expected the text to search for."
     assert scores(answered.tool_output.raw_output) == BEST
@@ -228,9 +187,7 @@ async def test_a_search_for_nothing_is_an_error_that_the_model_reads(index, agen
 @AGENTS
 async def test_a_search_without_results_is_empty(index, agent_of):
     """No node passes the threshold, and the agent goes on."""
-    (result,) = await results(
-        agent_of(Scripted(calls=[call(QUERY)]), [search_tool(index, rerank_of(score_threshold=6.0))])
-    )
+    (result,) = await results(agent_of(scripted(call(QUERY)), [search_tool(index, rerank_of(score_threshold=6.0))]))
     assert (result.tool_output.is_error, result.tool_output.raw_output) == (False, [])
 
 
@@ -243,7 +200,7 @@ async def test_a_very_long_query_is_ranked(index):
 @AGENTS
 async def test_the_context_of_an_agent_is_kept_as_json(index, agent_of):
     """After a search the state goes through the serialisers of workflows, and the conversation goes on."""
-    agent = agent_of(Scripted(calls=[call(QUERY)]), [search_tool(index, rerank_of(keep_retrieval_score=True))])
+    agent = agent_of(scripted(call(QUERY)), [search_tool(index, rerank_of(keep_retrieval_score=True))])
     for serializer in (JsonSerializer(), JsonPickleSerializer()):
         context = Context(agent)
         await results(agent, ctx=context)
@@ -265,9 +222,7 @@ async def test_an_agent_leaves_the_event_loop_free(index, agent_of):
     """While the model ranks, the event loop runs on."""
     scorer = GatedScorer()
     tools = [search_tool(index, rerank_of(scorer)), ask_tool(index, rerank_of(scorer))]
-    tasks = [
-        asyncio.create_task(results(agent_of(Scripted(calls=[call(QUERY, name)]), tools))) for name in ("search", "ask")
-    ]
+    tasks = [asyncio.create_task(results(agent_of(scripted(call(QUERY, name)), tools))) for name in ("search", "ask")]
     assert await asyncio.to_thread(scorer.started.wait, 30)
     assert not any(task.done() for task in tasks)
     scorer.gate.set()
@@ -291,7 +246,7 @@ async def test_the_rerank_is_traced_inside_of_the_agent(index, agent_of):
     root.add_span_handler(spans)
     root.add_event_handler(events)
     try:
-        await results(agent_of(Scripted(calls=[call(QUERY), call(" ")]), [search_tool(index, rerank_of())]))
+        await results(agent_of(scripted(call(QUERY), call(" ")), [search_tool(index, rerank_of())]))
     finally:
         root.span_handlers.remove(spans)
         root.event_handlers.remove(events)
@@ -321,10 +276,10 @@ async def test_a_function_may_take_the_number_of_results(index):
         )
 
     calls = [
-        ToolSelection(tool_id="1", tool_name="search", tool_kwargs={"query": QUERY, "top_n": top_n})
+        ToolCallBlock(tool_call_id="1", tool_name="search", tool_kwargs={"query": QUERY, "top_n": top_n})
         for top_n in (1, 2, 0)
     ]
-    found = await results(function_agent(Scripted(calls=calls), [FunctionTool.from_defaults(async_fn=search)]))
+    found = await results(function_agent(scripted(*calls), [FunctionTool.from_defaults(async_fn=search)]))
     assert [each.tool_output.content for each in found[:2]] == ["red apple", "red apple\nred car"]
     assert found[2].tool_output.is_error
     assert "`top_n` is 0; expected" in found[2].tool_output.content
@@ -375,7 +330,7 @@ async def test_an_agent_searches_a_fusion(index):
         llm=MockLLM(),
     )
     tool = RetrieverTool.from_defaults(fusion, node_postprocessors=[rerank_of()], name="search", description="Fruit.")
-    (found,) = await results(function_agent(Scripted(calls=[call(QUERY)]), [tool]))
+    (found,) = await results(function_agent(scripted(call(QUERY)), [tool]))
     assert scores(found.tool_output.raw_output) == BEST
 
 
