@@ -68,7 +68,7 @@ def test_links_to_files_of_the_repository_lead_to_github(site):
     """A program or a module that a page names is one click away; another page is on the site."""
     tutorial = page(site, "tutorial")
     assert 'href="https://github.com/marcorank/marcorank/blob/main/examples/rag_langchain.py"' in tutorial
-    assert 'href="../model-card/"' in tutorial
+    assert 'href="../../model-card/"' in page(site, "how-to/choose-a-model")
 
 
 def test_a_reader_needs_no_other_host(site):
