@@ -112,8 +112,9 @@ def _candidate(name: str, index: int, value: Any, label: Callable[[Any], str] | 
             f"`{name}[{index}]` is {quoted(value)}; expected a text, a document, a node with its score, or a passage "
             "of a `Ranking`."
         )
+    shown = text if label is None else str(label(value))
     # The rules under headings say nothing.
-    shown = one_line(_RULE.sub("", text[:_READ_CHARS]) if label is None else str(label(value)))
+    shown = one_line(_RULE.sub("", shown[:_READ_CHARS]))
     identity = None if key is None else str(key)
     return _Candidate(identity, text, finite_number(score), index + 1, label=shorten(shown, _LABEL_CHARS))
 
