@@ -95,6 +95,24 @@ def bi_encoder(folder: Path, shape: Shape = SMALL, *, seed: int = 0) -> Path:
     return folder
 
 
+def masked_language_model(folder: Path, shape: Shape = SMALL, *, seed: int = 0) -> Path:
+    """Save a small random BERT with a masked-language head, as SPLADE models have one; with the bundled tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM
+
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=30522,
+        num_hidden_layers=shape.layers,
+        hidden_size=shape.hidden,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate,
+        initializer_range=0.1,
+    )
+    save(BertForMaskedLM(config), folder)
+    return folder
+
+
 def modular(
     folder: Path,
     *,

@@ -8,16 +8,19 @@ import os
 import re
 import subprocess
 import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from safetensors.numpy import load_file
+from sentence_transformers import CrossEncoder
 
 from marcorank import Reranker
 from marcorank._models.export import export_onnx
 from openai_server import ANSWER, openai_server
-from random_models import bi_encoder
+from random_models import bert, bi_encoder, masked_language_model
 
 FOLDER = Path(__file__).parents[2] / "examples"
 # What has no main part is imported by the others.
@@ -326,33 +329,73 @@ def check_prompt(server, question, rows, mark=""):
     assert "relevance_score" not in prompt
 
 
-@pytest.fixture
-def questions(tmp_path):
-    """A collection to learn from, and a random bi-encoder to start with."""
-    folder = tmp_path / "my-collection"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def training(tmp_path_factory):
+    """The command that trains on a small collection with three random teachers, and its folder."""
+    folder = tmp_path_factory.mktemp("training")
+    collection = folder / "my-collection"
+    collection.mkdir()
     rows = [{"id": f"p{number}", "text": f"Passage {number} is about the number {number}."} for number in range(60)]
     asked = [
         {"query": f"What is about the number {number}?", "pos": [f"p{number}"], "neg": [f"p{(number + 1) % 60}"]}
         for number in range(60)
     ]
     for name, lines in (("corpus", rows), ("train", asked)):
-        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+        with gzip.open(collection / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
-    return folder, bi_encoder(tmp_path / "bi-encoder")
+    encoder, splade = bi_encoder(folder / "encoder"), masked_language_model(folder / "splade")
+    teachers = ("--bi-encoder", encoder, "--sparse-encoder", splade, "--reranker", bert(folder / "reranker"))
+    options = ("--start", encoder, *teachers, "--steps", 10, "--save-steps", 2, "--learning-rate", 1e-3)
+    return ("train_reranker.py", collection, *options), folder
 
 
-def test_a_trained_reranker_is_one_that_marcorank_loads(questions, tmp_path):
-    """Training prints what it gained, goes on from its checkpoint, and its folder ranks on both backends."""
-    folder, start = questions
-    command = (folder, "--output", "mine", "--start", start, "--bi-encoder", start, "--save-steps", 2)
-    first = run("train_reranker.py", *command, "--steps", 2, folder=tmp_path).text
-    assert "59 queries to learn from, 1 held out" in first
-    assert re.search(r"held-out_mrr@8: [\d.]+ -> [\d.]+", first)
-    run("train_reranker.py", *command, "--steps", 4, folder=tmp_path)
-    assert {path.name for path in (tmp_path / "mine/checkpoints").iterdir()} == {"checkpoint-2", "checkpoint-4"}
-    query, passages = "What is about the number 3?", ["Passage 3 is about the number 3.", "Passage 7"]
-    scores = Reranker(tmp_path / "mine", backend="torch", precision="fp32").score(query, passages)
-    export_onnx(tmp_path / "mine", tmp_path / "mine")
-    assert Reranker(tmp_path / "mine", backend="onnx").score(query, passages) == pytest.approx(scores, abs=1e-3)
-    assert scores[0] > scores[1]
+@pytest.fixture(scope="module")
+def trained(training):
+    """What a training prints that nothing interrupts, and the folder of its model."""
+    command, folder = training
+    return run(*command, "--output", "mine", folder=folder).text, folder / "mine"
+
+
+def test_a_trained_reranker_is_one_that_marcorank_loads(trained):
+    """Training prints what it gained, its logits have the promised scale, and its folder ranks on both backends."""
+    text, folder = trained
+    assert "57 questions to learn from, 3 held out" in text
+    before, after = map(float, re.search(r"^loss: ([\d.]+) -> ([\d.]+)$", text, re.MULTILINE).groups())
+    assert after < before
+    assert re.search(r"^held-out_ndcg@10: [\d.]+ -> [\d.]+$", text, re.MULTILINE)
+    assert len(re.findall(r"1,920 scores; a known answer comes first for \d+% of the questions", text)) == 3
+    assert re.search(r"^Expected calibration error on 3 held-out questions: 0\.\d+ with sigmoid", text, re.MULTILINE)
+    query, passages = "What is about the number 3?", [f"Passage {number} is about the number 3." for number in range(9)]
+    scores = Reranker(folder, backend="torch", precision="fp32").score(query, passages)
+    export_onnx(folder, folder)
+    assert Reranker(folder, backend="onnx").score(query, passages) == pytest.approx(scores, abs=1e-3)
+    assert CrossEncoder(str(folder)).predict([(query, passage) for passage in passages]) == pytest.approx(
+        scores, abs=1e-3
+    )
+
+
+def test_a_training_that_was_killed_ends_as_if_it_had_not_been(training, trained):
+    """The same command resumes from the last whole checkpoint, asks no teacher again, and gives the same weights."""
+    command, folder = training
+    checkpoints = folder / "killed" / "checkpoints"
+    example, *arguments = map(str, (*command, "--output", "killed"))
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, str(FOLDER / example), *arguments],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 300
+    while not (checkpoints / "checkpoint-2" / "trainer_state.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert process.poll() is None
+    process.kill()
+    process.wait(timeout=60)
+    # As a kill leaves it while a checkpoint is written.
+    (checkpoints / "checkpoint-9").mkdir()
+    saved = {file: file.stat().st_mtime_ns for file in (folder / "killed" / "teachers").rglob("*")}
+    run(*command, "--output", "killed", folder=folder)
+    assert {file: file.stat().st_mtime_ns for file in (folder / "killed" / "teachers").rglob("*")} == saved
+    resumed, whole = (load_file(path / "model.safetensors") for path in (folder / "killed", trained[1]))
+    assert resumed.keys() == whole.keys()
+    assert all((resumed[name] == whole[name]).all() for name in whole)
