@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import signal
 import socket
@@ -18,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from marcorank import Reranker
 from marcorank.cli import main
-from remote_server import never_answers, remote_server
+from remote_server import never_answers, remote_server, responds
 from rerank_servers import TIMEOUT_S, server_command, server_thread
 
 QUERY = "how do I open a file?"
@@ -340,6 +341,63 @@ def test_a_server_stops_within_its_time(pool):
         assert accepted.result().status_code == 503
         assert server.status() == 0
         assert "1 requests were not finished after 0.2 s and are cancelled." in server.log
+
+
+LOADED = r"\[(\d+)\] INFO The model is loaded\."
+
+
+def test_processes_share_the_port_and_the_metrics(pool, tmp_path):
+    """Each answers alone, one that dies is replaced, metrics are those of all, and all stop when the first one does."""
+    with (
+        remote_server() as backend,
+        server_command("--model", backend.url, "--workers", "2", environment={"TMPDIR": str(tmp_path)}) as server,
+    ):
+        workers = [int(number) for number in re.findall(LOADED, server.log)]
+        assert len(workers) == 2
+        assert server.process.pid not in workers
+        for one, other in (workers, reversed(workers)):
+            os.kill(other, signal.SIGSTOP)
+            assert post(server).status_code == 200
+            assert server.logged(r"\[(\d+)\] INFO POST /rerank 200")[1] == str(one)
+            os.kill(other, signal.SIGCONT)
+        assert metrics(server.url)["marcorank_requests_total", "/rerank", "200"] == 2
+        backend.faults.append(responds(400))
+        os.kill(workers[0], signal.SIGKILL)
+        server.logged(f"Process {workers[0]} ended with status -9; another one takes its place")
+        server.logged("ERROR The model cannot be loaded again: ")
+        assert httpx.get(f"{server.url}/ready").status_code == 200
+        server.logged(LOADED)
+        backend.arrived = threading.Semaphore(0)
+        release = threading.Event()
+        backend.fault = lambda *_: not release.wait(TIMEOUT_S)
+        accepted = pool.submit(post, server)
+        assert backend.arrived.acquire(timeout=TIMEOUT_S)
+        found = metrics(server.url)
+        assert found["marcorank_requests_total", "/rerank", "200"] == 2
+        assert found["marcorank_requests_ongoing",] == 1
+        server.signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        release.set()
+        assert accepted.result().status_code == 200
+        assert server.status() == 0
+        assert not list(tmp_path.iterdir())
+
+
+def test_processes_end_with_the_first_one():
+    """Also if it is killed, so that none keeps the port."""
+    with remote_server() as backend, server_command("--model", backend.url, "--workers", "2") as server:
+        server.process.kill()
+        server.process.wait(TIMEOUT_S)
+        until(lambda: refuses(server))
+
+
+def refuses(server):
+    """Whether nobody listens any more."""
+    try:
+        connect(server).close()
+    except ConnectionRefusedError:
+        return True
+    return False
 
 
 @pytest.mark.parametrize("package", ["uvicorn", "prometheus_client"])

@@ -41,6 +41,8 @@ _KEEP_ALIVE_S = 75
 _SEND_TIMEOUT_S = 2
 # How much longer than that a worker may take to end.
 _END_TIMEOUT_S = 5.0
+# Between attempts to replace a process while the model cannot be loaded; the others go on.
+_RESTART_DELAY_S = 1.0
 
 _log = logging.getLogger("marcorank.serve")
 
@@ -265,7 +267,10 @@ class _Workers:
             self._replace(link)
             return
         if failure is not None:
-            raise MarcoRankError(failure)
+            if not self._all_ready:
+                raise MarcoRankError(failure)
+            _log.error("The model cannot be loaded again: %s", failure)
+            return
         self._loaded.add(link)
         if not self._all_ready and len(self._loaded) == self._settings.workers:
             self._all_ready = True
@@ -279,10 +284,13 @@ class _Workers:
         process = self._links.pop(link)
         process.join()
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
-        if link not in self._loaded:
+        if not self._all_ready:
             raise MarcoRankError(f"A process ended with status {process.exitcode} before it had loaded the model.")
-        self._loaded.discard(link)
         _log.warning("Process %d ended with status %s; another one takes its place.", process.pid, process.exitcode)
+        if link in self._loaded:
+            self._loaded.discard(link)
+        else:
+            time.sleep(_RESTART_DELAY_S)
         self._start()
 
     def _stop(self) -> None:
@@ -334,6 +342,10 @@ async def _serve_with_others(
                 loop.call_soon_threadsafe(app.open)
         stop.request()
 
+    def loaded() -> None:
+        _log.info("The model is loaded.")
+        link.send(None)
+
     threading.Thread(target=obey, name="marcorank-link", daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: stop.request())
-    await run_server(app, listening, stop, load_first=is_replacement, loaded=lambda: link.send(None))
+    await run_server(app, listening, stop, load_first=is_replacement, loaded=loaded)
