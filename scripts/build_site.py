@@ -37,6 +37,7 @@ MODULES = (
     "marcorank.plots",
     "marcorank.remote",
     "marcorank.ray",
+    "marcorank.otel",
     "marcorank.bench",
     "marcorank.testing",
     "marcorank.interaction",

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import traceback
+from contextlib import contextmanager
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,19 +25,11 @@ from marcorank._text import encodable, quoted, shorten
 from marcorank.errors import InvalidInputError, MissingExtraError
 
 try:
-    from openinference.semconv.trace import (
-        DocumentAttributes,
-        OpenInferenceMimeTypeValues,
-        OpenInferenceSpanKindValues,
-        RerankerAttributes,
-        SpanAttributes,
-    )
     from opentelemetry import context as otel_context
     from opentelemetry import trace
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 except ModuleNotFoundError as error:
-    raise MissingExtraError(
-        "`marcorank.otel` needs opentelemetry-api and openinference-semantic-conventions: pip install 'marcorank[otel]'"
-    ) from error
+    raise MissingExtraError("`marcorank.otel` needs opentelemetry-api: pip install 'marcorank[otel]'") from error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -51,13 +44,12 @@ if TYPE_CHECKING:
 
 __all__ = ["instrument", "uninstrument"]
 
-_KIND = SpanAttributes.OPENINFERENCE_SPAN_KIND
-_RERANKER, _CHAIN = OpenInferenceSpanKindValues.RERANKER.value, OpenInferenceSpanKindValues.CHAIN.value
-_TEXT, _JSON = OpenInferenceMimeTypeValues.TEXT.value, OpenInferenceMimeTypeValues.JSON.value
 # What OpenInference writes in place of a text that is hidden.
 _REDACTED = "__REDACTED__"
 # With these, `using_session` and the like of OpenInference mark all spans of a block.
-_OF_CONTEXT = (SpanAttributes.SESSION_ID, SpanAttributes.USER_ID, SpanAttributes.METADATA, SpanAttributes.TAG_TAGS)
+_OF_CONTEXT = ("session.id", "user.id", "metadata", "tag.tags")
+# Not the global one, which also sends baggage, such as the name of a user, to servers of others.
+_PROPAGATOR = TraceContextTextMapPropagator()
 _LANGCHAIN = "openinference.instrumentation.langchain"
 _LLAMA_INDEX = "openinference.instrumentation.llama_index"
 _DETAILS = ("index", "logit", "truncated", "span", "unknown_tokens", "scored_by", "skim_logit", "blended_score")
@@ -109,6 +101,24 @@ def uninstrument() -> None:
     tracing.hook = None
 
 
+class _OfPhoenix:
+    """Calls `instrument` for Phoenix' `register(auto_instrument=True)`, which finds it by its entry point."""
+
+    def instrument(self, *, tracer_provider: trace.TracerProvider | None = None, **_: object) -> None:
+        instrument(tracer_provider)
+
+    def uninstrument(self, **_: object) -> None:
+        uninstrument()
+
+
+class _OfCommand(_OfPhoenix):
+    """Does the same for `opentelemetry-instrument`, without texts: who runs that may not think of them."""
+
+    def instrument(self, *, tracer_provider: trace.TracerProvider | None = None, **_: object) -> None:
+        texts = os.environ.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "")
+        instrument(tracer_provider, capture_texts=texts.lower() in {"true", "span_only", "span_and_event"})
+
+
 def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "").strip().lower() in {"true", "1"}
 
@@ -155,6 +165,23 @@ class _Hook:
         calls = [_Call(ranker, request, selection, documents, self._capture) for request in requests]
         return self._traced(calls, steps, documents)
 
+    @contextmanager
+    def caller_of(self, headers: Mapping[str, str]) -> Iterator[None]:
+        # An instrumentor of the web server has read them already.
+        if trace.get_current_span().get_span_context().is_valid:
+            yield
+            return
+        token = otel_context.attach(_PROPAGATOR.extract(headers))
+        try:
+            yield
+        finally:
+            otel_context.detach(token)
+
+    def headers(self) -> dict[str, str]:
+        carrier: dict[str, str] = {}
+        _PROPAGATOR.inject(carrier)
+        return carrier
+
     def _traced(
         self, calls: Sequence[_Call], steps: Steps[list[Ranking]], documents: TracedDocuments | None
     ) -> Steps[list[Ranking]]:
@@ -162,7 +189,13 @@ class _Hook:
         parent = _parent(documents)
         spans: list[_Span] = []
         if len(calls) != 1:
-            spans.append(_Span(self._tracer.start_span("Reranker.rank_many", parent, attributes={_KIND: _CHAIN})))
+            spans.append(
+                _Span(
+                    self._tracer.start_span(
+                        "Reranker.rank_many", parent, attributes={"openinference.span.kind": "CHAIN"}
+                    )
+                )
+            )
             parent = trace.set_span_in_context(spans[0].span, parent)
         spans += [self._span(call, parent) for call in calls]
         context = copy_context()
@@ -307,14 +340,14 @@ class _Call:
         query = self.capture.text(self._request.query)
         context = {name: otel_context.get_value(name) for name in _OF_CONTEXT}
         given = {
-            _KIND: _RERANKER,
+            "openinference.span.kind": "RERANKER",
             # Langfuse keeps no spans of scopes that it does not know without an attribute of this namespace.
             "gen_ai.operation.name": "rerank",
-            SpanAttributes.INPUT_VALUE: query,
-            SpanAttributes.INPUT_MIME_TYPE: _TEXT,
-            RerankerAttributes.RERANKER_QUERY: query,
-            RerankerAttributes.RERANKER_MODEL_NAME: self._ranker.model.name,
-            RerankerAttributes.RERANKER_TOP_K: self._selection.top_n,
+            "input.value": query,
+            "input.mime_type": "text/plain",
+            "reranker.query": query,
+            "reranker.model_name": self._ranker.model.name,
+            "reranker.top_k": self._selection.top_n,
             "marcorank.candidates": len(self._request.passages),
             "marcorank.activation": str(self._ranker.activation),
             "marcorank.score_threshold": self._selection.score_threshold,
@@ -328,9 +361,9 @@ class _Call:
         status = ranking.status
         output = [{"id": self._id(result.index), "score": result.score} for result in ranking.results]
         given = {
-            RerankerAttributes.RERANKER_MODEL_NAME: ranking.model,
-            SpanAttributes.OUTPUT_VALUE: json.dumps(output) if self.capture.outputs else _REDACTED,
-            SpanAttributes.OUTPUT_MIME_TYPE: _JSON if self.capture.outputs else None,
+            "reranker.model_name": ranking.model,
+            "output.value": json.dumps(output) if self.capture.outputs else _REDACTED,
+            "output.mime_type": "application/json" if self.capture.outputs else None,
             "marcorank.outcome": "ranked" if status is None else status.outcome,
             "marcorank.error": None if status is None else status.error,
             "marcorank.reason": None if status is None or not self.capture.texts else encodable(status.reason),
@@ -351,26 +384,24 @@ class _Call:
         """Yield the attributes of each document: the results, if there are any, then the candidates."""
         if ranking is not None and self.capture.outputs:
             for position, result in enumerate(ranking.results):
-                prefix = f"{RerankerAttributes.RERANKER_OUTPUT_DOCUMENTS}.{position}."
+                prefix = f"reranker.output_documents.{position}.document"
                 yield self._document(prefix, result.index, result.score, {"marcorank": _details(result)})
         if self.capture.inputs:
             scores = self._retrieval_scores()
             for index in range(len(self._request.passages)):
-                prefix = f"{RerankerAttributes.RERANKER_INPUT_DOCUMENTS}.{index}."
+                prefix = f"reranker.input_documents.{index}.document"
                 yield self._document(prefix, index, None if scores is None else scores[index], {})
 
     def _document(self, prefix: str, index: int, score: float | None, details: Mapping[str, Any]) -> dict[str, Any]:
-        attributes: dict[str, Any] = {f"{prefix}{DocumentAttributes.DOCUMENT_ID}": self._id(index)}
+        attributes: dict[str, Any] = {f"{prefix}.id": self._id(index)}
         if self.capture.texts:
-            attributes[f"{prefix}{DocumentAttributes.DOCUMENT_CONTENT}"] = self.capture.text(
-                self._request.passages[index]
-            )
+            attributes[f"{prefix}.content"] = self.capture.text(self._request.passages[index])
         if score is not None:
-            attributes[f"{prefix}{DocumentAttributes.DOCUMENT_SCORE}"] = score
+            attributes[f"{prefix}.score"] = score
         if self._documents is not None and self.capture.metadata:
             details = {**self._documents.metadata[index], **details}
         if details:
-            attributes[f"{prefix}{DocumentAttributes.DOCUMENT_METADATA}"] = _json(details)
+            attributes[f"{prefix}.metadata"] = _json(details)
         return attributes
 
     def _id(self, index: int) -> str:

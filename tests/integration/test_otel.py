@@ -11,7 +11,9 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 
+import httpx
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
@@ -20,6 +22,12 @@ from openinference.instrumentation import TracerProvider as OpenInferenceProvide
 from openinference.instrumentation import suppress_tracing, using_session
 from openinference.instrumentation.langchain import LangChainInstrumentor
 from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
+from openinference.semconv.trace import (
+    DocumentAttributes,
+    OpenInferenceSpanKindValues,
+    RerankerAttributes,
+    SpanAttributes,
+)
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
@@ -29,6 +37,7 @@ from opentelemetry.trace import StatusCode
 
 from marcorank import InvalidInputError, Reranker, RerankTimeoutError, ScoreError, langchain, llama_index, otel
 from marcorank.testing import WordOverlapScorer
+from rerank_servers import server_thread
 
 QUERY = "red apple"
 PASSAGES = ["a pear", "a red apple", "red"]
@@ -170,6 +179,21 @@ def test_a_ranking_is_a_span(spans, reranker, rank):
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
+def test_the_names_are_those_of_openinference(spans, reranker):
+    """What does not begin with `marcorank.` is in the semantic conventions, under this name."""
+    known = {
+        value
+        for names in (SpanAttributes, RerankerAttributes, DocumentAttributes)
+        for name, value in vars(names).items()
+        if not name.startswith("_")
+    }
+    reranker.rank(QUERY, PASSAGES, top_n=1, retrieval_scores=[3, 2, 1])
+    for name in spans.one().attributes:
+        if not name.startswith(("marcorank.", "gen_ai.")):
+            assert set(re.split(r"\.\d+\.", name)) <= known, name
+    assert spans.one().attributes[SpanAttributes.OPENINFERENCE_SPAN_KIND] == OpenInferenceSpanKindValues.RERANKER.value
+
+
 def test_a_span_says_what_ran_and_what_was_truncated(spans):
     """Backend, device and precision are there, and how many results were read only in part."""
     with Reranker("bundled", skim=WordOverlapScorer(), skim_keep=2) as reranker:
@@ -246,6 +270,37 @@ def test_a_scorer_may_rank_on_its_own(spans):
     assert [documents(span, "input")[0]["id"] for span in (below, above)] == ["0", "apple"]
 
 
+@pytest.mark.parametrize("timeout_s", [None, 60])
+def test_the_span_of_a_server_lies_below_that_of_its_client(spans, reranker, timeout_s):
+    """A remote scorer sends `traceparent`, and no baggage; `marcorank serve` takes it, also from other clients."""
+    with (
+        server_thread(Reranker(WordOverlapScorer(), activation="sigmoid")) as server,
+        Reranker(f"tei+{server.url}", timeout_s=timeout_s) as remote,
+        spans.outer(),
+    ):
+        remote.rank(QUERY, PASSAGES)
+        httpx.post(f"{server.url}/rerank", json={"query": "pear", "texts": ["a pear"]}, headers={"traceparent": PARENT})
+    served, asked, other, outer = spans.all()
+    assert [parent_of(span) for span in (served, asked)] == [asked.context.span_id, outer.context.span_id]
+    assert served.context.trace_id == outer.context.trace_id
+    assert (other.parent.trace_id, parent_of(other)) == (1, 2)
+
+
+def test_a_server_without_a_traceparent_begins_a_trace(spans):
+    """So does one whose client sends nonsense."""
+    with server_thread(Reranker(WordOverlapScorer(), activation="sigmoid")) as server:
+        for headers in ({}, {"traceparent": "nonsense"}):
+            httpx.post(f"{server.url}/rerank", json={"query": "pear", "texts": ["a pear"]}, headers=headers)
+    assert [parent_of(span) for span in spans.all()] == [None, None]
+
+
+def test_a_request_without_a_hook_says_nothing_of_traces(tei):
+    """No header is added before `instrument` was called."""
+    with Reranker(tei.url) as remote:
+        remote.rank(QUERY, PASSAGES)
+    assert "traceparent" not in {name.lower() for name in tei.requests[0].headers}
+
+
 def test_a_failure_is_recorded(spans, rank):
     """The span ends with an error status, the exception and the candidates, and the error is raised as ever."""
     with pytest.raises(ScoreError, match="raised RuntimeError: no memory"):
@@ -306,6 +361,7 @@ def test_who_answered_instead_is_visible(spans, settings, outcome, model, status
     assert ["exception"] * (status is StatusCode.ERROR) == [event.name for event in span.events]
 
 
+PARENT = f"00-{1:032x}-{2:016x}-01"
 DOCUMENTS = [
     Document(page_content="a pear", id="pear", metadata={"score": 0.9, "page": 3}),
     Document(page_content="a red apple", id="apple", metadata={"score": 0.5}),
@@ -453,6 +509,28 @@ def test_uninstrument_ends_it(spans, reranker):
 
 
 @pytest.mark.parametrize(
+    ("group", "variable", "query"),
+    [
+        ("openinference_instrumentor", "", QUERY),
+        ("opentelemetry_instrumentor", "", "__REDACTED__"),
+        ("opentelemetry_instrumentor", "true", QUERY),
+    ],
+)
+def test_tools_that_instrument_what_is_installed_find_ours(spans, monkeypatch, reranker, group, variable, query):
+    """Phoenix' `auto_instrument` shows texts, as all of OpenInference does; the other tool shows none by itself."""
+    monkeypatch.setenv("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", variable)
+    otel.uninstrument()
+    (entry_point,) = entry_points(group=group, name="marcorank")
+    instrumentor = entry_point.load()()
+    instrumentor.instrument(tracer_provider=spans.provider, skip_dep_check=True)
+    reranker.rank(QUERY, PASSAGES)
+    assert spans.one().attributes["reranker.query"] == query
+    instrumentor.uninstrument()
+    reranker.rank(QUERY, PASSAGES)
+    assert len(spans.all()) == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"tracer_provider": "phoenix"}, "`tracer_provider` is 'phoenix'; expected a TracerProvider of OpenTelemetry"),
@@ -513,16 +591,14 @@ def test_nothing_of_opentelemetry_is_imported_unless_asked_for():
         "from marcorank.testing import WordOverlapScorer\n"
         "Reranker(WordOverlapScorer()).rank('red', ['red'])\n"
         "assert not {'opentelemetry', 'openinference'} & {name.split('.')[0] for name in sys.modules}\n"
-        "sys.modules['openinference'] = sys.modules['opentelemetry'] = None\n"
+        "sys.modules['opentelemetry'] = None\n"
         "try:\n"
         "    import marcorank.otel\n"
         "except MissingExtraError as error:\n"
         "    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
-    assert done.stdout.strip().endswith(
-        "needs opentelemetry-api and openinference-semantic-conventions: pip install 'marcorank[otel]'"
-    )
+    assert done.stdout.strip() == "`marcorank.otel` needs opentelemetry-api: pip install 'marcorank[otel]'"
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ class TracedDocuments(NamedTuple):
 
 
 class Hook(Protocol):
-    """Wraps the steps of a call; `documents` is None unless an adapter made the call."""
+    """Traces calls."""
 
     def __call__(
         self,
@@ -48,7 +48,15 @@ class Hook(Protocol):
         steps: Steps[list[Ranking]],
         documents: TracedDocuments | None,
     ) -> Steps[list[Ranking]]:
-        """Return the steps with what is done before and after them."""
+        """Return the steps with what is done before and after them; `documents` is None for passages of no adapter."""
+        ...
+
+    def caller_of(self, headers: Mapping[str, str]) -> AbstractContextManager[None]:
+        """Let the calls of a `with` block be those of whoever sent a request with these headers."""
+        ...
+
+    def headers(self) -> dict[str, str]:
+        """Return the headers that say whose call a request is."""
         ...
 
 
@@ -66,6 +74,16 @@ def traced(
 def ranks_documents(make: Callable[[], TracedDocuments]) -> AbstractContextManager[None]:
     """Give the calls of a `with` block these documents, which are made only if there is a hook."""
     return nullcontext() if hook is None else _set(make())
+
+
+def caller_of(headers: Mapping[str, str]) -> AbstractContextManager[None]:
+    """Let the calls of a `with` block be those of whoever sent a request with these headers, if there is a hook."""
+    return nullcontext() if hook is None else hook.caller_of(headers)
+
+
+def request_headers() -> dict[str, str]:
+    """Return the headers that say whose call a request is; none without a hook."""
+    return {} if hook is None else hook.headers()
 
 
 def forget_documents() -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import httpx
 import numpy as np
 
+from marcorank._calls.tracing import request_headers
 from marcorank._inference.scorer import PassageScores
 from marcorank.errors import (
     RemoteError,
@@ -156,7 +157,7 @@ class _KeyAuth(httpx.Auth):
 
 async def _post(client: httpx.AsyncClient, server: Server, content: bytes) -> tuple[httpx.Response, str]:
     """Send one request; return the response and its body, from which the key is removed if the server repeats it."""
-    headers = {"Content-Type": "application/json"}
+    headers = {"Content-Type": "application/json", **request_headers()}
     auth = None if server.key is None else _KeyAuth(server.key)
     async with client.stream("POST", server.address.endpoint, content=content, headers=headers, auth=auth) as response:
         if response.next_request is not None:

@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from marcorank import __version__
+from marcorank._calls.tracing import caller_of
 from marcorank._models import catalogue
 from marcorank._text import quoted, shorten
 from marcorank.errors import InvalidInputError
@@ -216,7 +217,8 @@ def path_of(request: Request) -> str:
 async def respond(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
     """Return the response of a handler, or one that describes its error."""
     try:
-        return await handle(request)
+        with caller_of(request.headers):
+            return await handle(request)
     except RequestError as error:
         return error.response()
     except ClientDisconnect:
