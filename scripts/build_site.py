@@ -39,6 +39,7 @@ MODULES = (
     "marcorank.ray",
     "marcorank.otel",
     "marcorank.bench",
+    "marcorank.otel",
     "marcorank.testing",
     "marcorank.interaction",
 )
