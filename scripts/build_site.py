@@ -37,7 +37,6 @@ MODULES = (
     "marcorank.plots",
     "marcorank.remote",
     "marcorank.ray",
-    "marcorank.otel",
     "marcorank.bench",
     "marcorank.otel",
     "marcorank.testing",

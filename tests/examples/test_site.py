@@ -64,6 +64,12 @@ def test_the_site_holds_every_page_once(site):
     assert [name for name in pages if not (site / name / "index.html").exists()] == []
 
 
+def test_every_page_opens_with_a_sentence():
+    """It says what a reader can do with the page, before any table, list or code."""
+    pages = (ROOT / "docs").rglob("*.md")
+    assert [path.name for path in pages if not re.match(r"# .+\n\n[A-Z`].+", path.read_text(encoding="utf-8"))] == []
+
+
 def test_links_to_files_of_the_repository_lead_to_github(site):
     """A program or a module that a page names is one click away; another page is on the site."""
     tutorial = page(site, "tutorial")
@@ -90,7 +96,7 @@ def test_the_search_finds_guides_and_classes(site):
 
 def test_the_reference_documents_every_public_module():
     """A module at the top of the package that has `__all__` is public, and MODULES lists those."""
-    assert set(build_site.MODULES) == PUBLIC.keys()
+    assert sorted(build_site.MODULES) == sorted(PUBLIC)
 
 
 @pytest.mark.parametrize("module", PUBLIC)
