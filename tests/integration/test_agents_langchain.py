@@ -270,6 +270,18 @@ async def test_a_search_without_results_says_so():
             assert message.status == "success"
 
 
+@AGENTS
+async def test_a_model_may_search_several_times_at_once(agent_of):
+    """Each call of a turn gets what it would get alone, in the order of the calls."""
+    queries = ["red apple", "blue", "car", "red"] * 5
+    calls = [{"name": "search", "args": {"query": query}, "id": f"call {n}"} for n, query in enumerate(queries)]
+    tool = own_tool(retriever_of())
+    agent = agent_of(Scripted(script=[AIMessage("", tool_calls=calls), AIMessage("The apple.")]), tool)
+    alone = [tool.invoke({"query": query}) for query in queries]
+    for state in (agent.invoke(QUESTION), await agent.ainvoke(QUESTION)):
+        assert [message.content for message in tool_messages(state)] == alone
+
+
 class Search(BaseModel):
     """The arguments of a search."""
 
