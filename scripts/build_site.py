@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
 import griffe  # the parser of mkdocstrings
@@ -57,6 +58,9 @@ _COMMENT = re.compile(r"(?ms)^<!-- .*? -->\n")
 _LINK = re.compile(r"(?P<text>\]\()(?P<file>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
 _HEADING = re.compile(r"^#{2,} (?P<title>.+)$")
 _ITEM = re.compile(r"^[*-] .*?\]\((?P<file>[^)#\s]+)\)")
+
+# An indented block that begins with an import.
+_EXAMPLE = re.compile(r"(?m)^    from marcorank.*\n(?:(?:    .*)?\n)*")
 
 # Of words in the search index; `timeout_s` is one word.
 _SEPARATOR = r"""[\s\-,:!=\[\]()"'`/{}|]+|\.(?!\d)"""
@@ -153,17 +157,18 @@ class Docstrings(griffe.Extension):
             adapter.labels.discard("dataclass")
             adapter.set_member("__init__", griffe.Function("__init__", parameters=_parameters(adapter)))
         public = {f"{name}.{export}" for name in MODULES for export in pkg.modules_collection[name].exports or ()}
-        for one in _objects(pkg):
-            if one.docstring:
-                text = re.sub(
-                    r"`([\w.]+)`",
-                    lambda name: f"[{name[0]}][{name[1]}]" if name[1] in public else name[0],
-                    one.docstring.value,
-                )
-                # Not the name of what is returned.
-                one.docstring.value = re.sub(r"(Returns:\n +Shape): ", r"\1 ", text)
+        for one in (pkg, *_objects(pkg)):
             if one.name == "model_post_init":
                 one.docstring = None  # so that it is not shown
+            elif one.docstring:
+                one.docstring.value = _shown(one.docstring.value, public)
+
+
+def _shown(docstring: str, public: set[str]) -> str:
+    """Return a docstring with links on full names, examples as Python, and shapes as text."""
+    text = re.sub(r"`([\w.]+)`", lambda name: f"[{name[0]}][{name[1]}]" if name[1] in public else name[0], docstring)
+    text = re.sub(_EXAMPLE, lambda example: f"```python\n{dedent(example[0]).rstrip()}\n```\n\n", text)
+    return re.sub(r"(Returns:\n +Shape): ", r"\1 ", text)
 
 
 def _objects(parent: griffe.Object) -> Iterator[griffe.Object]:
