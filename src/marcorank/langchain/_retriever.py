@@ -12,7 +12,6 @@ from marcorank._adapters.settings import TopN, check_field_names
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
-from marcorank.langchain._tool import SearchTool, search_arguments
 from marcorank.reranker import Reranker, check_options
 
 if TYPE_CHECKING:
@@ -124,6 +123,8 @@ class RerankRetriever(BaseRetriever):
         Raises:
             InvalidInputError: The arguments have no `query`, or were given twice.
         """
+        from marcorank.langchain._tool import SearchTool, search_arguments  # a tool needs more of langchain-core
+
         return SearchTool(
             retriever=self,
             name=name or "search",
