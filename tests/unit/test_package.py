@@ -77,6 +77,29 @@ def test_every_module_can_be_imported():
             importlib.import_module(module.name)
 
 
+def test_the_bundled_model_needs_four_packages():
+    """A slim image may leave out huggingface-hub and what else the dependencies bring; other models say so."""
+    code = """
+import sys
+for name in "click filelock flatbuffers fsspec google hf_xet httpx huggingface_hub packaging tqdm yaml".split():
+    sys.modules[name] = None
+from marcorank import MissingExtraError, Reranker
+from marcorank.cli import main
+
+print(Reranker("bundled", backend="onnx").rank("one", ["two", "one"])[0].text)
+try:
+    Reranker("ms-marco-MiniLM-L6-v2").warm_up()
+except MissingExtraError as error:
+    print(error)
+sys.stderr = sys.stdout
+print(main(["doctor"]))
+"""
+    first, missing, doctor, status = run(code).splitlines()
+    assert (first, status) == ("one", "1")
+    assert missing.startswith("Model 'cross-encoder/ms-marco-MiniLM-L6-v2' needs the package huggingface-hub: pip")
+    assert doctor.endswith("pip install huggingface-hub")
+
+
 # What Windows does not have.
 _POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 _WINDOWS = f"""

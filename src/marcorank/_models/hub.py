@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from marcorank._models import catalogue
 from marcorank._progress import without_hub_bars
 from marcorank._text import quoted, quoted_path, shorten
-from marcorank.errors import InvalidInputError, MarcoRankError, ModelLoadError, certificate_hint
+from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError, certificate_hint
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -58,6 +58,13 @@ class HubModel:
     _reached: bool = field(default=False, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        try:
+            import huggingface_hub  # noqa: F401 -- tokenizers requires it, but slim images leave it out
+        except ImportError as error:
+            raise MissingExtraError(
+                f"Model {quoted(self.name)} needs the package huggingface-hub: pip install huggingface-hub. "
+                "The bundled model and model folders work without it."
+            ) from error
         # HTTP libraries quote an invalid header in their errors, and the token with it.
         if self.token is not None and re.fullmatch(r"[!-~]+", self.token) is None:
             raise InvalidInputError(

@@ -19,7 +19,7 @@ from marcorank._models.loading import LocalFolder, load_scorer, locate, resolve
 from marcorank._models.selection import choose
 from marcorank.cli.models import present_files
 from marcorank.cli.options import add_settings, new_parser
-from marcorank.errors import MarcoRankError, UnknownModelError
+from marcorank.errors import MarcoRankError, MissingExtraError, UnknownModelError
 from marcorank.remote import is_remote
 from marcorank.settings import DEFAULT_MODEL, RerankerSettings
 
@@ -60,8 +60,12 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Inspect the machine, run the models that are on it, and print the findings."""
-    from huggingface_hub import constants
-
+    try:
+        from huggingface_hub import constants
+    except ImportError as error:
+        raise MissingExtraError(
+            "`marcorank doctor` looks at the cache of the package huggingface-hub: pip install huggingface-hub"
+        ) from error
     models = [_check(name, args.cache_folder) for name in dict.fromkeys((BUNDLED, args.model or DEFAULT_MODEL))]
     gpu, gpu_problem = _gpu()
     found: dict[str, Any] = {
