@@ -189,14 +189,10 @@ class _Hook:
         parent = _parent(documents)
         spans: list[_Span] = []
         if len(calls) != 1:
-            spans.append(
-                _Span(
-                    self._tracer.start_span(
-                        "Reranker.rank_many", parent, attributes={"openinference.span.kind": "CHAIN"}
-                    )
-                )
-            )
-            parent = trace.set_span_in_context(spans[0].span, parent)
+            kind = {"openinference.span.kind": "CHAIN"}
+            chain = self._tracer.start_span("Reranker.rank_many", parent, attributes=kind)
+            spans.append(_Span(chain))
+            parent = trace.set_span_in_context(chain, parent)
         spans += [self._span(call, parent) for call in calls]
         context = copy_context()
         context.run(otel_context.attach, trace.set_span_in_context(spans[0].span, parent))
@@ -208,8 +204,10 @@ class _Hook:
                 span.cancelled()
             raise
         except BaseException as error:
+            # Not `record_exception`, which writes what exporters cannot encode.
+            texts = {"message": str(error), "stacktrace": "".join(traceback.format_exception(error))}
             for span in spans:
-                span.failed(error, with_message=self._capture.texts)
+                span.failed(type(error).__name__, texts if self._capture.texts else {})
             raise
         else:
             for span, ranking in zip(spans[-len(rankings) :], rankings, strict=False):
@@ -243,8 +241,7 @@ class _Span:
     Args:
         span: The span.
         call: The call that makes the ranking; None for several.
-        own: Whether it is ours. That of LlamaIndex' instrumentor gets only attributes that begin with `marcorank.`: it
-            has all others, and ends, without us.
+        own: Whether it is ours. That of LlamaIndex' instrumentor gets documents and errors, and ends, without us.
     """
 
     def __init__(self, span: trace.Span, call: _Call | None = None, *, own: bool = True) -> None:
@@ -256,25 +253,22 @@ class _Span:
         """Add what came out."""
         if self._call is None or not self.span.is_recording():
             return
-        self._add(self._call.attributes() | self._call.outcome(ranking))
+        self.span.set_attributes(self._call.attributes() | self._call.outcome(ranking))
         if self._own:
             self._add_documents(ranking)
             if ranking.status is not None and ranking.status.outcome == "passthrough":
                 self._fail(ranking.status.error, {"message": ranking.status.reason} if self._call.capture.texts else {})
 
-    def failed(self, error: BaseException, *, with_message: bool) -> None:
+    def failed(self, name: str, texts: Mapping[str, str]) -> None:
         """Add an error."""
-        self._add({"marcorank.outcome": "error"})
-        if not self._own:
-            return
-        self._add_documents(None)
-        # Not `record_exception`, which writes what exporters cannot encode.
-        texts = {"message": str(error), "stacktrace": "".join(traceback.format_exception(error))}
-        self._fail(type(error).__name__, texts if with_message else {})
+        self.span.set_attributes({"marcorank.outcome": "error"})
+        if self._own:
+            self._add_documents(None)
+            self._fail(name, texts)
 
     def cancelled(self) -> None:
         """Add that the caller did not wait."""
-        self._add({"marcorank.outcome": "cancelled"})
+        self.span.set_attributes({"marcorank.outcome": "cancelled"})
         if self._own:
             self._add_documents(None)
             self.span.set_status(trace.StatusCode.ERROR, "The call was cancelled.")
@@ -289,11 +283,6 @@ class _Span:
         self.span.add_event("exception", {"exception.type": name, **shown})
         message = shown.get("exception.message")
         self.span.set_status(trace.StatusCode.ERROR, name if message is None else f"{name}: {message}")
-
-    def _add(self, attributes: Mapping[str, Any]) -> None:
-        self.span.set_attributes(
-            {name: value for name, value in attributes.items() if self._own or name.startswith("marcorank.")}
-        )
 
     def _add_documents(self, ranking: Ranking | None) -> None:
         """Add as many documents as the span holds: first the results, then the candidates, each from the top.

@@ -16,7 +16,7 @@ from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 from pydantic import ValidationError
 
 import marcorank
-from marcorank import Logistic, MarcoRankError, Reranker, langchain, llama_index
+from marcorank import Logistic, MarcoRankError, Reranker, langchain, llama_index, otel
 from marcorank.cli import main
 from marcorank.evaluation import (
     Collection,
@@ -115,6 +115,7 @@ CALLS = {
     "fallback: a server": lambda: Reranker("bundled", fallback={"url": LONG}),
     "model: an object": lambda: Reranker(IMAGE),
     "fallback": lambda: Reranker("bundled", fallback=IMAGE),
+    "otel.instrument": lambda: otel.instrument(LONG),
     "Logistic": lambda: Logistic(LONG, 0.0),
     "from_dict": lambda: Reranker.from_dict({LONG: 1, 2: 3}),
     "MarcoRerank of LangChain: query": lambda: langchain.MarcoRerank(reranker=SHARED).compress_documents(

@@ -340,7 +340,7 @@ async def test_a_cancelled_task_ends_the_span(spans):
 @pytest.mark.parametrize(
     ("settings", "outcome", "model", "status"),
     [
-        ({"fallback": WordOverlapScorer()}, "fallback", "word-overlap", StatusCode.UNSET),
+        ({"fallback": "bundled"}, "fallback", "bundled", StatusCode.UNSET),
         ({"on_error": "passthrough"}, "passthrough", "failing", StatusCode.ERROR),
         (
             {"on_error": "passthrough", "skim": WordOverlapScorer(), "skim_keep": 1},
@@ -357,6 +357,7 @@ def test_who_answered_instead_is_visible(spans, settings, outcome, model, status
     assert (span.attributes["marcorank.outcome"], span.attributes["reranker.model_name"]) == (outcome, model)
     assert span.attributes["marcorank.error"] == "ScoreError"
     assert span.attributes["marcorank.reason"] == ranking.status.reason
+    assert span.attributes.get("marcorank.backend") == ("onnx" if outcome == "fallback" else None)
     assert span.status.status_code is status
     assert ["exception"] * (status is StatusCode.ERROR) == [event.name for event in span.events]
 
@@ -458,8 +459,8 @@ def test_long_texts_are_shortened_and_odd_ones_replaced(spans, reranker):
     assert spans.one().attributes["reranker.query"] == "redredred…"
     assert [one["content"] for one in documents(spans.one(), "input")] == ["appleappl…", "?"]
     otel.instrument(spans.provider, max_text_chars=None)
-    reranker.rank(QUERY, ["apple" * 999])
-    assert documents(spans.all()[-1], "input")[0]["content"] == "apple" * 999
+    reranker.rank(QUERY, ["apple" * 999, "\ud800"])
+    assert [one["content"] for one in documents(spans.all()[-1], "input")] == ["apple" * 999, "?"]
 
 
 def test_a_span_drops_candidates_before_anything_else(spans, reranker, caplog):
@@ -478,12 +479,17 @@ def test_openinference_keeps_all_candidates():
     try:
         with using_session("a session"):
             Reranker(WordOverlapScorer()).rank(QUERY, [f"apple {number}" for number in range(100)])
-        with suppress_tracing():
-            Reranker(WordOverlapScorer()).rank(QUERY, PASSAGES)
     finally:
         otel.uninstrument()
     assert len(documents(spans.one(), "input")) == len(documents(spans.one(), "output")) == 100
     assert spans.one().attributes["session.id"] == "a session"
+
+
+def test_tracing_can_be_suppressed(spans, reranker):
+    """As with any instrumentor, for a block."""
+    with suppress_tracing():
+        reranker.rank(QUERY, PASSAGES)
+    assert spans.all() == ()
 
 
 def test_without_a_span_that_is_recorded_rankings_are_the_same(reranker):
