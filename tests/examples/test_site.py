@@ -11,6 +11,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from markdown_it import MarkdownIt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from marcorank.settings import RerankerSettings, descriptions
@@ -68,6 +69,23 @@ def test_every_page_opens_with_a_sentence():
     """It says what a reader can do with the page, before any table, list or code."""
     pages = (ROOT / "docs").rglob("*.md")
     assert [path.name for path in pages if not re.match(r"# .+\n\n[A-Z`].+", path.read_text(encoding="utf-8"))] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [*(ROOT / "docs").rglob("*.md"), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"],
+    ids=lambda source: source.name,
+)
+def test_a_page_is_read_as_on_github(site, source):
+    """Lists, tables, blocks and headings are the same, although Python-Markdown wants other indents than GitHub."""
+    name = (
+        source.relative_to(ROOT / "docs").with_suffix("").as_posix() if "docs" in source.parts else source.stem.lower()
+    )
+    text = page(site, "." if name == "README" else name)
+    shown = text[text.index("<article") : text.index("</article>")]
+    expected = MarkdownIt("commonmark").enable("table").render(source.read_text(encoding="utf-8"))
+    for tag in ("h2", "h3", "ul", "ol", "li", "pre", "table", "td", "img", "blockquote"):
+        assert len(re.findall(rf"<{tag}[ >]", shown)) == len(re.findall(rf"<{tag}[ >]", expected)), tag
 
 
 def test_links_to_files_of_the_repository_lead_to_github(site):
