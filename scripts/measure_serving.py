@@ -1,10 +1,11 @@
-"""Measure the overhead of Ray Serve: the throughput of one replica against the same reranker in this process.
+"""Measure the overhead of a server: its throughput against that of the same reranker in this process.
 
-    python scripts/measure_serving.py [MODEL] --cpus 2
+    python scripts/measure_serving.py [MODEL] --cpus 2                  marcorank serve
+    python scripts/measure_serving.py [MODEL] --cpus 2 --server ray     one replica of Ray Serve
 
 The requests have 20 passages of 95 to 414 tokens, as in `marcorank bench`, and 16 run concurrently. Both sides take
-turns, so that a machine that is slow for a minute is slow for both. The client and Serve's proxy run on the same cores
-as the replica. Needs `pip install 'marcorank[ray]'`.
+turns, so that a machine that is slow for a minute is slow for both. The client, and Ray's proxy, share the cores of the
+server. Needs `pip install 'marcorank[remote,serve]'`, or `'marcorank[ray]'`.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import re
 import socket
+import subprocess
+import sys
 import time
+from contextlib import contextmanager
 from statistics import median
+from typing import TYPE_CHECKING
 
 import httpx
-import ray
-from ray import serve
 
 from marcorank import Reranker
 from marcorank.bench.workload import QUERY, Workload, pair_lengths
-from marcorank.ray import build_app
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 CANDIDATES = 20
 AT_ONCE = 16
@@ -32,31 +38,61 @@ def main() -> None:
     """Start a server, measure, and print one line per round and the medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="bundled")
+    parser.add_argument("--server", choices=SERVERS, default="process")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--cpus", type=int, default=2, help="threads of the reranker, and CPUs of the replica")
+    parser.add_argument("--cpus", type=int, default=2, help="threads of the reranker, and CPUs of a replica")
     parser.add_argument("--requests", type=int, default=48, help="in a turn")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     settings = {"model": options.model, "backend": options.backend, "precision": options.precision}
-    url = start(settings | {"num_cpus": options.cpus, "max_replicas": 1})
-    try:
+    with SERVERS[options.server](settings, options.cpus) as url:
         asyncio.run(measure(url, settings | {"threads": options.cpus}, options.requests, options.rounds))
-    finally:
-        serve.shutdown()
-        ray.shutdown()
 
 
-def start(settings: dict[str, object]) -> str:
-    """Start Ray and the server on a free port, and return its address."""
+@contextmanager
+def process(settings: dict[str, str], cpus: int) -> Iterator[str]:
+    """Start `marcorank serve` on a free port; gives its address."""
+    options = [f"--{name}={value}" for name, value in settings.items()]
+    command = [sys.executable, "-m", "marcorank", "serve", "--port=0", f"--threads={cpus}", "--quiet", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:  # noqa: S603
+        try:
+            url = ""
+            for line in server.stderr or ():
+                if found := re.search(r" at (http://\S+)", line):
+                    url = found[1]
+                if "Ready." in line:
+                    break
+            else:
+                sys.exit(f"The server did not start: {line}")
+            yield url
+        finally:
+            server.terminate()
+
+
+@contextmanager
+def replica(settings: dict[str, str], cpus: int) -> Iterator[str]:
+    """Start Ray and the server on a free port; gives its address."""
+    import ray
+    from ray import serve
+
+    from marcorank.ray import build_app
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     logging.disable(logging.INFO)
     ray.init("local", include_dashboard=False, log_to_driver=False)
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
-    serve.run(build_app(settings))
-    return f"http://127.0.0.1:{port}"
+    try:
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
+        serve.run(build_app(settings | {"num_cpus": cpus, "max_replicas": 1}))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+SERVERS = {"process": process, "ray": replica}
 
 
 async def measure(url: str, settings: dict[str, object], count: int, rounds: int) -> None:
@@ -79,7 +115,7 @@ async def measure(url: str, settings: dict[str, object], count: int, rounds: int
                     response = await client.post("/rerank", json=body)
                 return {one["index"]: one["score"] for one in response.raise_for_status().json()}
 
-            rates: dict[str, list[float]] = {"in process": [], "Ray Serve": []}
+            rates: dict[str, list[float]] = {"in process": [], "server": []}
             off_by = 0.0
             for number in range(rounds + 1):
                 answers = []
@@ -93,7 +129,7 @@ async def measure(url: str, settings: dict[str, object], count: int, rounds: int
                 if number:
                     print(f"round {number}: " + ", ".join(f"{name} {rate[-1]:.1f}" for name, rate in rates.items()))
     own, served = (median(rate) for rate in rates.values())
-    print(f"medians, passages/s: in process {own:.1f}, Ray Serve {served:.1f}: {served / own:.0%}; off by {off_by:.1e}")
+    print(f"medians, passages/s: in process {own:.1f}, server {served:.1f}: {served / own:.0%}; off by {off_by:.1e}")
 
 
 if __name__ == "__main__":

@@ -343,6 +343,19 @@ def test_a_server_stops_within_its_time(pool):
         assert "1 requests were not finished after 0.2 s and are cancelled." in server.log
 
 
+def test_who_stops_it_twice_does_not_wait(gate, pool):
+    """What was accepted gets 503 at once."""
+    with gated(gate) as server:
+        accepted = pool.submit(post, server)
+        assert gate.arrived.acquire(timeout=TIMEOUT_S)
+        server.stop.request()
+        until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
+        assert not accepted.done()
+        server.stop.request()
+        assert accepted.result().status_code == 503
+    assert server.error is None
+
+
 LOADED = r"\[(\d+)\] INFO The model is loaded\."
 
 

@@ -26,7 +26,7 @@ from marcorank.serving.metrics import FOLDER_VARIABLE, mark_process_dead
 from marcorank.serving.process import ServerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from contextlib import AbstractContextManager
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
@@ -257,6 +257,7 @@ class _Workers:
         while True:
             for source in wait([self._signals, *self._links]):
                 if source is self._signals:
+                    self._signals.recv()
                     return
                 self._hear(source)  # type: ignore[arg-type]
 
@@ -276,9 +277,7 @@ class _Workers:
             self._all_ready = True
             _log.info("Ready.")
         if self._all_ready:
-            for one in self._loaded:
-                with suppress(OSError):
-                    one.send("open")
+            _tell(self._loaded, "open")
 
     def _replace(self, link: Connection) -> None:
         process = self._links.pop(link)
@@ -294,16 +293,24 @@ class _Workers:
         self._start()
 
     def _stop(self) -> None:
-        for link in self._links:
-            with suppress(OSError):
-                link.send("stop")
+        _tell(self._links, "stop")
         deadline = time.monotonic() + self._settings.stop_timeout_s + _SEND_TIMEOUT_S + _END_TIMEOUT_S
-        for process in self._links.values():
-            process.join(max(0.0, deadline - time.monotonic()))
-            if process.is_alive():
-                _log.warning("Process %d did not stop in time and is killed.", process.pid)
-                process.kill()
-                process.join()
+        while running := [process for process in self._links.values() if process.is_alive()]:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                for process in running:
+                    _log.warning("Process %d did not stop in time and is killed.", process.pid)
+                    process.kill()
+                    process.join()
+            elif self._signals in wait([self._signals, *(process.sentinel for process in running)], left_s):
+                self._signals.recv()
+                _tell(self._links, "stop")
+
+
+def _tell(links: Iterable[Connection], message: str) -> None:
+    for link in links:
+        with suppress(OSError):  # of a process that has ended
+            link.send(message)
 
 
 @contextmanager
@@ -336,10 +343,13 @@ async def _serve_with_others(
     loop = asyncio.get_running_loop()
 
     def obey() -> None:
-        # Without the first process there is nobody to stop this one.
         with suppress(EOFError, OSError):
-            while link.recv() == "open":
-                loop.call_soon_threadsafe(app.open)
+            while True:
+                if link.recv() == "open":
+                    loop.call_soon_threadsafe(app.open)
+                else:
+                    stop.request()
+        # Without the first process there is nobody to stop this one.
         stop.request()
 
     def loaded() -> None:
