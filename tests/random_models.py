@@ -22,6 +22,8 @@ WORDS = tuple(
 )
 # Logits of the MS MARCO models spread about this far.
 LOGIT_STD = 4.0
+# sentence-transformers pads each of its batches, which are of similar length, to its longest text.
+BATCH_SIZE = 4
 
 
 class Shape(NamedTuple):
@@ -143,7 +145,8 @@ def modular(
         score,
     ]
     model = CrossEncoder(modules=modules, device="cpu", **options)
-    logits = model.predict([(QUERY, text) for text in passages()], activation_fn=torch.nn.Identity())
+    pairs = [(QUERY, text) for text in passages()]
+    logits = model.predict(pairs, activation_fn=torch.nn.Identity(), batch_size=BATCH_SIZE)
     with torch.no_grad():
         score.linear.weight.mul_(LOGIT_STD / float(np.std(logits)))
     model.save_pretrained(str(folder))
@@ -302,9 +305,8 @@ def predict(folder: Path, query: str, texts: list[str]) -> np.ndarray:
     from sentence_transformers import CrossEncoder
 
     model = CrossEncoder(str(folder), device="cpu", local_files_only=True)
-    scores = model.predict(
-        [(query, text) for text in texts], activation_fn=torch.nn.Identity(), show_progress_bar=False
-    )
+    pairs = [(query, text) for text in texts]
+    scores = model.predict(pairs, activation_fn=torch.nn.Identity(), batch_size=BATCH_SIZE, show_progress_bar=False)
     return np.asarray(scores)
 
 

@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
 from random_models import QUERY, bi_encoder, bundled_folder, passages
 
-TEXTS = [text for text in passages() if text.strip() and len(text) < 1500]
+TEXTS = [text for text in passages() if text.strip() and len(text) < 600]
 SHUT = -1e4
 
 

@@ -21,7 +21,7 @@ from random_models import passages
 if TYPE_CHECKING:
     from llama_index.core import QueryBundle
 
-TEXTS = [text[:200] for text in passages(6, seed=5)][:5]
+TEXTS = [text[:60] for text in passages(6, seed=5)][:5]
 QUESTIONS = [f"how many people live in house {number}?" for number in range(200)]
 
 
