@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _CAPTION_CHARS = 72
 # More labels do not fit beside each other.
 _LEGEND_CHARS = 60
+# More rows leave too little of the height to the chart, which is then made higher.
+_LEGEND_ROWS, _ROW_INCHES = 6, 0.25
 _LINE_INCHES = 0.17
 
 
@@ -117,10 +119,12 @@ class Drawing:
             self.paint(axes, palette)
         if axes.get_legend_handles_labels()[0]:
             labels = axes.get_legend_handles_labels()[1]
-            columns = 6 if sum(map(len, labels)) < _LEGEND_CHARS else 1
+            columns = max(1, min(6, _LEGEND_CHARS // max(1, *map(len, labels))))
             legend = figure.legend(loc="outside upper left", ncols=columns, handlelength=1.8, columnspacing=1)
             for text in legend.get_texts():
                 text.set_parse_math(False)
+            more_rows = -(-len(labels) // columns) - _LEGEND_ROWS
+            figure.set_figheight(figure.get_figheight() + max(0, more_rows) * _ROW_INCHES)
         return axes
 
 

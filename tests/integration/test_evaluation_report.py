@@ -437,9 +437,13 @@ def test_choices_stand_in_the_page(timed):
     [(1, (10,), False), (1, (1, 3, 10), True), (6, (10,), True), (30, (1, 3, 10), False), (30, (10,), True)],
 )
 def test_any_number_of_models_and_depths(count, depths, timed):
-    """One model or many, one depth or several, timed or not: every model is in the heading and in the table."""
+    """One model or many, one depth or several, timed or not: every model is in the heading, the table and the chart."""
     labels = [f"model {number}" for number in range(count)]
-    text = check(render_report(evaluated(collection(6), *labels, depths=depths, timed=timed))).text
+    evaluation = evaluated(collection(6), *labels, depths=depths, timed=timed)
+    assert {f"{number + 1} {label}" for number, label in enumerate(labels)} <= words_of(
+        evaluation.plot("quality").to_svg()
+    )
+    text = check(render_report(evaluation)).text
     for label in labels:
         assert text.count(label) >= 4
     assert ("Nothing was timed." in text) is not timed
