@@ -8,6 +8,7 @@ import os
 # Tests run offline; the hub tests name a server on loopback instead.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("ANONYMIZED_TELEMETRY", "False")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("LANGSMITH_TRACING", "false")
 # torch's threads would burn the cores that other test processes need, while they wait for work.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

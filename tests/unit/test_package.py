@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import re
 import subprocess
@@ -21,8 +22,8 @@ HEAVY = {
 }
 
 
-def run(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+def run(code: str, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)  # noqa: S603
     return done.stdout.strip()
 
 
@@ -98,6 +99,17 @@ print(main(["doctor"]))
     assert (first, status) == ("one", "1")
     assert missing.startswith("Model 'cross-encoder/ms-marco-MiniLM-L6-v2' needs the package huggingface-hub: pip")
     assert doctor.endswith("pip install huggingface-hub")
+
+
+def test_nothing_is_reported_and_nothing_is_written_to_the_home_folder(tmp_path):
+    """An onnxruntime of 1.32 or later writes an id there and sends events, unless it is told not to."""
+    code = (
+        "from marcorank import Reranker; print(Reranker('bundled', backend='onnx').rank('one', ['two', 'one'])[0].text)"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    assert run(code, env=environment | home) == "one"
+    assert list(tmp_path.iterdir()) == []
 
 
 # What Windows does not have.

@@ -12,6 +12,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 from marcorank._files import staged_folder
+from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._inference.backends.torch import load_cross_encoder
 from marcorank._models.loading import LocalFolder
 from marcorank._models.modules import read_modules
@@ -230,7 +231,8 @@ def _example(torch: Any, model: Any, names: list[str], *, batch: int, sequence: 
 
 def _check(module: Any, example: tuple[Any, ...], names: list[str], path: Path) -> None:
     """Compare the file with the model on another shape: tracing follows one example and can miss a branch."""
-    import onnxruntime
+    with without_telemetry():
+        import onnxruntime
 
     options = onnxruntime.SessionOptions()
     # Its log goes to stderr; the errors are raised anyway.

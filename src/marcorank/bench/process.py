@@ -121,7 +121,8 @@ class Child:
 def _environment(threads: int | None) -> dict[str, str]:
     return {
         **os.environ,
-        # Nothing is downloaded during a measurement.
+        # Nothing is downloaded or reported during a measurement.
+        "ORT_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         # A file in the current folder must not be imported instead of a package.

@@ -8,6 +8,7 @@ import numpy as np
 
 from marcorank._inference.backends.base import hidden_output
 from marcorank._inference.backends.graph_files import mentions, without_links
+from marcorank._inference.backends.telemetry import without_telemetry
 from marcorank._inference.head import logits_of
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError, ModelLoadError
@@ -34,7 +35,8 @@ class OnnxBackend:
 
     def __init__(self, file: Path, *, device: str, precision: str, workers: Workers, head: Head | None = None) -> None:
         """Load a model, with the head that follows it unless the graph contains it."""
-        import onnxruntime
+        with without_telemetry():
+            import onnxruntime
 
         kind, _, number = device.partition(":")
         provider = _PROVIDERS.get(kind)

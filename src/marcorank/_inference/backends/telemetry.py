@@ -1,7 +1,8 @@
-"""Disables telemetry: openvino and nncf report their use to Google Analytics by default."""
+"""Disables telemetry: by default openvino and nncf report their use to Google, onnxruntime from 1.32 to Microsoft."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from contextlib import contextmanager
@@ -19,10 +20,12 @@ _lock = threading.RLock()
 def without_telemetry() -> Iterator[None]:
     """Prevent packages imported in this context from sending data and from writing an id to the home folder.
 
-    Both packages work without the telemetry package and look for it when they are imported. Their own switches are an
-    environment variable, which other threads would see, and a file in the home folder.
+    openvino and nncf work without the telemetry package and look for it when they are imported. Their own switches are
+    an environment variable, which other threads would see, and a file in the home folder. onnxruntime has only an
+    environment variable. It stays set, for the processes that this one starts; who wants to report sets it to 0.
     """
     with _lock:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         before = sys.modules.get(_REPORTER)
         sys.modules[_REPORTER] = None  # type: ignore[assignment]  # how Python spells "cannot be imported"
         try:
