@@ -152,7 +152,7 @@ class Cuts:
         unjudged_as_irrelevant: Whether candidates without a judgement count as not relevant; else they are left out.
     """
 
-    curve: tuple[CutPoint, ...]
+    curve: tuple[CutPoint, ...] = field(repr=False)
     for_recall: Mapping[float, CutPoint]
     for_precision: Mapping[float, CutPoint | None]
     top_n_recall: Mapping[int, float]
