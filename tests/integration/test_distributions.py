@@ -118,6 +118,24 @@ def test_two_builds_give_the_same_bytes(built, tmp_path):
         assert again[1].read_bytes() == wheel.read_bytes()
 
 
+def test_the_image_has_the_same_wheel(built, tmp_path):
+    """The files that the Dockerfile copies, and no others, are those that the wheel is built from."""
+    wheel = built[MARCORANK][1]
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    copied = [name for line in re.findall(r"(?m)^COPY (?!--)(.*) \S+$", dockerfile) for name in line.split()]
+    ignored = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    assert {line[1:] for line in ignored if line.startswith("!")} == set(copied)
+    for name in copied:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, tmp_path)
+    version = {"SETUPTOOLS_SCM_PRETEND_VERSION": metadata(wheel)["Version"]}
+    run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", "dist", cwd=tmp_path, env=EPOCH | version)
+    assert next((tmp_path / "dist").iterdir()).read_bytes() == wheel.read_bytes()
+
+
 def test_the_index_accepts_them(built):
     """Names, versions and descriptions are valid, READMEs render, and wheels have no known mistake."""
     files = [path for pair in built.values() for path in pair]

