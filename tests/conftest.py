@@ -30,7 +30,7 @@ settings.load_profile("marcorank")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n 2`, one process runs all tests of a file, and one process all files with Ray."""
+    """With `-n 3`, one process runs all tests of a file, and one process all files with Ray."""
     from xdist.scheduler import LoadFileScheduling
 
     class FileScheduling(LoadFileScheduling):
