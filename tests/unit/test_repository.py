@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sysconfig
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,40 @@ def test_the_image_serves_as_the_command_line_does():
     assert f"EXPOSE {port}\n" in dockerfile
     assert f"http://127.0.0.1:{port}/ready" in dockerfile
     assert f'"127.0.0.1:{port}:{port}"' in (ROOT / "compose.yaml").read_text("utf-8")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the step runs on Linux")
+@pytest.mark.parametrize(("version", "is_published"), [("0.2.0", True), ("0.1.dev5", False)])
+def test_only_distributions_of_the_tag_are_published(tmp_path, version, is_published):
+    """The check before an upload fails if one of the three distributions has another version."""
+    workflow = (GITHUB / "workflows/publish.yml").read_text("utf-8")
+    script = re.search(r"name: All distributions .*\n +run: \|\n((?: {10}.*\n)+)", workflow)[1]
+    (tmp_path / "dist").mkdir()
+    for name in ("marcorank", "langchain_marcorank", "llama_index_postprocessor_marcorank"):
+        found = "0.2.0" if name == "marcorank" else version
+        for ending in (".tar.gz", "-py3-none-any.whl"):
+            (tmp_path / f"dist/{name}-{found}{ending}").touch()
+    done = subprocess.run(  # noqa: S603 -- as GitHub runs it
+        ["bash", "-e", "-c", textwrap.dedent(script)],  # noqa: S607
+        cwd=tmp_path,
+        env={"PATH": os.environ["PATH"], "GITHUB_REF_NAME": "v0.2.0"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode == 0) is is_published
+
+
+def test_a_job_that_can_upload_waits_for_the_tests_and_uses_what_cannot_change():
+    """A release is published after the tests of its commit, by actions that are pinned by commit."""
+    workflow = (GITHUB / "workflows/publish.yml").read_text("utf-8")
+    tests, check, publish = re.split(r"(?m)^  (?:tests|check|publish):$", workflow)[1:]
+    assert "uses: ./.github/workflows/tests.yml" in tests
+    assert "needs: tests\n" in check
+    assert "needs: check\n" in publish
+    actions = re.findall(r"uses: (\S+)", publish)
+    assert actions
+    assert all(re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action) for action in actions)
 
 
 def test_containers_are_given_the_time_to_stop():
