@@ -46,6 +46,7 @@ class ServerCommand:
             env={**os.environ, **environment},
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         self._reader = threading.Thread(target=self._follow, daemon=True)
         self._reader.start()

@@ -264,7 +264,9 @@ def test_the_work_of_a_client_that_leaves_is_cancelled():
             assert backend.arrived.acquire(timeout=TIMEOUT_S)
             assert not backend.gone.is_set()
         assert backend.gone.wait(TIMEOUT_S)
-        until(lambda: metrics(server.url)["marcorank_requests_ongoing",] == 0)
+        until(lambda: ("marcorank_requests_total", "/rerank", "499") in metrics(server.url))
+        assert metrics(server.url)["marcorank_requests_ongoing",] == 0
+        assert len(backend.requests) == 2  # that of the warm-up and this one, which was not tried again
 
 
 def test_metrics_and_log_count_without_texts(caplog):
@@ -374,12 +376,21 @@ def test_processes_share_the_port_and_the_metrics(pool, tmp_path):
             assert server.logged(r"\[(\d+)\] INFO POST /rerank 200")[1] == str(one)
             os.kill(other, signal.SIGCONT)
         assert metrics(server.url)["marcorank_requests_total", "/rerank", "200"] == 2
-        backend.faults.append(responds(400))
+        # It dies in the middle of a request, and then the model cannot be loaded at first.
+        backend.arrived = threading.Semaphore(0)
+        backend.faults.extend([never_answers, responds(400)])
+        os.kill(workers[1], signal.SIGSTOP)
+        lost = pool.submit(post, server)
+        assert backend.arrived.acquire(timeout=TIMEOUT_S)
+        os.kill(workers[1], signal.SIGCONT)
+        assert metrics(server.url)["marcorank_requests_ongoing",] == 1
         os.kill(workers[0], signal.SIGKILL)
+        assert isinstance(lost.exception(), httpx.TransportError)
         server.logged(f"Process {workers[0]} ended with status -9; another one takes its place")
         server.logged("ERROR The model cannot be loaded again: ")
         assert httpx.get(f"{server.url}/ready").status_code == 200
         server.logged(LOADED)
+        assert metrics(server.url)["marcorank_requests_ongoing",] == 0
         backend.arrived = threading.Semaphore(0)
         release = threading.Event()
         backend.fault = lambda *_: not release.wait(TIMEOUT_S)
@@ -388,7 +399,7 @@ def test_processes_share_the_port_and_the_metrics(pool, tmp_path):
         found = metrics(server.url)
         assert found["marcorank_requests_total", "/rerank", "200"] == 2
         assert found["marcorank_requests_ongoing",] == 1
-        server.signal(signal.SIGTERM)
+        os.killpg(server.process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
         until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
         release.set()
         assert accepted.result().status_code == 200
