@@ -17,8 +17,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from marcorank import Reranker
+from marcorank import InvalidInputError, Reranker
 from marcorank.cli import main
+from marcorank.serving.running import serve
+from marcorank.serving.settings import ProcessSettings
 from remote_server import never_answers, remote_server, responds
 from rerank_servers import TIMEOUT_S, server_command, server_thread
 
@@ -178,7 +180,7 @@ def test_a_server_is_live_at_once_and_ready_when_its_model_is_loaded(gate):
 
 def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path, capfd):
     """With the reason and status 1, whether there is one process or several."""
-    for workers in ("1", "2"):
+    for workers in ("1", "2") if os.name == "posix" else ("1",):
         assert main(["serve", "--port", "0", "--model", str(tmp_path), "--workers", workers]) == 1
         assert f"marcorank: error: {tmp_path}" in capfd.readouterr().err.replace("'", "").replace("`", "")
 
@@ -312,6 +314,7 @@ def test_requests_need_not_be_logged(gate, caplog):
     assert not caplog.records
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_a_stopping_server_finishes_what_it_accepted(pool):
     """In the middle of a request; new ones get 503, and the exit status is 0."""
     with remote_server() as backend, server_command("--model", backend.url) as server:
@@ -332,6 +335,7 @@ def test_a_stopping_server_finishes_what_it_accepted(pool):
         assert server.log.endswith("Stopped.")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_a_server_stops_within_its_time(pool):
     """Requests that are not finished by then get 503, and the exit status is 0 all the same."""
     with remote_server() as backend, server_command("--model", backend.url, "--stop-timeout-s", "0.2") as server:
@@ -361,6 +365,7 @@ def test_who_stops_it_twice_does_not_wait(gate, pool):
 LOADED = r"\[(\d+)\] INFO The model is loaded\."
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_processes_share_the_port_and_the_metrics(pool, tmp_path):
     """Each answers alone, one that dies is replaced, metrics are those of all, and all stop when the first one does."""
     with (
@@ -407,12 +412,23 @@ def test_processes_share_the_port_and_the_metrics(pool, tmp_path):
         assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
 def test_processes_end_with_the_first_one():
     """Also if it is killed, so that none keeps the port."""
     with remote_server() as backend, server_command("--model", backend.url, "--workers", "2") as server:
         server.process.kill()
         server.process.wait(TIMEOUT_S)
         until(lambda: refuses(server))
+
+
+def test_windows_has_no_several_processes(monkeypatch):
+    """They are refused at once."""
+    settings = ProcessSettings(workers=2, port=0)
+    monkeypatch.setattr("marcorank.serving.running.os.name", "nt")
+    with pytest.raises(
+        InvalidInputError, match="`workers` is 2; expected 1, because processes share no port on Windows"
+    ):
+        serve(settings)
 
 
 def refuses(server):

@@ -51,9 +51,13 @@ def serve(settings: ProcessSettings) -> None:
     """Serve until SIGTERM or SIGINT, and finish the requests that were accepted until then.
 
     Raises:
-        InvalidInputError: The address cannot be used.
+        InvalidInputError: The address cannot be used, or there are to be several processes on Windows.
         MarcoRankError: The model cannot be loaded; see `errors`.
     """
+    if os.name == "nt" and settings.workers > 1:
+        raise InvalidInputError(
+            f"`workers` is {settings.workers}; expected 1, because processes share no port on Windows."
+        )
     disable_created_metrics()  # type: ignore[no-untyped-call]
     with _listen(settings) as listening:
         host, port = listening.getsockname()[:2]
