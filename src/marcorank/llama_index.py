@@ -42,7 +42,7 @@ __all__ = ["MarcoRerank"]
 _RETRIEVAL_SCORE = "retrieval_score"
 _OF_EACH_STAGE = {*STATUS_KEYS, *OPTION_KEYS}
 _OF_RERANKERS = {_RETRIEVAL_SCORE, *_OF_EACH_STAGE}
-# The query that a RetrieverTool makes of the arguments of a call: their names are part of it.
+# The query that a RetrieverTool makes of its argument. Any name would match a question too, such as "what is red".
 _QUERY_OF_A_TOOL = re.compile(r"\n(?:input|query) is (.*)\n", re.DOTALL)
 
 dispatcher = get_dispatcher(__name__)
@@ -60,8 +60,8 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     Each call is a span, and both event systems get a start and an end event, also for an empty list. After an error
     or a cancellation the end event has no nodes.
 
-    In an agent the query is what the model asks. A `RetrieverTool` makes the text "input is ..." of it; its first words
-    are not scored.
+    A `RetrieverTool` turns the arguments of a call into the text "input is ..."; the prefix is removed before scoring.
+    This holds for one argument with the name `input` or `query`. Others stay in the text, as nothing tells them from it.
 
     Nodes for a query that is only an image, a `QueryBundle` with an `image_path` and a blank `query_str`, keep their
     order, as after a passthrough.

@@ -16,6 +16,7 @@ from langchain_core.language_models import BaseChatModel, FakeListChatModel
 from langchain_core.load import dumpd
 from langchain_core.messages import AIMessage, ToolMessage
 from langchain_core.outputs import ChatGeneration, ChatResult
+from langchain_core.prompts import PromptTemplate
 from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField, RunnableLambda, RunnableParallel
 from langchain_core.stores import InMemoryStore
@@ -25,7 +26,7 @@ from langchain_text_splitters import CharacterTextSplitter
 from pydantic import BaseModel, Field
 
 from collector import Collector
-from marcorank import InvalidInputError
+from marcorank import InvalidInputError, Reranker
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
@@ -303,6 +304,46 @@ def test_the_model_may_say_how_many_results_it_wants(agent_of):
     tool = retriever_of().as_tool(arg_types={"query": str, "top_n": int})
     messages = tool_messages(agent_of(searches({"query": QUERY, "top_n": 1}), tool).invoke(QUESTION))
     assert len(messages[0].artifact) == 1
+
+
+async def test_what_a_model_leaves_out_is_left_to_the_retriever():
+    """An optional argument without a value does not override the retriever, nor does one that is null."""
+
+    class Optional(BaseModel):
+        query: str
+        top_n: int | None = None
+        score_threshold: float | None = None
+        k: int | None = None
+
+    tool = retriever_of(top_n=2).as_tool(Optional)
+    agent = graph_agent(searches(QUERY, {"query": QUERY, "top_n": None}, {"query": QUERY, "top_n": 1}), tool)
+    for state in (agent.invoke(QUESTION), await agent.ainvoke(QUESTION)):
+        assert [len(message.artifact) for message in tool_messages(state)] == [2, 2, 1]
+
+
+async def test_what_the_reranker_cannot_do_is_an_error_that_the_model_reads():
+    """A model that asks for more than `skim_keep`, or for a threshold where none can be, gets a message and may retry."""
+    skims = Reranker(WordOverlapScorer(), skim=WordOverlapScorer(), skim_keep=2)
+    tool = retriever_of(scorer=skims, top_n=1).as_tool(arg_types={"query": str, "top_n": int})
+    agent = graph_agent(searches({"query": QUERY, "top_n": 3}, {"query": QUERY, "top_n": 2}), tool)
+    for state in (agent.invoke(QUESTION), await agent.ainvoke(QUESTION)):
+        refused, answered = tool_messages(state)
+        assert (refused.status, answered.status) == ("error", "success")
+        assert "`top_n` is 3" in refused.content
+        assert len(answered.artifact) == 2
+
+
+async def test_a_prompt_shows_nothing_for_metadata_that_a_document_lacks():
+    """The agent goes on whatever the metadata of a document are; what is not a template is refused at once."""
+    prompt = PromptTemplate.from_template("[{page}|{relevance_score:.1f}|{author:>9}] {page_content}")
+    for retriever, expected in (
+        (retriever_of(top_n=1), "[2|5.0|] red apple"),
+        (retriever_of(RunnableLambda(lambda query: [Document("red", metadata={"page": None})])), "[|0.0|] red"),
+    ):
+        tool = retriever.as_tool(document_prompt=prompt)
+        assert tool.invoke(QUERY) == await tool.ainvoke(QUERY) == expected
+    with pytest.raises(InvalidInputError, match=r"`document_prompt` is '\{page_content\}'; expected a template"):
+        retriever_of().as_tool(document_prompt="{page_content}")
 
 
 async def test_a_run_may_say_how_many_results_it_wants():

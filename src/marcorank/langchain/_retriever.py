@@ -108,23 +108,30 @@ class RerankRetriever(BaseRetriever):
         """Return a tool with which an agent searches.
 
         The model reads the texts of the best documents, best first. The documents, with their scores, are the artifact
-        of the message. If the model asks for nothing, such as a blank query, the message says so as an error, and the
-        agent goes on.
+        of the message. A blank query, or another invalid argument, is returned as an error, and the agent goes on.
 
         Args:
             args_schema: The arguments that the model may give, `query` among them; the others are arguments of a call,
-                such as `top_n`. By default the query alone.
+                such as `top_n`; one that is None is left out. By default the query alone.
             name: Name of the tool; `"search"` by default.
             description: What the model can find with the tool; say what the documents are about.
             arg_types: The arguments as types, in place of `args_schema`: `{"query": str, "top_n": int}`.
-            document_prompt: How the model sees a document, with `page_content` and metadata as variables; by default
-                its text alone.
+            document_prompt: How the model sees a document, with `page_content` and metadata as variables; of those that
+                a document lacks nothing is shown. By default its text alone.
 
         Raises:
-            InvalidInputError: The arguments have no `query`, or were given twice.
+            InvalidInputError: The arguments have no `query`, or were given twice, or `document_prompt` is not a
+                template.
         """
+        from langchain_core.prompts import BasePromptTemplate
+
         from marcorank.langchain._tool import SearchTool, search_arguments  # a tool needs more of langchain-core
 
+        if document_prompt is not None and not isinstance(document_prompt, BasePromptTemplate):
+            raise InvalidInputError(
+                f"`document_prompt` is {quoted(document_prompt)}; expected a template, such as "
+                "PromptTemplate.from_template('{page_content}')."
+            )
         return SearchTool(
             retriever=self,
             name=name or "search",

@@ -4,24 +4,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from langchain_core.documents import Document
 from langchain_core.prompts import BasePromptTemplate, aformat_document, format_document
-from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, SkipValidation, create_model
 
-from marcorank._arguments import query_text, score_threshold_or_none, top_n_or_none
+from marcorank._arguments import query_text
 from marcorank._text import first_few, quoted
 from marcorank.errors import InvalidInputError
+from marcorank.langchain._retriever import RerankRetriever
+from marcorank.reranker import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from langchain_core.callbacks import AsyncCallbackManagerForToolRun, CallbackManagerForToolRun
-    from langchain_core.documents import Document
 
 _NOTHING_FOUND = "No relevant documents were found."
-# Arguments of a search that the retriever checks, which a model may get wrong.
-_CHECKED = {"query": query_text, "top_n": top_n_or_none, "score_threshold": score_threshold_or_none}
+
+
+class _Absent(str):
+    """Metadata that a document lacks: nothing, in whatever format a prompt asks for."""
+
+    __slots__ = ()
+
+    def __format__(self, _spec: str, /) -> str:
+        return ""
 
 
 class SearchInput(BaseModel):
@@ -33,15 +41,15 @@ class SearchInput(BaseModel):
 class SearchTool(BaseTool):
     """Searches with a retriever.
 
-    The model reads the texts; the documents, with their scores, are the artifact of the message. Arguments that a model
-    made up and that cannot be searched for are reported to it as an error of the tool, so that it can ask again.
+    The model reads the texts; the documents, with their scores, are the artifact of the message. Invalid arguments are
+    returned to the model as a tool error, so that it can try again.
 
     Attributes:
-        retriever: Searches. Gets all arguments but the query as keyword arguments.
+        retriever: Searches. Gets the query, and as keyword arguments all others that are not None.
         document_prompt: How the model sees a document; None for its text alone.
     """
 
-    retriever: BaseRetriever
+    retriever: RerankRetriever
     # langchain-core before 1.5 cannot validate the generic.
     document_prompt: SkipValidation[BasePromptTemplate[str] | None] = None
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
@@ -50,22 +58,46 @@ class SearchTool(BaseTool):
     def _run(
         self, query: str, *, run_manager: CallbackManagerForToolRun | None = None, **options: Any
     ) -> tuple[str, list[Document]]:
-        _check(query=query, **options)
+        options = self._checked(query, options)
         callbacks = None if run_manager is None else run_manager.get_child()
         documents = self.retriever.invoke(query, {"callbacks": callbacks}, **options)
         if self.document_prompt is None:
             return _content([document.page_content for document in documents]), documents
-        return _content([format_document(document, self.document_prompt) for document in documents]), documents
+        prompt = self.document_prompt
+        return _content([format_document(_complete(document, prompt), prompt) for document in documents]), documents
 
     async def _arun(
         self, query: str, *, run_manager: AsyncCallbackManagerForToolRun | None = None, **options: Any
     ) -> tuple[str, list[Document]]:
-        _check(query=query, **options)
+        options = self._checked(query, options)
         callbacks = None if run_manager is None else run_manager.get_child()
         documents = await self.retriever.ainvoke(query, {"callbacks": callbacks}, **options)
         if self.document_prompt is None:
             return _content([document.page_content for document in documents]), documents
-        return _content([await aformat_document(document, self.document_prompt) for document in documents]), documents
+        prompt = self.document_prompt
+        texts = [await aformat_document(_complete(document, prompt), prompt) for document in documents]
+        return _content(texts), documents
+
+    def _checked(self, query: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Return the options that the model gave, or that its schema has as defaults.
+
+        Raises:
+            ToolException: They or the query are invalid; the agent reports this to the model.
+        """
+        # An optional argument that the model leaves out is None, which would mean "all" in a call of the retriever.
+        given = {name: value for name, value in options.items() if value is not None}
+        retriever = self.retriever
+        try:
+            query_text(query)
+            if given.keys() & {"top_n", "score_threshold"}:
+                check_options(
+                    retriever.reranker.core,
+                    top_n=given.get("top_n", retriever.top_n),
+                    score_threshold=given.get("score_threshold", retriever.reranker.score_threshold),
+                )
+        except InvalidInputError as error:
+            raise ToolException(str(error)) from error
+        return given
 
 
 def search_arguments(args_schema: type[BaseModel] | None, arg_types: dict[str, type] | None) -> type[BaseModel]:
@@ -91,13 +123,11 @@ def search_arguments(args_schema: type[BaseModel] | None, arg_types: dict[str, t
     return args_schema
 
 
-def _check(**arguments: Any) -> None:
-    try:
-        for name, check in _CHECKED.items():
-            if name in arguments:
-                check(arguments[name])
-    except InvalidInputError as error:
-        raise ToolException(str(error)) from error
+def _complete(document: Document, prompt: BasePromptTemplate[str]) -> Document:
+    """Return a document with all metadata that a prompt asks for."""
+    absent = {name: _Absent() for name in prompt.input_variables if name != "page_content"}
+    given = {name: value for name, value in document.metadata.items() if value is not None}
+    return Document(document.page_content, metadata=absent | given)
 
 
 def _content(texts: Sequence[str]) -> str:
