@@ -30,7 +30,6 @@ TIMEOUT_S = 300
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TQDM_DISABLE": "1",
     "PYTHONWARNINGS": "ignore:IProgress not found",
 }
 

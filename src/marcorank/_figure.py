@@ -33,7 +33,7 @@ class NotebookFigure(Figure):
 
     def to_svg(self) -> str:
         """Return the figure as SVG whose text stays text."""
-        with _lock:
+        with settings({"font.family": "DejaVu Sans"}):
             return svg_of(self, title=self.title)
 
     def _repr_svg_(self) -> str:

@@ -129,7 +129,8 @@ def test_nothing_leaks_into_matplotlib(monkeypatch):
     """Settings of the process change no chart, charts change no settings, and several threads may draw."""
     drawn = ranking(2, 0, 1).plot().to_svg()
     monkeypatch.setitem(mpl.rcParams, "font.size", 40.0)
-    monkeypatch.setitem(mpl.rcParams, "axes.grid", True)
+    monkeypatch.setitem(mpl.rcParams, "path.sketch", (1.0, 100.0, 2.0))
+    monkeypatch.setitem(mpl.rcParams, "savefig.facecolor", "black")
     settings = dict(mpl.rcParams)
     with ThreadPoolExecutor(4) as threads:
         assert set(threads.map(lambda _: ranking(2, 0, 1).plot().to_svg(), range(4))) == {drawn}

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -145,12 +146,12 @@ def test_a_scorer_must_return_one_number_a_passage(values, found):
         check_shape(values, count=2, model="tiny")
 
 
-def ranking() -> Ranking:
+def ranking(text: str = "the best\npassage") -> Ranking:
     return Ranking(
         "a <query>",
         "tiny",
         (
-            RankedPassage(4, 1, 0.75, 1.1, "the best\npassage", truncated=False),
+            RankedPassage(4, 1, 0.75, 1.1, text, truncated=False),
             RankedPassage(0, 2, 0.25, -1.1, "x" * 200, truncated=True, span=(3, 9)),
         ),
         query_truncated=False,
@@ -199,7 +200,8 @@ def test_a_ranking_with_half_a_surrogate_pair_can_be_printed():
 
 def test_the_notebook_table_escapes_texts():
     """HTML in queries and passages is shown, not run."""
-    table = ranking()._repr_html_()
+    table = ranking("<b>the best</b>\npassage")._repr_html_()
     assert "a &lt;query&gt;" in table
-    assert "<query>" not in table
+    assert "&lt;b&gt;the best&lt;/b&gt; passage" in table
+    assert not re.search("<query>|<b>", table)
     assert table.count("<tr>") == 3

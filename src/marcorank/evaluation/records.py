@@ -69,8 +69,8 @@ class MeasureResult(Comparison):
     first_stage: float
     identity: float
     best: float
-    per_query: Mapping[str, float]
-    per_query_identity: Mapping[str, float]
+    per_query: Mapping[str, float] = field(repr=False)
+    per_query_identity: Mapping[str, float] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
