@@ -34,6 +34,8 @@ from marcorank.plots import plot_rank_changes
 from marcorank.ray import ServeSettings, rerank_dataset
 from marcorank.remote import RemoteScorer
 from marcorank.serving.requests import RequestError, read_request
+from marcorank.serving.running import serve
+from marcorank.serving.settings import ProcessSettings
 from marcorank.settings import RerankerSettings, descriptions
 from marcorank.testing import WordOverlapScorer
 
@@ -190,6 +192,8 @@ CALLS = {
     "plot_rank_changes: title": lambda: plot_rank_changes(["a"], ["a"], title=IMAGE),
     "server: settings": lambda: ServeSettings.of({LONG: 1}),
     "server: a setting": lambda: ServeSettings.of({}, {"MARCORANK_MAX_BATCH": LONG}),
+    "server: host": lambda: serve(ProcessSettings(host=LONG, port=0)),
+    "server: model": lambda: ProcessSettings(model=LONG).reranker().warm_up(),
     "rerank_dataset": lambda: rerank_dataset(LONG, "out", model="bundled"),
     **{
         f"Reranker: {name}": lambda name=name: Reranker("bundled", **{name: IMAGE})
@@ -301,6 +305,8 @@ def test_a_response_of_the_server_holds_no_long_part_of_a_request(body):
         ["rerank", "--input", LONG, "--output", "out"],
         ["eval", LONG],
         ["eval", "none", "--top-k", LONG],
+        ["serve", "--host", LONG],
+        ["serve", "--port", LONG],
         ["models", "download", LONG],
     ],
     ids=lambda arguments: " ".join(arguments).replace(LONG, "LONG"),

@@ -185,10 +185,20 @@ def test_a_model_that_cannot_be_loaded_ends_the_server(tmp_path, capfd):
         assert f"marcorank: error: {tmp_path}" in capfd.readouterr().err.replace("'", "").replace("`", "")
 
 
+def test_an_address_with_a_password_is_neither_served_nor_logged(capfd):
+    """As a model, it is refused before anything is logged of it."""
+    assert main(["serve", "--port", "0", "--model", f"tei+http://user:{KEY}@127.0.0.1"]) == 1
+    shown = capfd.readouterr().err
+    assert "password" in shown
+    assert KEY not in shown
+
+
 def test_a_port_that_is_taken_is_an_error(server, capsys):
     """It says what to choose."""
     assert main(["serve", "--port", str(urlsplit(server.url).port)]) == 1
-    assert re.search(r"error: Cannot listen on `--host` 127.0.0.1 and `--port` \d+: .*in use", capsys.readouterr().err)
+    assert re.search(
+        r"error: Cannot listen on `--host` '127.0.0.1' and `--port` \d+: .*in use", capsys.readouterr().err
+    )
 
 
 def test_a_full_queue_gets_429(gate, pool):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import uvicorn
 from prometheus_client import disable_created_metrics
 
-from marcorank._text import message_of
+from marcorank._text import message_of, quoted, shorten
 from marcorank.errors import InvalidInputError, MarcoRankError
 from marcorank.serving.metrics import FOLDER_VARIABLE, mark_process_dead
 from marcorank.serving.process import ServerProcess
@@ -59,10 +59,12 @@ def serve(settings: ProcessSettings) -> None:
             f"`workers` is {settings.workers}; expected 1, because processes share no port on Windows."
         )
     disable_created_metrics()  # type: ignore[no-untyped-call]
+    # The model is not loaded yet, but settings that do not fit it are an error, before anything is logged of them.
+    name = shorten(settings.reranker().name)
     with _listen(settings) as listening:
         host, port = listening.getsockname()[:2]
         workers = f" with {settings.workers} processes" if settings.workers > 1 else ""
-        _log.info("Serving %s at http://%s:%d%s", settings.model, f"[{host}]" if ":" in host else host, port, workers)
+        _log.info("Serving %s at http://%s:%d%s", name, f"[{host}]" if ":" in host else host, port, workers)
         if settings.api_key_sha256 is None and not ipaddress.ip_address(host).is_loopback:
             _log.warning("Other machines can send requests without a key; set MARCORANK_SERVE_API_KEY to require one.")
         if settings.workers > 1:
@@ -96,10 +98,10 @@ def _listen(settings: ProcessSettings) -> socket.socket:
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
         raise InvalidInputError(
-            f"Cannot listen on `host` {settings.host} and `port` {settings.port}: {message_of(error)}. Choose others; "
-            "port 0 stands for any that is free."
+            f"Cannot listen on `host` {quoted(settings.host)} and `port` {settings.port}: {message_of(error)}. Choose "
+            "others; port 0 stands for any that is free."
         ) from error
 
 
@@ -285,7 +287,10 @@ class _Workers:
 
     def _replace(self, link: Connection) -> None:
         process = self._links.pop(link)
-        process.join()
+        process.join(_END_TIMEOUT_S)
+        if process.is_alive():
+            process.kill()
+            process.join()
         mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
         if not self._all_ready:
             raise MarcoRankError(f"A process ended with status {process.exitcode} before it had loaded the model.")
