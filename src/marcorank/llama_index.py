@@ -61,7 +61,7 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     or a cancellation the end event has no nodes.
 
     A `RetrieverTool` turns the arguments of a call into the text "input is ..."; the prefix is removed before scoring.
-    This holds for one argument with the name `input` or `query`. Others stay in the text, as nothing tells them from it.
+    This holds for one argument with the name `input` or `query`; others cannot be told from the text and stay in it.
 
     Nodes for a query that is only an image, a `QueryBundle` with an `image_path` and a blank `query_str`, keep their
     order, as after a passthrough.

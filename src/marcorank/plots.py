@@ -9,6 +9,7 @@ It needs the extra `plot`. The charts of an evaluation are drawn by `Evaluation.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ _LABEL_CHARS = 36
 _WIDTH_INCHES, _ROW_INCHES = 9.0, 0.27
 # With more rows only the best have a text, and the scale is logarithmic, so that they do not lie on each other.
 _MAX_LABELS = 60
+# How many ranks the caption names.
+_MAX_RANKS = 12
 # Fewer would leave no room for the curves.
 _MIN_ROWS = 4
 
@@ -60,7 +63,7 @@ def plot_rank_changes(
     """Draw how candidates moved: their ranks in the first stage on the left, after reranking on the right.
 
     Candidates are texts, documents of LangChain, nodes of LlamaIndex, or passages of a `Ranking`. The two orders are
-    matched by the ids of documents and nodes, else by text.
+    matched by the ids and texts of documents and nodes, else by id, else by text.
 
     Args:
         before: The candidates in first-stage order.
@@ -130,38 +133,54 @@ def _own_move(index: int, candidate: _Candidate, passage: Any) -> _Candidate:
 
 
 def _matched(before: Sequence[_Candidate], after: Sequence[_Candidate]) -> list[_Candidate]:
-    by_id: dict[str, list[int]] = {}
-    by_text: dict[str, list[int]] = {}
-    for index in reversed(range(len(before))):
-        by_text.setdefault(before[index].text, []).append(index)
-        if (key := before[index].id) is not None:
-            by_id.setdefault(key, []).append(index)
+    """Match by id and text, since chunks may share an id, then what is left by id, then by text."""
+    old_indices: dict[int, int] = {}
     moved = list(before)
-    for new_rank, one in enumerate(after, 1):
-        places = by_id.get(one.id or "") or by_text.get(one.text) or []
-        # Of equal texts the first one that is left.
-        while places and moved[places[-1]].new_rank is not None:
-            places.pop()
-        if not places:
+    for key_of in (_id_and_text, _id, _text):
+        left: dict[object, list[int]] = {}
+        # Of equal ones the first that is left.
+        for old_index in reversed(range(len(before))):
+            if moved[old_index].new_rank is None:
+                left.setdefault(key_of(before[old_index]), []).append(old_index)
+        left.pop(None, None)
+        for new_index, one in enumerate(after):
+            if new_index not in old_indices and (indices := left.get(key_of(one))):
+                old_index = old_indices[new_index] = indices.pop()
+                moved[old_index] = replace(before[old_index], new_rank=new_index + 1, score=one.score)
+    for new_index, one in enumerate(after):
+        if new_index not in old_indices:
             raise InvalidInputError(
-                f"`after[{new_rank - 1}]` is not in `before`: {quoted(one.text)}. Expected the same candidates, or "
+                f"`after[{new_index}]` is not in `before`: {quoted(one.text)}. Expected the same candidates, or "
                 "some of them, in the new order."
             )
-        index = places.pop()
-        moved[index] = replace(moved[index], new_rank=new_rank, score=one.score)
     return [one if one.new_rank is not None else replace(one, score=None) for one in moved]
+
+
+def _id_and_text(candidate: _Candidate) -> object:
+    return None if candidate.id is None else (candidate.id, candidate.text)
+
+
+def _id(candidate: _Candidate) -> object:
+    return candidate.id
+
+
+def _text(candidate: _Candidate) -> object:
+    return candidate.text
 
 
 def _drawing(moved: Sequence[_Candidate], top_n: int, title: str) -> Drawing:
     rows = max((max(one.old_rank, one.new_rank or 1) for one in moved), default=1)
     best = sorted((one for one in moved if 0 < (one.new_rank or 0) <= top_n), key=lambda one: one.new_rank or 0)
     # Candidates that are missing in the new order have left the best, too.
-    replaced = [one for one in moved if one.old_rank <= top_n and one not in best]
-    others = [one for one in moved if one.old_rank > top_n and one not in best]
+    rest = [one for one in moved if not 0 < (one.new_rank or 0) <= top_n]
+    replaced = [one for one in rest if one.old_rank <= top_n]
+    others = [one for one in rest if one.old_rank > top_n]
     caption = "No candidates."
     if best:
         where = "they were at ranks" if len(best) > 1 else "it was at rank"
-        ranks = ", ".join(f"{one.old_rank}" for one in best)
+        ranks = ", ".join(f"{one.old_rank}" for one in best[:_MAX_RANKS])
+        if len(best) > _MAX_RANKS:
+            ranks += " and so on"
         caption = f"Blue: the best {len(best)} after reranking. Before, {where} {ranks}."
         if replaced:
             caption += f" Orange: what they replaced among the best {top_n}."
@@ -170,6 +189,10 @@ def _drawing(moved: Sequence[_Candidate], top_n: int, title: str) -> Drawing:
     is_long = rows > _MAX_LABELS
     shown_rows = _MAX_LABELS // 2 if is_long else max(rows, _MIN_ROWS)
     head = 0.75 if is_long else 0
+    legible = [set(range(rows + 1))] * 2
+    if is_long:
+        sides = [one.old_rank for one in (*best, *replaced)], [one.new_rank or 0 for one in best]
+        legible = [_legible(ranks, rows, shown_rows) for ranks in sides]
 
     def paint(axes: Any, palette: Palette) -> None:
         axes.set(xlim=(0, 1), ylim=(rows * 1.05, 0.65) if is_long else (shown_rows + 0.6, -0.4))
@@ -185,11 +208,12 @@ def _drawing(moved: Sequence[_Candidate], top_n: int, title: str) -> Drawing:
         _draw_moves(axes, replaced, palette.loss, size=3.5, linewidth=1.6)
         _draw_moves(axes, best, palette.gain, size=3.5, linewidth=2.4)
         if not is_long:
-            _label(axes, others, palette.muted, palette.ink)
-        _label(axes, replaced, palette.loss, palette.loss)
-        _label(axes, best, palette.gain, palette.gain, fontweight="bold")
+            _label(axes, others, legible, palette.muted, palette.ink)
+        _label(axes, replaced, legible, palette.loss, palette.loss)
+        _label(axes, best, legible, palette.gain, palette.gain, fontweight="bold")
         for one in best:
-            _write(axes, 1, one.new_rank or 0, 32 if one.score is None else 76, one.label, color=palette.gain)
+            if one.new_rank in legible[1]:
+                _write(axes, 1, one.new_rank or 0, 32 if one.score is None else 76, one.label, color=palette.gain)
 
     return Drawing(title, caption, paint, (_WIDTH_INCHES, 0.4 + _ROW_INCHES * (shown_rows + 1)))
 
@@ -209,14 +233,29 @@ def _draw_moves(axes: Any, moved: Sequence[_Candidate], colour: str, *, size: fl
         axes.plot([x] * len(ranks), ranks, "o", color=colour, markersize=size, clip_on=False)
 
 
-def _label(axes: Any, moved: Sequence[_Candidate], colour: str, text_colour: str, **look: Any) -> None:
+def _legible(ranks: Sequence[int], rows: int, height: int) -> set[int]:
+    """Return the ranks whose texts do not lie on each other on a logarithmic scale; earlier ones have precedence."""
+    kept: dict[int, float] = {}
+    for rank in ranks:
+        row = math.log(rank) / math.log(rows) * height
+        if all(abs(row - other) >= 1 for other in kept.values()):
+            kept[rank] = row
+    return set(kept)
+
+
+def _label(
+    axes: Any, moved: Sequence[_Candidate], legible: Sequence[set[int]], colour: str, text_colour: str, **look: Any
+) -> None:
+    """Write ranks and texts at those ranks of the left and of the right where they are legible."""
+    left, right = legible
     for one in moved:
-        _write(axes, 0, one.old_rank, 6, f"{one.old_rank}", color=colour, **look)
-        _write(axes, 0, one.old_rank, 32, one.label, color=text_colour)
-        if one.new_rank is not None:
-            _write(axes, 1, one.new_rank, 6, f"{one.new_rank}", color=colour, **look)
+        if one.old_rank in left:
+            _write(axes, 0, one.old_rank, 6, f"{one.old_rank}", color=colour, **look)
+            _write(axes, 0, one.old_rank, 32, one.label, color=text_colour)
+        if one.new_rank in right:
+            _write(axes, 1, one.new_rank or 0, 6, f"{one.new_rank}", color=colour, **look)
             if one.score is not None:
-                _write(axes, 1, one.new_rank, 66, f"{one.score:.2f}", color=text_colour, ha="right")
+                _write(axes, 1, one.new_rank or 0, 66, f"{one.score:.2f}", color=text_colour, ha="right")
 
 
 def _write(axes: Any, x: int, row: float, offset: int, text: str, **look: Any) -> None:

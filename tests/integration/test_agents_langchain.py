@@ -322,7 +322,7 @@ async def test_what_a_model_leaves_out_is_left_to_the_retriever():
 
 
 async def test_what_the_reranker_cannot_do_is_an_error_that_the_model_reads():
-    """A model that asks for more than `skim_keep`, or for a threshold where none can be, gets a message and may retry."""
+    """A model that asks for more than `skim_keep` gets a message and may ask again."""
     skims = Reranker(WordOverlapScorer(), skim=WordOverlapScorer(), skim_keep=2)
     tool = retriever_of(scorer=skims, top_n=1).as_tool(arg_types={"query": str, "top_n": int})
     agent = graph_agent(searches({"query": QUERY, "top_n": 3}, {"query": QUERY, "top_n": 2}), tool)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
@@ -72,6 +73,16 @@ def test_orders_of_both_frameworks_are_matched():
     assert "ranks 2, 1." in " ".join(texts_of(plot_rank_changes(ranking(0, 1), ranking(1, 0))))
 
 
+def test_chunks_that_share_an_id_are_matched_by_their_texts():
+    """Where an exact match comes later, it is not taken by one that has only the id or only the text."""
+    before = [Document("one", id="x"), Document("two", id="x"), Document("three", id="y")]
+    assert "ranks 2, 1, 3" in " ".join(texts_of(plot_rank_changes(before, [before[1], before[0], before[2]])))
+    shortened = [Document("ONE", id="x"), Document("two", id="x"), Document("THREE", id="y")]
+    assert "ranks 1, 2, 3" in " ".join(texts_of(plot_rank_changes(before, shortened)))
+    other = [Document("one", id="z"), Document("one", id="x")]
+    assert "ranks 2, 1" in " ".join(texts_of(plot_rank_changes([before[0], Document("one", id="w")], other)))
+
+
 def test_labels_and_titles_are_the_callers():
     """`label` gets each candidate of the first stage; by default it is the text without rules under headings."""
     documents = [Document("Heading\n*******\n\nText of it", metadata={"source": "a.md"})]
@@ -114,6 +125,16 @@ def test_small_and_large_rankings_can_be_drawn():
     shown = {text for text in found if text.startswith("passage")}
     assert shown == {f"passage {number}" for number in (0, 1, 2, 997, 998, 999)}
     assert "Ranks 1 to 1,000, on a logarithmic scale" in " ".join(found)
+
+
+def test_texts_of_many_best_do_not_lie_on_each_other():
+    """However many are highlighted, those that have room have a text, and the caption stays short."""
+    figure = ranking(*reversed(range(1000))).plot(top_n=1000)
+    shown = [text for text in texts_of(figure) if text.startswith("passage")]
+    assert 5 < len(shown) < 60
+    heights = sorted(one.xy[1] for one in figure.axes[0].texts if one.get_text() in shown and one.xy[0] == 1)
+    assert min(after / before for before, after in pairwise(heights)) > 1000 ** (1 / 31)
+    assert max(map(len, texts_of(figure))) < 160
 
 
 def test_notebooks_show_charts_without_pyplot():

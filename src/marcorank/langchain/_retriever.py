@@ -134,11 +134,20 @@ class RerankRetriever(BaseRetriever):
             )
         return SearchTool(
             retriever=self,
+            check_options=self._check_options,
             name=name or "search",
             description=description or "Search the documents. Returns the texts that answer the query best.",
             args_schema=search_arguments(args_schema, arg_types),
             document_prompt=document_prompt,
         )
+
+    def _check_options(self, options: Mapping[str, Any]) -> None:
+        if options.keys() & {"top_n", "score_threshold"}:
+            check_options(
+                self.reranker.core,
+                top_n=options.get("top_n", self.top_n),
+                score_threshold=options.get("score_threshold", self.reranker.score_threshold),
+            )
 
     def _get_relevant_documents(
         self,

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from langchain_core.documents import Document
 from langchain_core.prompts import BasePromptTemplate, aformat_document, format_document
+from langchain_core.retrievers import BaseRetriever
 from langchain_core.tools import BaseTool, ToolException
 from pydantic import BaseModel, Field, SkipValidation, create_model
 
 from marcorank._arguments import query_text
 from marcorank._text import first_few, quoted
 from marcorank.errors import InvalidInputError
-from marcorank.langchain._retriever import RerankRetriever
-from marcorank.reranker import check_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,10 +46,12 @@ class SearchTool(BaseTool):
 
     Attributes:
         retriever: Searches. Gets the query, and as keyword arguments all others that are not None.
+        check_options: Raises `InvalidInputError` for options that the retriever cannot take.
         document_prompt: How the model sees a document; None for its text alone.
     """
 
-    retriever: RerankRetriever
+    retriever: BaseRetriever
+    check_options: Callable[[Mapping[str, Any]], None] = Field(exclude=True, repr=False)
     # langchain-core before 1.5 cannot validate the generic.
     document_prompt: SkipValidation[BasePromptTemplate[str] | None] = None
     response_format: Literal["content", "content_and_artifact"] = "content_and_artifact"
@@ -86,15 +88,9 @@ class SearchTool(BaseTool):
         """
         # An optional argument that the model leaves out is None, which would mean "all" in a call of the retriever.
         given = {name: value for name, value in options.items() if value is not None}
-        retriever = self.retriever
         try:
             query_text(query)
-            if given.keys() & {"top_n", "score_threshold"}:
-                check_options(
-                    retriever.reranker.core,
-                    top_n=given.get("top_n", retriever.top_n),
-                    score_threshold=given.get("score_threshold", retriever.reranker.score_threshold),
-                )
+            self.check_options(given)
         except InvalidInputError as error:
             raise ToolException(str(error)) from error
         return given
