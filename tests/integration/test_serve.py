@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from marcorank import InvalidInputError, Reranker
 from marcorank.cli import main
+from marcorank.serving.process import ServerProcess
 from marcorank.serving.running import serve
 from marcorank.serving.settings import ProcessSettings
 from remote_server import never_answers, remote_server, responds
@@ -357,6 +358,20 @@ def test_a_server_stops_within_its_time(pool):
         assert accepted.result().status_code == 503
         assert server.status() == 0
         assert "1 requests were not finished after 0.2 s and are cancelled." in server.log
+
+
+async def test_what_arrives_after_the_wait_gets_503(gate):
+    """Even if its head was accepted before."""
+    app = ServerProcess(ProcessSettings(), Reranker(gate, activation="sigmoid"))
+    app.open()
+
+    async def body():
+        app.cancel()
+        yield json.dumps(BODY).encode()
+
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
+        assert (await client.post("/rerank", content=body())).status_code == 503
+    assert not gate.seen
 
 
 def test_who_stops_it_twice_does_not_wait(gate, pool):

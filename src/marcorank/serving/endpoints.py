@@ -125,7 +125,7 @@ class Endpoints:
                     {"WWW-Authenticate": "Bearer"},
                 )
         if request.method != self.methods[path]:
-            raise RequestError(405, f"{path} expects {self.methods[path]}, not {request.method}.")
+            raise RequestError(405, f"{path} expects {self.methods[path]}, not {shorten(request.method)}.")
 
     async def read_body(self, request: Request) -> bytes:
         """Return the body of a request.

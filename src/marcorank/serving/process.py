@@ -12,6 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from marcorank._exits import DaemonThread
+from marcorank._text import shorten
 from marcorank.serving.endpoints import RERANK, Endpoints, path_of, respond
 from marcorank.serving.metrics import CONTENT_TYPE, Metrics
 from marcorank.serving.requests import JsonResponse, RequestError
@@ -66,6 +67,7 @@ class ServerProcess:
         self._rankings: set[asyncio.Task[Response]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._cancelled = False
         self._unready = "The model is being loaded; send the request again."
         self.ready = False
 
@@ -108,7 +110,8 @@ class ServerProcess:
             self.cancel()
 
     def cancel(self) -> None:
-        """Cancel all rankings; their clients get 503."""
+        """Cancel all rankings, also those that have not begun; their clients get 503."""
+        self._cancelled = True
         for ranking in self._rankings:
             ranking.cancel()
 
@@ -128,7 +131,7 @@ class ServerProcess:
             passages = "-" if call.passages is None else call.passages
             _log.info(
                 "%s %s %d passages=%s ms=%.1f",
-                request.method,
+                shorten(request.method),
                 call.route,
                 response.status_code,
                 passages,
@@ -153,7 +156,10 @@ class ServerProcess:
 
     def _check_ready(self) -> None:
         if not self.ready:
-            raise RequestError(503, self._unready, "Unhealthy", _RETRY_AFTER)
+            raise self._unavailable()
+
+    def _unavailable(self) -> RequestError:
+        return RequestError(503, self._unready, "Unhealthy", _RETRY_AFTER)
 
     async def _accept(self, request: Request, call: _Call) -> Response:
         """Rank the passages of a request, if there is room in the queue."""
@@ -176,6 +182,8 @@ class ServerProcess:
         """Read and rank a request; stop as soon as the time is over or the client is gone."""
         deadline = time.monotonic() + self._settings.request_timeout_s
         body = await self._read_body(request)
+        if self._cancelled:
+            raise self._unavailable()
         ranking = asyncio.create_task(self._rank(body, call))
         gone = asyncio.create_task(_gone(request))
         self._rankings.add(ranking)
@@ -184,7 +192,7 @@ class ServerProcess:
                 (ranking, gone), timeout=max(0.0, deadline - time.monotonic()), return_when=asyncio.FIRST_COMPLETED
             )
             if ranking.cancelled():
-                raise RequestError(503, self._unready, "Unhealthy", _RETRY_AFTER)
+                raise self._unavailable()
             if ranking.done():
                 return ranking.result()
             if gone.done():
