@@ -79,6 +79,31 @@ def instrument(
     Raises:
         InvalidInputError: An argument has a value that is not allowed.
     """
+    tracing.hook = make_hook(
+        tracer_provider,
+        capture_texts=capture_texts,
+        capture_metadata=capture_metadata,
+        max_text_chars=max_text_chars,
+    )
+
+
+def uninstrument() -> None:
+    """Make no more spans. Those of running calls still end."""
+    tracing.hook = None
+
+
+def make_hook(
+    tracer_provider: trace.TracerProvider | None = None,
+    *,
+    capture_texts: bool = True,
+    capture_metadata: bool = False,
+    max_text_chars: int | None = 1000,
+) -> tracing.Hook:
+    """Return what makes a span of each ranking; the arguments are those of `instrument`.
+
+    Raises:
+        InvalidInputError: An argument has a value that is not allowed.
+    """
     if tracer_provider is not None and not hasattr(tracer_provider, "get_tracer"):
         raise InvalidInputError(
             f"`tracer_provider` is {quoted(tracer_provider)}; expected a TracerProvider of OpenTelemetry, or None for "
@@ -93,30 +118,7 @@ def instrument(
         metadata=one_of("capture_metadata", capture_metadata, (True, False)) and inputs,
         max_text_chars=None if max_text_chars is None else whole_number("max_text_chars", max_text_chars, 1),
     )
-    tracing.hook = _Hook(trace.get_tracer("marcorank", marcorank.__version__, tracer_provider), capture)
-
-
-def uninstrument() -> None:
-    """Make no more spans. Those of running calls still end."""
-    tracing.hook = None
-
-
-class _OfPhoenix:
-    """Calls `instrument` for Phoenix' `register(auto_instrument=True)`, which finds it by its entry point."""
-
-    def instrument(self, *, tracer_provider: trace.TracerProvider | None = None, **_: object) -> None:
-        instrument(tracer_provider)
-
-    def uninstrument(self, **_: object) -> None:
-        uninstrument()
-
-
-class _OfCommand(_OfPhoenix):
-    """Does the same for `opentelemetry-instrument`, without texts: who runs that may not think of them."""
-
-    def instrument(self, *, tracer_provider: trace.TracerProvider | None = None, **_: object) -> None:
-        texts = os.environ.get("OTEL_INSTRUMENTATION_GENAI_CAPTURE_MESSAGE_CONTENT", "")
-        instrument(tracer_provider, capture_texts=texts.lower() in {"true", "span_only", "span_and_event"})
+    return _Hook(trace.get_tracer("marcorank", marcorank.__version__, tracer_provider), capture)
 
 
 def _is_set(variable: str) -> bool:
@@ -188,16 +190,17 @@ class _Hook:
         """Run the steps of a call in a context of their own, in which its span is the current one."""
         parent = _parent(documents)
         spans: list[_Span] = []
-        if len(calls) != 1:
-            kind = {"openinference.span.kind": "CHAIN"}
-            chain = self._tracer.start_span("Reranker.rank_many", parent, attributes=kind)
-            spans.append(_Span(chain))
-            parent = trace.set_span_in_context(chain, parent)
-        spans += [self._span(call, parent) for call in calls]
-        context = copy_context()
-        context.run(otel_context.attach, trace.set_span_in_context(spans[0].span, parent))
-        context.run(tracing.forget_documents)
         try:
+            if len(calls) != 1:
+                kind = {"openinference.span.kind": "CHAIN"}
+                chain = self._tracer.start_span("Reranker.rank_many", parent, attributes=kind)
+                spans.append(_Span(chain))
+                parent = trace.set_span_in_context(chain, parent)
+            for call in calls:
+                spans.append(self._span(call, parent))  # noqa: PERF401 -- those before one that fails have to end
+            context = copy_context()
+            context.run(otel_context.attach, trace.set_span_in_context(spans[0].span, parent))
+            context.run(tracing.forget_documents)
             rankings = yield from in_context(context, steps)
         except GeneratorExit:
             for span in spans:
@@ -241,7 +244,8 @@ class _Span:
     Args:
         span: The span.
         call: The call that makes the ranking; None for several.
-        own: Whether it is ours. That of LlamaIndex' instrumentor gets documents and errors, and ends, without us.
+        own: Whether it is ours. LlamaIndex' instrumentor adds texts, documents and errors to its own, and ends it; that
+            span gets only our attributes that begin with `marcorank.`.
     """
 
     def __init__(self, span: trace.Span, call: _Call | None = None, *, own: bool = True) -> None:
@@ -253,7 +257,10 @@ class _Span:
         """Add what came out."""
         if self._call is None or not self.span.is_recording():
             return
-        self.span.set_attributes(self._call.attributes() | self._call.outcome(ranking))
+        attributes = self._call.attributes() | self._call.outcome(ranking)
+        if not self._own:
+            attributes = {name: value for name, value in attributes.items() if name.startswith("marcorank.")}
+        self.span.set_attributes(attributes)
         if self._own:
             self._add_documents(ranking)
             if ranking.status is not None and ranking.status.outcome == "passthrough":
@@ -292,10 +299,10 @@ class _Span:
         if self._call is None or not self.span.is_recording():
             return
         limit = getattr(getattr(self.span, "_limits", None), "max_span_attributes", None)
-        room = sys.maxsize if limit is None else limit - _OTHER_ATTRIBUTES
+        capacity = sys.maxsize if limit is None else limit - _OTHER_ATTRIBUTES
         attributes: dict[str, Any] = {}
         for document in self._call.documents_of(ranking):
-            if len(attributes) + len(document) > room:
+            if len(attributes) + len(document) > capacity:
                 break
             attributes.update(document)
         self.span.set_attributes(attributes)
@@ -395,8 +402,11 @@ class _Call:
 
     def _id(self, index: int) -> str:
         """Return the id of a candidate, or else its position."""
-        found = None if self._documents is None else self._documents.ids[index]
-        return str(index) if found is None else encodable(str(found))
+        found: object = None if self._documents is None else self._documents.ids[index]
+        try:
+            return str(index) if found is None else encodable(str(found))
+        except Exception:  # noqa: BLE001 -- a trace must not fail a ranking, and an id may be any object
+            return str(index)
 
     def _retrieval_scores(self) -> Sequence[float | None] | None:
         given = self._request.retrieval_scores

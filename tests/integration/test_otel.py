@@ -29,7 +29,7 @@ from openinference.semconv.trace import (
     SpanAttributes,
 )
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
@@ -424,6 +424,35 @@ def test_metadata_that_json_lacks_do_not_fail_a_ranking(spans):
     assert found == [{"path": "re.compile('x')"}, {}, {}]
 
 
+def test_an_id_without_a_text_does_not_fail_a_ranking(spans):
+    """The id of a dict may be any object; the span then has the position of the document."""
+
+    class Id:
+        def __str__(self):
+            raise RuntimeError("no text")
+
+    given = [{"page_content": "red", "id": Id()}, {"page_content": "apple", "id": 7}]
+    assert len(langchain.MarcoRerank(reranker=WordOverlapScorer()).rerank(given, QUERY)) == 2
+    assert [one["id"] for one in documents(spans.one(), "input")] == ["0", "7"]
+
+
+def test_a_span_ends_if_the_next_one_cannot_start(spans, reranker):
+    """Whatever a processor of the application raises, no span stays open."""
+
+    class Refusing(SpanProcessor):
+        started = 0
+
+        def on_start(self, span, parent_context=None):
+            self.started += 1
+            if self.started == 3:
+                raise RuntimeError("too many spans")
+
+    spans.provider.add_span_processor(Refusing())
+    with pytest.raises(RuntimeError, match="too many spans"):
+        reranker.rank_many([(QUERY, PASSAGES)] * 2)
+    assert [span.name for span in spans.all()] == ["Reranker.rank", "Reranker.rank_many"]
+
+
 @pytest.mark.parametrize("hide", ["argument", "environment"])
 def test_texts_can_be_hidden(spans, monkeypatch, adapter, hide):
     """Then nothing of the query, the documents or the message of an error is in a span; ids and scores are."""
@@ -607,6 +636,24 @@ def test_nothing_of_opentelemetry_is_imported_unless_asked_for():
     assert done.stdout.strip() == "`marcorank.otel` needs opentelemetry-api: pip install 'marcorank[otel]'"
 
 
+def test_a_tool_that_instruments_every_program_imports_little():
+    """Programs that rank nothing pay for no numpy and no event loop."""
+    code = (
+        "import sys\n"
+        "from importlib.metadata import entry_points\n"
+        "for group in ('openinference_instrumentor', 'opentelemetry_instrumentor'):\n"
+        "    (found,) = entry_points(group=group, name='marcorank')\n"
+        "    found.load()().instrument()\n"
+        "assert not {'numpy', 'asyncio', 'marcorank.otel'} & set(sys.modules)\n"
+        "from marcorank import Reranker\n"
+        "from marcorank.testing import WordOverlapScorer\n"
+        "Reranker(WordOverlapScorer()).rank('red', ['red'])\n"
+        "print('marcorank.otel' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
+    assert done.stdout.strip() == "True"
+
+
 @pytest.fixture
 def instrumentors(spans):
     """The instrumentors of OpenInference for both frameworks, beside ours."""
@@ -625,6 +672,8 @@ def test_no_ranking_is_shown_twice(spans, instrumentors, adapter):
     assert [one["id"] for one in documents(span, "input")] == ["pear", "apple"]
     assert [(one["id"], one["score"]) for one in documents(span, "output")] == [("apple", 5.0)]
     assert (span.attributes["marcorank.outcome"], span.attributes["marcorank.candidates"]) == ("ranked", 2)
+    if span.instrumentation_scope.name != "marcorank":
+        assert "gen_ai.operation.name" not in span.attributes
 
 
 def test_the_span_lies_below_that_of_the_langchain_run(spans, instrumentors):

@@ -52,11 +52,11 @@ class Hook(Protocol):
         ...
 
     def caller_of(self, headers: Mapping[str, str]) -> AbstractContextManager[None]:
-        """Let the calls of a `with` block be those of whoever sent a request with these headers."""
+        """Continue the trace of these request headers in a `with` block."""
         ...
 
     def headers(self) -> dict[str, str]:
-        """Return the headers that say whose call a request is."""
+        """Return headers that propagate the current trace."""
         ...
 
 
@@ -68,26 +68,29 @@ def traced(
     ranker: Ranker, requests: Sequence[RankRequest], selection: Selection, steps: Steps[list[Ranking]]
 ) -> Steps[list[Ranking]]:
     """Return the steps of a call, wrapped by the hook if there is one."""
-    return steps if hook is None else hook(ranker, requests, selection, steps, _documents.get())
+    current = hook  # read once: another thread may unset it
+    return steps if current is None else current(ranker, requests, selection, steps, _documents.get())
 
 
 def ranks_documents(make: Callable[[], TracedDocuments]) -> AbstractContextManager[None]:
-    """Give the calls of a `with` block these documents, which are made only if there is a hook."""
+    """Attach documents to the spans of a `with` block; they are made only if there is a hook."""
     return nullcontext() if hook is None else _set(make())
 
 
 def caller_of(headers: Mapping[str, str]) -> AbstractContextManager[None]:
-    """Let the calls of a `with` block be those of whoever sent a request with these headers, if there is a hook."""
-    return nullcontext() if hook is None else hook.caller_of(headers)
+    """Continue the trace of these request headers in a `with` block, if there is a hook."""
+    current = hook
+    return nullcontext() if current is None else current.caller_of(headers)
 
 
 def request_headers() -> dict[str, str]:
-    """Return the headers that say whose call a request is; none without a hook."""
-    return {} if hook is None else hook.headers()
+    """Return headers that propagate the current trace; none without a hook."""
+    current = hook
+    return {} if current is None else current.headers()
 
 
 def forget_documents() -> None:
-    """Let further calls in this context, such as those of a custom scorer, be of other passages."""
+    """Detach the documents from further calls in this context, such as those of a custom scorer."""
     _documents.set(None)
 
 
