@@ -157,7 +157,9 @@ class ThreadServer:
             self.opened.set()
 
         self._started.set()
-        await run_server(self.app, self._listening, self.stop, loaded=loaded)
+        await run_server(
+            self.app, self._listening, self.stop, loaded=loaded, head_timeout_s=self._settings.body_timeout_s
+        )
 
 
 @contextmanager

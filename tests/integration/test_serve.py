@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import httpx
@@ -234,6 +235,41 @@ def test_a_slow_body_gets_408(gate):
         assert b"The body did not arrive within 0.2 s." in response
 
 
+@pytest.mark.parametrize("requests", [0, 1])
+def test_half_a_head_closes_the_connection(requests, gate):
+    """When its time is over; also after another request."""
+    with gated(gate, body_timeout_s=0.2) as server, connect(server) as slow:
+        for _ in range(requests):
+            slow.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
+        slow.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\n")
+        assert received(slow) == b""
+
+
+def test_a_body_that_is_not_read_closes_the_connection(client, server):
+    """However long it is; the client sees the response first."""
+    with connect(server) as endless:
+        endless.sendall(b"POST /nope HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000000\r\n\r\n" + b"a" * 100_000)
+        head, body = received(endless).split(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert b"connection: close" in head.lower()
+    assert "Unknown path" in json.loads(body)["error"]
+    assert "connection" not in client.post("/rerank", json={"query": "q"}).headers
+
+
+def test_requests_that_do_not_arrive_take_no_place(gate):
+    """Clients that send only heads keep nobody else out; what has arrived of bodies is limited as well."""
+    gate.open.set()
+    head = b"POST /rerank HTTP/1.1\r\nHost: a\r\nContent-Length: 90\r\n\r\n"
+    with gated(gate, max_ongoing=1, max_queued=0, max_body_bytes=100) as server, connect(server) as idle:
+        idle.sendall(head)
+        assert post(server).status_code == 200
+        with connect(server) as slow:
+            slow.sendall(head + b"a" * 80)
+            until(lambda: (found := post(server)).status_code == 429 and "100 bytes" in found.text)
+        until(lambda: post(server).status_code == 200)
+
+
 def connect(server):
     """Return a connection to a server."""
     url = urlsplit(server.url)
@@ -430,6 +466,10 @@ def test_processes_share_the_port_and_the_metrics(pool, tmp_path):
         assert found["marcorank_requests_total", "/rerank", "200"] == 2
         assert found["marcorank_requests_ongoing",] == 1
         os.killpg(server.process.pid, signal.SIGINT)  # as Ctrl-C in a terminal does
+        # As systemd does it. Only a second signal to the first process would cancel the request.
+        for worker in [workers[1], int(re.findall(LOADED, server.log)[-1])] * 2:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGTERM)
         until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
         release.set()
         assert accepted.result().status_code == 200

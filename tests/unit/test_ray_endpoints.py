@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 
 import pytest
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from marcorank import Reranker, ScoreError
 from marcorank.ray import ServeSettings
 from marcorank.remote import DIALECTS
 from marcorank.serving.endpoints import Endpoints
+from marcorank.serving.requests import read_request
 from marcorank.testing import WordOverlapScorer
 from remote_server import remote_server
 
@@ -282,6 +284,8 @@ async def test_a_server_can_truncate_for_clients_of_tei_that_do_not_ask():
         ({"raw_scores": True, "use_activation": True}, "the opposite of `raw_scores`, true"),
         ({"rank_fields": "title"}, '`rank_fields` is "title"; expected a list of names'),
         ({"rank_fields": []}, "`rank_fields` is []; expected a list of names"),
+        ({"rank_fields": ["a", "b", "a"]}, '`rank_fields` is ["a", "b", "a"]; expected each name once'),
+        ({"rank_fields": list(map(str, range(33)))}, "`rank_fields` has 33 names; expected at most 32"),
     ],
 )
 async def test_no_field_that_changes_results_is_ignored(documents, fields, message):
@@ -366,6 +370,20 @@ async def test_requests_of_every_dialect_are_understood(dialect):
     results = answer if isinstance(answer, list) else answer["results"]
     assert status == 200
     assert [one["index"] for one in results] == [1, 0]
+
+
+async def test_a_large_body_is_read_in_another_thread(monkeypatch):
+    """So that other requests, and probes, are answered meanwhile."""
+    threads = []
+
+    def read(*args, **settings):
+        threads.append(threading.current_thread() is threading.main_thread())
+        return read_request(*args, **settings)
+
+    monkeypatch.setattr("marcorank.serving.endpoints.read_request", read)
+    for text in ("a", "a " * 40_000):
+        assert (await rerank({"texts": [text]}))[0] == 200
+    assert threads == [True, False]
 
 
 async def test_nothing_is_logged_about_a_client_that_disconnects(caplog):

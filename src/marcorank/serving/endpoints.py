@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import logging
 import time
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -35,6 +37,8 @@ RERANK = {"/rerank": False, "/v1/rerank": True, "/v2/rerank": True}
 _METHODS = {**dict.fromkeys(RERANK, "POST"), "/": "GET", "/health": "GET", "/info": "GET"}
 # For probes, which have no key.
 _OPEN = {"/", "/health", "/ready"}
+# Read in less time than it takes to start a thread.
+_SMALL_BODY_BYTES = 2**16
 # As nginx logs it: the client closed the connection.
 GONE = 499
 
@@ -127,8 +131,12 @@ class Endpoints:
         if request.method != self.methods[path]:
             raise RequestError(405, f"{path} expects {self.methods[path]}, not {shorten(request.method)}.")
 
-    async def read_body(self, request: Request) -> bytes:
+    async def read_body(self, request: Request, count: Callable[[int], object] | None = None) -> bytearray:
         """Return the body of a request.
+
+        Args:
+            request: The request.
+            count: Called with the size of each part; may raise.
 
         Raises:
             RequestError: It is too large.
@@ -136,15 +144,17 @@ class Endpoints:
         """
         body = bytearray()
         async for part in request.stream():
+            if count is not None:
+                count(len(part))
             body += part
             if len(body) > self._settings.max_body_bytes:
                 raise RequestError(
                     413,
                     f"The body has {len(body)} bytes or more; expected at most {self._settings.max_body_bytes}.",
                 )
-        return bytes(body)
+        return body
 
-    async def rerank(self, body: bytes, path: str) -> Reranked:
+    async def rerank(self, body: bytearray, path: str) -> Reranked:
         """Rank the passages of a request.
 
         Args:
@@ -156,7 +166,10 @@ class Endpoints:
             MarcoRankError: The model failed; see `errors`.
         """
         settings = self._settings
-        request = read_request(body, cohere=RERANK[path], max_batch=settings.max_batch, max_length=settings.max_length)
+        read = partial(
+            read_request, body, cohere=RERANK[path], max_batch=settings.max_batch, max_length=settings.max_length
+        )
+        request = read() if len(body) <= _SMALL_BODY_BYTES else await asyncio.to_thread(read)
         if request.model is not None and not self._serves(request.model):
             raise RequestError(
                 404, f"model {quoted(request.model)} not found; this server serves {quoted(self._name)}."

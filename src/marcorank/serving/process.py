@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,7 +19,7 @@ from marcorank.serving.metrics import CONTENT_TYPE, Metrics
 from marcorank.serving.requests import JsonResponse, RequestError
 
 if TYPE_CHECKING:
-    from starlette.types import Receive, Scope, Send
+    from starlette.types import Message, Receive, Scope, Send
 
     from marcorank.reranker import Reranker
     from marcorank.serving.settings import ProcessSettings
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 _MORE = {"/ready": "GET", "/metrics": "GET"}
 # One second: by then a place in the queue, or another process, is likely to be free.
 _RETRY_AFTER = {"Retry-After": "1"}
+# In which the rest of a body that nobody reads is received and dropped.
+_LINGER_S = 1.0
 
 _log = logging.getLogger("marcorank.serve")
 
@@ -62,9 +65,11 @@ class ServerProcess:
         self._endpoints = Endpoints(settings, self._reranker, _MORE)
         self._metrics = Metrics()
         self._slots = asyncio.Semaphore(settings.max_ongoing)
-        # Of accepted requests: how many there are, the rankings among them, and whether there are none.
+        # Of accepted requests: how many there are, the rankings among them, bytes of bodies that are still being read,
+        # and whether there are none.
         self._accepted = 0
         self._rankings: set[asyncio.Task[Response]] = set()
+        self._bytes_read = 0
         self._idle = asyncio.Event()
         self._idle.set()
         self._cancelled = False
@@ -123,7 +128,15 @@ class ServerProcess:
         """Respond to a request, count it and log it."""
         started = time.perf_counter()
         call = _Call()
-        request = Request(scope, receive)
+        has_body = any(name in {b"content-length", b"transfer-encoding"} for name, _ in scope["headers"])
+
+        async def receive_part() -> Message:
+            nonlocal has_body
+            part = await receive()
+            has_body = has_body and part.get("more_body", False)
+            return part
+
+        request = Request(scope, receive_part)
         response = await respond(request, lambda request: self._handle(request, call))
         seconds = time.perf_counter() - started
         self._metrics.count(call.route, response.status_code, seconds)
@@ -137,7 +150,10 @@ class ServerProcess:
                 passages,
                 1000 * seconds,
             )
-        await response(scope, receive, send)
+        if not has_body or "connection" in response.headers:
+            await response(scope, receive, send)
+        else:
+            await _respond_early(response, request, send)
 
     async def _handle(self, request: Request, call: _Call) -> Response:
         path = path_of(request)
@@ -164,26 +180,29 @@ class ServerProcess:
     async def _accept(self, request: Request, call: _Call) -> Response:
         """Rank the passages of a request, if there is room in the queue."""
         self._check_ready()
-        most = self._settings.max_ongoing + self._settings.max_queued
-        if self._accepted >= most:
-            raise RequestError(
-                429, f"The server has {most} requests already; send the request again.", "Overloaded", _RETRY_AFTER
-            )
+        self._check_capacity()
+        deadline = time.monotonic() + self._settings.request_timeout_s
         self._accepted += 1
         self._idle.clear()
         try:
-            return await self._within_time(request, call)
+            body = await self._read_body(request)
+            if self._cancelled:
+                raise self._unavailable()
+            # Again, because only a request that has arrived takes a place; else clients that send none could take all.
+            self._check_capacity()
+            return await self._within_time(request, body, deadline, call)
         finally:
             self._accepted -= 1
             if not self._accepted:
                 self._idle.set()
 
-    async def _within_time(self, request: Request, call: _Call) -> Response:
-        """Read and rank a request; stop as soon as the time is over or the client is gone."""
-        deadline = time.monotonic() + self._settings.request_timeout_s
-        body = await self._read_body(request)
-        if self._cancelled:
-            raise self._unavailable()
+    def _check_capacity(self) -> None:
+        capacity = self._settings.max_ongoing + self._settings.max_queued
+        if len(self._rankings) >= capacity:
+            raise _overloaded(f"{capacity} requests")
+
+    async def _within_time(self, request: Request, body: bytearray, deadline: float, call: _Call) -> Response:
+        """Rank a request; stop as soon as the time is over or the client is gone."""
         ranking = asyncio.create_task(self._rank(body, call))
         gone = asyncio.create_task(_gone(request))
         self._rankings.add(ranking)
@@ -206,18 +225,31 @@ class ServerProcess:
                 task.cancel()
             await asyncio.gather(ranking, gone, return_exceptions=True)
 
-    async def _read_body(self, request: Request) -> bytes:
+    async def _read_body(self, request: Request) -> bytearray:
+        settings = self._settings
+        capacity = (settings.max_ongoing + settings.max_queued) * settings.max_body_bytes
+        own = 0
+
+        def count(size: int) -> None:
+            nonlocal own
+            if self._bytes_read + size > capacity:
+                raise _overloaded(f"{capacity} bytes of requests")
+            own += size
+            self._bytes_read += size
+
         try:
-            return await asyncio.wait_for(self._endpoints.read_body(request), self._settings.body_timeout_s)
+            return await asyncio.wait_for(self._endpoints.read_body(request, count), settings.body_timeout_s)
         except asyncio.TimeoutError:
             raise RequestError(
                 408,
-                f"The body did not arrive within {self._settings.body_timeout_s:g} s.",
+                f"The body did not arrive within {settings.body_timeout_s:g} s.",
                 "Timeout",
                 {"Connection": "close"},
             ) from None
+        finally:
+            self._bytes_read -= own
 
-    async def _rank(self, body: bytes, call: _Call) -> Response:
+    async def _rank(self, body: bytearray, call: _Call) -> Response:
         """Rank when it is the request's turn."""
         with self._metrics.queue.track_inprogress():
             await self._slots.acquire()
@@ -229,6 +261,31 @@ class ServerProcess:
         call.passages = ranked.passages
         self._metrics.count_passages(ranked.passages, ranked.truncated)
         return JsonResponse(ranked.content)
+
+
+def _overloaded(what: str) -> RequestError:
+    return RequestError(429, f"The server has {what} already; send the request again.", "Overloaded", _RETRY_AFTER)
+
+
+async def _respond_early(response: Response, request: Request, send: Send) -> None:
+    """Respond to a request whose body is not read, and close the connection.
+
+    A client that still sends needs a moment to see the response: it is lost if the connection is closed before.
+    """
+    response.headers["Connection"] = "close"
+
+    async def keep_open(message: Message) -> None:
+        await send({**message, "more_body": True} if message["type"] == "http.response.body" else message)
+
+    async def skip_body() -> None:
+        with suppress(ClientDisconnect):
+            async for _ in request.stream():
+                pass
+
+    await response(request.scope, request.receive, keep_open)
+    with suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(skip_body(), _LINGER_S)
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _gone(request: Request) -> None:

@@ -31,6 +31,8 @@ _SUPPORTED = (
 )
 # Fields of vLLM and of gateways that never change scores.
 _WITHOUT_EFFECT = {"user", "priority", "request_id", "cache_salt", "encoding_format"}
+# Each is looked up in each document.
+_MAX_RANK_FIELDS = 32
 # What infinity's client sends if its user names no model.
 _ANY_MODEL = "default/not-specified"
 
@@ -119,7 +121,7 @@ class RerankRequest:
         }
 
 
-def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int | None) -> RerankRequest:
+def read_request(body: bytes | bytearray, *, cohere: bool, max_batch: int, max_length: int | None) -> RerankRequest:
     """Parse a body: with `documents` as for Cohere, Jina, Voyage, vLLM and infinity, or `texts` as for TEI.
 
     The formats differ in the response and in whether texts are truncated by default. Each takes the fields of both.
@@ -141,6 +143,13 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int |
         raise _wrong("The body", fields, "an object")
     # In all of these APIs null stands for the default.
     fields = {name: value for name, value in fields.items() if value is not None}
+    for field in fields:
+        if field not in _SUPPORTED and field not in _WITHOUT_EFFECT:
+            raise RequestError(
+                422,
+                f"`{shorten(field)}` is not supported by this server; leave it out. Supported are "
+                f"{', '.join(_SUPPORTED)}.",
+            )
     cohere = cohere or "documents" in fields
     if "query" not in fields:
         raise RequestError(422, "The body has no `query`.")
@@ -158,7 +167,7 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int |
         raise _wrong("`model`", model, "the name of the model")
     _check_truncation(fields, max_length)
     truncate = _one(fields, _flag, "truncate", "truncation")
-    request = RerankRequest(
+    return RerankRequest(
         query=query,
         passages=passages,
         raw_scores=_raw_scores(fields),
@@ -168,14 +177,6 @@ def read_request(body: bytes, *, cohere: bool, max_batch: int, max_length: int |
         cohere=cohere,
         model=None if model == _ANY_MODEL else model,
     )
-    for field in fields:
-        if field not in _SUPPORTED and field not in _WITHOUT_EFFECT:
-            raise RequestError(
-                422,
-                f"`{shorten(field)}` is not supported by this server; leave it out. Supported are "
-                f"{', '.join(_SUPPORTED)}.",
-            )
-    return request
 
 
 def _passages(name: str, value: object, *, max_batch: int, rank_fields: list[str]) -> list[str]:
@@ -203,6 +204,10 @@ def _rank_fields(fields: dict[str, Any]) -> list[str]:
     names = fields.get("rank_fields", ["text"])
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise _wrong("`rank_fields`", names, "a list of names of fields")
+    if len(names) > _MAX_RANK_FIELDS:
+        raise RequestError(422, f"`rank_fields` has {len(names)} names; expected at most {_MAX_RANK_FIELDS}.")
+    if len(set(names)) < len(names):
+        raise _wrong("`rank_fields`", names, "each name once")
     return names
 
 

@@ -1,4 +1,4 @@
-"""Runs the server on uvicorn until it is told to stop: in this process, or in several that share a socket."""
+"""Runs the server on uvicorn until a signal stops it: in this process, or in several that share a socket."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ import tempfile
 import threading
 import time
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import uvicorn
 from prometheus_client import disable_created_metrics
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 
 from marcorank._text import message_of, quoted, shorten
 from marcorank.errors import InvalidInputError, MarcoRankError
@@ -97,7 +100,9 @@ def _listen(settings: ProcessSettings) -> socket.socket:
         family, _, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        # All addresses of a machine include those of IPv4.
+        both = settings.host == "::" and socket.has_dualstack_ipv6()
+        return socket.create_server(address, family=family, backlog=_BACKLOG, dualstack_ipv6=both)
     except (OSError, UnicodeError) as error:  # the latter of a name that no host can have
         raise InvalidInputError(
             f"Cannot listen on `host` {quoted(settings.host)} and `port` {settings.port}: {message_of(error)}. Choose "
@@ -113,25 +118,36 @@ async def _serve_alone(settings: ProcessSettings, listening: socket.socket) -> N
         _log.info("Ready.")
 
     with _on_signals(stop.request):
-        await run_server(app, listening, stop, loaded=loaded)
+        await run_server(app, listening, stop, loaded=loaded, head_timeout_s=settings.body_timeout_s)
 
 
 class Stop:
-    """Tells a server to stop; the second time, at once."""
+    """Requests a graceful stop; a second request cancels what still runs."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._times = 0
         self.requested = asyncio.Event()
         self.at_once = asyncio.Event()
 
     def request(self) -> None:
         """Stop, from any thread or signal handler."""
-        with suppress(RuntimeError):  # the loop is closed: the server has stopped
-            self._loop.call_soon_threadsafe(self._request)
+        self._call(self._request)
+
+    def drain(self) -> None:
+        """Stop gracefully, however often this is requested."""
+        self._call(self.requested.set)
+
+    def cancel(self) -> None:
+        """Stop and cancel what still runs."""
+        self._call(self.requested.set)
+        self._call(self.at_once.set)
 
     def _request(self) -> None:
         (self.at_once if self.requested.is_set() else self.requested).set()
+
+    def _call(self, change: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop is closed: the server has stopped
+            self._loop.call_soon_threadsafe(change)
 
 
 @contextmanager
@@ -142,6 +158,40 @@ def _on_signals(call: Callable[[], object]) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Protocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    """A connection that is closed if the head of a request does not arrive in time; uvicorn itself waits forever."""
+
+    def __init__(self, *args: Any, head_timeout_s: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._head_timeout_s = head_timeout_s
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._watch_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._watch_head()
+        else:
+            self._stop_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def _watch_head(self) -> None:
+        # Not from the last byte on, but from the first one.
+        if self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self._head_timeout_s, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 class _Uvicorn(uvicorn.Server):
@@ -157,15 +207,17 @@ async def run_server(
     stop: Stop,
     *,
     loaded: Callable[[], object],
+    head_timeout_s: float,
     load_first: bool = False,
 ) -> None:
-    """Serve an application until it is told to stop.
+    """Serve an application until a stop is requested.
 
     Args:
         app: The application.
         listening: The socket.
-        stop: Tells it.
+        stop: Requests the stop.
         loaded: Called when the model is loaded.
+        head_timeout_s: Seconds in which the head of a request has to arrive.
         load_first: Whether connections are accepted only then.
 
     Raises:
@@ -173,6 +225,7 @@ async def run_server(
     """
     config = uvicorn.Config(
         app,
+        http=partial(_Protocol, head_timeout_s=head_timeout_s),  # type: ignore[arg-type]
         lifespan="off",
         ws="none",
         log_config=None,
@@ -232,6 +285,8 @@ class _Workers:
 
     def run(self) -> None:
         """Run them until a signal stops all."""
+        # It would be started with the first process, and let interrupts through.
+        resource_tracker.ensure_running()
         with (
             tempfile.TemporaryDirectory(prefix="marcorank-") as folder,
             _variable(FOLDER_VARIABLE, folder),
@@ -249,25 +304,23 @@ class _Workers:
         process = self._context.Process(
             target=_work, args=(self._settings, self._listening, theirs, self._all_ready), daemon=True
         )
-        # Ctrl-C in a terminal reaches all processes; this one tells the others.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with _interrupts_held():
             process.start()
-        finally:
-            signal.signal(signal.SIGINT, before)
         theirs.close()
         self._links[link] = process
 
     def _watch(self) -> None:
         """Replace processes that die, until a signal comes."""
         while True:
-            for source in wait([self._signals, *self._links]):
-                if source is self._signals:
-                    self._signals.recv()
-                    return
-                self._hear(source)  # type: ignore[arg-type]
+            ready = wait([self._signals, *self._links])
+            # First, because a signal to all processes ends some of them too.
+            if self._signals in ready:
+                self._signals.recv()
+                return
+            for link in ready:
+                self._receive(link)  # type: ignore[arg-type]
 
-    def _hear(self, link: Connection) -> None:
+    def _receive(self, link: Connection) -> None:
         try:
             failure = link.recv()
         except (EOFError, OSError):
@@ -283,7 +336,7 @@ class _Workers:
             self._all_ready = True
             _log.info("Ready.")
         if self._all_ready:
-            _tell(self._loaded, "open")
+            _send(self._loaded, "open")
 
     def _replace(self, link: Connection) -> None:
         process = self._links.pop(link)
@@ -302,7 +355,7 @@ class _Workers:
         self._start()
 
     def _stop(self) -> None:
-        _tell(self._links, "stop")
+        _send(self._links, "stop")
         deadline = time.monotonic() + self._settings.stop_timeout_s + _SEND_TIMEOUT_S + _END_TIMEOUT_S
         while running := [process for process in self._links.values() if process.is_alive()]:
             left_s = deadline - time.monotonic()
@@ -313,10 +366,26 @@ class _Workers:
                     process.join()
             elif self._signals in wait([self._signals, *(process.sentinel for process in running)], left_s):
                 self._signals.recv()
-                _tell(self._links, "stop")
+                _send(self._links, "cancel")
 
 
-def _tell(links: Iterable[Connection], message: str) -> None:
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Defer SIGINT until the block ends; a process that starts in it never gets one.
+
+    Ctrl-C in a terminal reaches all processes, but the parent forwards it. Windows cannot defer it.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _send(links: Iterable[Connection], message: str) -> None:
     for link in links:
         with suppress(OSError):  # of a process that has ended
             link.send(message)
@@ -337,6 +406,8 @@ def _variable(name: str, value: str) -> Iterator[None]:
 
 def _work(settings: ProcessSettings, listening: socket.socket, link: Connection, is_replacement: bool) -> None:  # noqa: FBT001
     """Be one of the processes."""
+    # The parent forwards Ctrl-C.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with log_to_stderr():
         try:
             asyncio.run(_serve_with_others(settings, listening, link, is_replacement=is_replacement))
@@ -351,20 +422,26 @@ async def _serve_with_others(
     stop = Stop()
     loop = asyncio.get_running_loop()
 
-    def obey() -> None:
+    def follow_parent() -> None:
         with suppress(EOFError, OSError):
             while True:
-                if link.recv() == "open":
-                    loop.call_soon_threadsafe(app.open)
-                else:
-                    stop.request()
-        # Without the first process there is nobody to stop this one.
-        stop.request()
+                match link.recv():
+                    case "open":
+                        loop.call_soon_threadsafe(app.open)
+                    case "stop":
+                        stop.drain()
+                    case "cancel":
+                        stop.cancel()
+        # Without the parent there is nobody to stop this process.
+        stop.drain()
 
     def loaded() -> None:
         _log.info("The model is loaded.")
         link.send(None)
 
-    threading.Thread(target=obey, name="marcorank-link", daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: stop.request())
-    await run_server(app, listening, stop, load_first=is_replacement, loaded=loaded)
+    threading.Thread(target=follow_parent, name="marcorank-link", daemon=True).start()
+    # It may come beside the request of the parent, if all processes get it, so it never counts as the second one.
+    signal.signal(signal.SIGTERM, lambda *_: stop.drain())
+    await run_server(
+        app, listening, stop, load_first=is_replacement, loaded=loaded, head_timeout_s=settings.body_timeout_s
+    )

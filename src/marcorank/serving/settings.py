@@ -96,7 +96,7 @@ class ServerSettings(ModelSettings):
         None, "Model name that clients see and may request; by default the model's own.", text_or_none
     )
     max_batch: int = _count(1000, "Maximum number of passages in a request.")
-    max_body_bytes: int = _count(16 * 2**20, "Maximum size of a request body in bytes.")
+    max_body_bytes: int = _count(4 * 2**20, "Maximum size of a request body in bytes.")
     max_ongoing: int = _count(32, "Maximum number of requests that are ranked at the same time, in each process.")
     auto_truncate: bool = _flag(
         "Truncate texts that are too long also for clients of TEI that do not ask for it; by default these get 413."
@@ -202,7 +202,11 @@ class ProcessSettings(ServerSettings):
     max_queued: int = _count(
         128, "Maximum number of requests that wait for their turn, in each process; further requests get 429.", 0
     )
-    body_timeout_s: float = _seconds(10.0, "Seconds in which a client has to send a request; 408 after that.")
+    body_timeout_s: float = _seconds(
+        10.0,
+        "Seconds in which the head, and then the body, of a request have to arrive. After that the connection is "
+        "closed; a late body gets 408.",
+    )
     request_timeout_s: float = _seconds(60.0, "Seconds in which a request has to be ranked; 504 after that.")
     stop_timeout_s: float = _seconds(
         25.0, "Seconds that accepted requests are given to finish when the server stops; 503 after that."
