@@ -41,7 +41,9 @@ def benched(small_bert):
     """Results of two backends and all peers with one small model, and the reported steps."""
     steps = []
     settings = small(small_bert, backends=("openvino", "onnx"), peers=tuple(PEERS))
-    return run_bench(settings, steps.append), steps
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("marcorank.bench.running._MAX_REQUESTS_PER_TURN", 2)
+        return run_bench(settings, steps.append), steps
 
 
 @pytest.fixture(scope="module")
