@@ -134,7 +134,8 @@ def own_files(text: str) -> dict[str, tuple[Path, str]]:
             found[link] = ROOT / REPOSITORY.sub("", address), anchor
         elif address.startswith(SITE) and not address.startswith(f"{SITE}api/"):  # its build checks these
             name = address.removeprefix(SITE).rstrip("/")
-            found[link] = DOCS / (f"{name}.md" if name else "README.md"), anchor
+            suffix = ".ipynb" if name.startswith("notebooks/") else ".md"
+            found[link] = DOCS / (f"{name}{suffix}" if name else "README.md"), anchor
     return found
 
 
