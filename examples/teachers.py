@@ -33,7 +33,7 @@ ANSWERS, BY_WORDS, BY_MEANING, CANDIDATES = 4, 10, 10, 32
 SEARCH_DEPTH = 60
 # The heaviest terms of a sparse vector; the others hardly change its scores.
 QUESTION_TERMS, PASSAGE_TERMS = 64, 192
-BLOCK = 1024
+BLOCK = 256
 # A reranker reads every pair, so its blocks take longer.
 RERANKER_BLOCK = 32
 
@@ -197,10 +197,11 @@ def in_blocks(
     folder.mkdir(parents=True, exist_ok=True)
     blocks = []
     for start in tqdm(range(0, count, size), desc=task, unit="block"):
-        file = folder / f"{start:09}.pt"
+        stop = min(start + size, count)
+        file = folder / f"{start}-{stop}.pt"
         if not file.exists():
             part = file.with_suffix(".part")
-            torch.save(compute(slice(start, start + size)), part)
+            torch.save(compute(slice(start, stop)), part)
             part.replace(file)
         blocks.append(torch.load(file, weights_only=True))
     return blocks
