@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from marcorank import InvalidInputError, Reranker
 from marcorank.cli import main
 from marcorank.serving.process import ServerProcess
-from marcorank.serving.running import serve
+from marcorank.serving.running import _listen, serve
 from marcorank.serving.settings import ProcessSettings
 from remote_server import never_answers, remote_server, responds
 from rerank_servers import TIMEOUT_S, server_command, server_thread
@@ -35,7 +35,10 @@ KEY = "a-long-random-key"
 
 @pytest.fixture(scope="module")
 def server():
-    with server_command("--threads", "1", "--max-batch", "40", "--max-body-bytes", "100000") as running:
+    # Of another program.
+    environment = {"PROMETHEUS_MULTIPROC_DIR": "/nonexistent"}
+    options = ("--threads", "1", "--max-batch", "40", "--max-body-bytes", "100000")
+    with server_command(*options, environment=environment) as running:
         yield running
 
 
@@ -203,6 +206,14 @@ def test_a_port_that_is_taken_is_an_error(server, capsys):
     )
 
 
+def test_all_addresses_are_those_of_ipv4_too():
+    """If the machine has both."""
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("has no IPv6")
+    with _listen(ProcessSettings(host="::", port=0)) as listening:
+        socket.create_connection(("127.0.0.1", listening.getsockname()[1]), TIMEOUT_S).close()
+
+
 def test_a_full_queue_gets_429(gate, pool):
     """With Retry-After; requests that were accepted are answered."""
     with gated(gate, max_ongoing=1, max_queued=1) as server:
@@ -244,6 +255,16 @@ def test_half_a_head_closes_the_connection(requests, gate):
             assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
         slow.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\n")
         assert received(slow) == b""
+
+
+def test_probes_may_ask_for_the_head_only(client):
+    """Also of an error, which says what is allowed."""
+    for path in ("/health", "/ready", "/info", "/metrics"):
+        response = client.head(path)
+        assert (response.status_code, response.content) == (200, b"")
+    assert client.post("/health").headers["Allow"] == "GET, HEAD"
+    refused = client.head("/rerank")
+    assert (refused.status_code, refused.headers["Allow"]) == (405, "POST")
 
 
 def test_a_body_that_is_not_read_closes_the_connection(client, server):
@@ -408,6 +429,30 @@ async def test_what_arrives_after_the_wait_gets_503(gate):
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server") as client:
         assert (await client.post("/rerank", content=body())).status_code == 503
     assert not gate.seen
+
+
+async def test_a_server_that_stops_stays_closed(gate):
+    """Also if another process, which it does not wait for, is ready meanwhile."""
+    app = ServerProcess(ProcessSettings(), Reranker(gate, activation="sigmoid"))
+    app.open()
+    await app.drain()
+    app.open()
+    assert not app.ready
+
+
+def test_a_server_can_stop_while_its_model_is_loaded(monkeypatch):
+    """Without an error in the thread that loads it; the model is closed afterwards."""
+    gate, failed, closed = Gate(), [], threading.Event()
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    gate.score = lambda query, passages: [0.0] * len(passages) * gate.open.wait(TIMEOUT_S)
+    reranker = Reranker(gate, activation="sigmoid")
+    monkeypatch.setattr(reranker, "close", closed.set)
+    with server_thread(reranker, wait=False):
+        pass
+    assert not closed.is_set()
+    gate.open.set()
+    assert closed.wait(TIMEOUT_S)
+    assert not failed
 
 
 def test_who_stops_it_twice_does_not_wait(gate, pool):

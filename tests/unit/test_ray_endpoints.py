@@ -59,6 +59,7 @@ async def test_a_failing_model_is_a_server_error(scorer, caplog):
     assert b"0x7f" not in answer.body
     assert "Traceback" in caplog.text
     assert (await send(endpoints, "GET", "/health")).status_code == 503
+    assert caplog.text.count("Request to") == 1  # in a minute
 
 
 async def test_the_health_check_raises_if_the_model_fails():

@@ -77,3 +77,12 @@ def test_processes_share_the_cores():
     assert ProcessSettings(workers=1000).reranker().to_dict()["threads"] == 1
     assert ProcessSettings(workers=2).reranker().to_dict()["threads"] == max(1, usable_cores() // 2)
     assert ProcessSettings(workers=2, threads=3).reranker().to_dict()["threads"] == 3
+
+
+def test_a_wrong_digest_is_named_but_not_shown(capsys):
+    """It may be the key itself."""
+    with pytest.raises(SystemExit):
+        main(["serve", "--api-key-sha256", "secret"])
+    shown = capsys.readouterr().err
+    assert "argument --api-key-sha256: is not a SHA-256 in hex; expected 64 characters from 0-9 and a-f" in shown
+    assert "secret" not in shown

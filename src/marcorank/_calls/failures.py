@@ -46,8 +46,8 @@ def timeout_error(name: str, limit: TimeLimit, *, loading: bool) -> RerankTimeou
     )
 
 
-class _RateLimitedWarnings:
-    """Logs failures, at most once per cause and minute."""
+class MessageLimit:
+    """Limits messages to one per cause and minute."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -55,18 +55,29 @@ class _RateLimitedWarnings:
         # For each cause, when it was logged last and how often it was skipped since.
         self._logged: dict[tuple[str, ...], tuple[float, int]] = {}
 
-    def warn(self, model: str, status: RerankStatus, instead: str) -> None:
-        """Log a failure, unless the same was logged in the last minute."""
-        cause = (model, status.outcome, status.error)
+    def suffix(self, *cause: str) -> str | None:
+        """Return the end of the next message, which counts those that were skipped; None if it is to be skipped too."""
         now = self._clock()
         with self._lock:
             last, skipped = self._logged.get(cause, (-math.inf, 0))
             if now - last < _SECONDS_BETWEEN_MESSAGES:
                 self._logged[cause] = (last, skipped + 1)
-                return
+                return None
             self._logged[cause] = (now, 0)
-        more = f" ({skipped} more like it since the last message)" if skipped else ""
-        _log.warning("Reranking with %s failed; %s. %s: %s%s", model, instead, status.error, status.reason, more)
+        return f" ({skipped} more like it since the last message)" if skipped else ""
+
+
+class _RateLimitedWarnings:
+    """Logs failures, at most once per cause and minute."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = MessageLimit(clock)
+
+    def warn(self, model: str, status: RerankStatus, instead: str) -> None:
+        """Log a failure, unless the same was logged in the last minute."""
+        more = self._limit.suffix(model, status.outcome, status.error)
+        if more is not None:
+            _log.warning("Reranking with %s failed; %s. %s: %s%s", model, instead, status.error, status.reason, more)
 
 
 warnings = _RateLimitedWarnings()

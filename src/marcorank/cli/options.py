@@ -127,7 +127,8 @@ def _reader(setting: Description, option: str) -> Callable[[str], Any]:
             return setting.read(option, text)
         except ValueError as error:
             # argparse puts the name of the option in front.
-            message = str(error).replace(f"`{option}` is ", "found ", 1).removesuffix(".")
+            message = re.sub(f"^`{option}` (is (?!not ))?", lambda found: "found " if found[1] else "", str(error))
+            message = message.removesuffix(".")
             raise argparse.ArgumentTypeError(message) from error
 
     # argparse itself complains about a value that is not among the choices.

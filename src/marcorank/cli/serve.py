@@ -13,6 +13,7 @@ from marcorank.settings import ModelSettings, defaults, descriptions
 if TYPE_CHECKING:
     import argparse
 
+_FOLDER_OF_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 _FIRST = ("model", "host", "port", "workers")
 _EXAMPLES = """\
 Speaks the HTTP APIs of text-embeddings-inference (POST /rerank) and of Cohere
@@ -43,6 +44,10 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Serve until a signal stops it."""
+    # Metrics are those of this server alone, also if the environment was made for another program. prometheus_client
+    # reads it when it is imported; several processes get a folder of their own.
+    for name in _FOLDER_OF_METRICS:
+        os.environ.pop(name, None)
     try:
         from marcorank.serving.running import log_to_stderr, serve
     except ModuleNotFoundError as error:

@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from marcorank import __version__
+from marcorank._calls.failures import MessageLimit
 from marcorank._calls.tracing import caller_of
 from marcorank._models import catalogue
 from marcorank._text import quoted, shorten
@@ -63,7 +64,8 @@ class Endpoints:
     Called with a request, it is a replica of Ray Serve. `ServerProcess` calls the methods itself.
 
     Attributes:
-        methods: The method of each path.
+        methods: The method of each path; `GET` stands for `HEAD` too.
+        failures: Limits the messages about a model that fails.
     """
 
     def __init__(
@@ -82,11 +84,12 @@ class Endpoints:
         self._settings = settings
         self._reranker = reranker or settings.reranker().warm_up()
         self.methods = {**_METHODS, **more}
+        self.failures = MessageLimit()
         self._name = settings.served_name or self._reranker.name
 
     async def __call__(self, request: Request) -> Response:
         """Return the response to one request; errors become responses too."""
-        return await respond(request, self._handle)
+        return await respond(request, self._handle, self.failures)
 
     async def _handle(self, request: Request) -> Response:
         self.check(request)
@@ -128,8 +131,13 @@ class Endpoints:
                     "Unauthorized",
                     {"WWW-Authenticate": "Bearer"},
                 )
-        if request.method != self.methods[path]:
-            raise RequestError(405, f"{path} expects {self.methods[path]}, not {shorten(request.method)}.")
+        allowed = ("GET", "HEAD") if self.methods[path] == "GET" else (self.methods[path],)
+        if request.method not in allowed:
+            raise RequestError(
+                405,
+                f"{path} expects {self.methods[path]}, not {shorten(request.method)}.",
+                headers={"Allow": ", ".join(allowed)},
+            )
 
     async def read_body(self, request: Request, count: Callable[[int], object] | None = None) -> bytearray:
         """Return the body of a request.
@@ -227,8 +235,10 @@ def path_of(request: Request) -> str:
     return path.removeprefix(request.scope.get("root_path", "").rstrip("/"))
 
 
-async def respond(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Return the response of a handler, or one that describes its error."""
+async def respond(
+    request: Request, handle: Callable[[Request], Awaitable[Response]], failures: MessageLimit
+) -> Response:
+    """Return the response of a handler, or one that describes its error, which is logged once a minute."""
     try:
         with caller_of(request.headers):
             return await handle(request)
@@ -236,8 +246,10 @@ async def respond(request: Request, handle: Callable[[Request], Awaitable[Respon
         return error.response()
     except ClientDisconnect:
         return Response(status_code=GONE)
-    except Exception:  # noqa: BLE001 -- the model may raise anything
+    except Exception as error:  # noqa: BLE001 -- the model may raise anything
         path = path_of(request)
-        _log.exception("Request to %s failed.", shorten(path))
+        more = failures.suffix(type(error).__qualname__)
+        if more is not None:
+            _log.exception("Request to %s failed.%s", shorten(path), more)
         status, kind = (503, "Unhealthy") if path in _OPEN else (424, "Backend")
         return RequestError(status, "The model failed; see the server log for the reason.", kind).response()

@@ -72,7 +72,7 @@ class ServerProcess:
         self._bytes_read = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._cancelled = False
+        self._stopping = self._cancelled = False
         self._unready = "The model is being loaded; send the request again."
         self.ready = False
 
@@ -83,6 +83,7 @@ class ServerProcess:
             MarcoRankError: The model cannot be loaded; see `errors`.
         """
         loaded: Future[None] = Future()
+        loaded.set_running_or_notify_cancel()
 
         def load() -> None:
             try:
@@ -94,14 +95,19 @@ class ServerProcess:
 
         # It may hang in a download, which must not keep the process from ending.
         DaemonThread(load, name="marcorank-load", end=lambda: None).start()
-        await asyncio.wrap_future(loaded)
+        try:
+            await asyncio.wrap_future(loaded)
+        except asyncio.CancelledError:
+            loaded.add_done_callback(lambda _: self.close())
+            raise
 
     def open(self) -> None:
-        """Accept requests from now on."""
-        self.ready = True
+        """Accept requests from now on, unless the server stops."""
+        self.ready = not self._stopping
 
     async def drain(self) -> None:
         """Accept no further requests, and wait for those that were accepted; the rest are cancelled when time is up."""
+        self._stopping = True
         self.ready = False
         self._unready = "The server is stopping; send the request again."
         try:
@@ -137,7 +143,7 @@ class ServerProcess:
             return part
 
         request = Request(scope, receive_part)
-        response = await respond(request, lambda request: self._handle(request, call))
+        response = await respond(request, lambda request: self._handle(request, call), self._endpoints.failures)
         seconds = time.perf_counter() - started
         self._metrics.count(call.route, response.status_code, seconds)
         if not self._settings.quiet:
