@@ -1,13 +1,14 @@
 FROM python:3.13-slim AS build
 
-# The tags are not in the context: docker build --build-arg VERSION="$(git describe --tags | sed s/^v//)" .
+# The tags are not in the context. On the commit of a tag:
+# docker build --build-arg VERSION="$(git describe --tags --exact-match | sed s/^v//)" .
 ARG VERSION=0.1.dev0
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 
 WORKDIR /build
 COPY pyproject.toml README.md LICENSE ./
 COPY src src
-RUN SETUPTOOLS_SCM_PRETEND_VERSION="$VERSION" python -m pip wheel --no-deps --wheel-dir dist . \
+RUN SETUPTOOLS_SCM_PRETEND_VERSION="${VERSION:-0.1.dev0}" python -m pip wheel --no-deps --wheel-dir dist . \
     && python -m venv --without-pip /app \
     && python -m pip --python /app/bin/python install "$(echo dist/marcorank-*.whl)[serve,openvino]"
 

@@ -43,7 +43,7 @@ LABEL_BONUS = 1.5
 MARGIN_SHARE = 0.2
 # Candidates of a question that are compared in one step.
 TOGETHER = 16
-HELD_OUT_SHARE, HELD_OUT_MOST = 0.05, 500
+HELD_OUT_SHARE, MAX_HELD_OUT = 0.05, 500
 # Words that people leave out when they type a query.
 FILLERS = frozenset(
     "a an the is are was were do does did of to in on for what which who how when where why can i my it".split()  # noqa: SIM905
@@ -100,7 +100,7 @@ def as_typed(query: str, chance: random.Random) -> str:
 def prepare(args: argparse.Namespace) -> Lesson:
     """Find candidates and let the teachers score them, or read what an earlier run saved."""
     chance = random.Random(args.seed)  # noqa: S311
-    limits = {name: int(most) for name, _, most in (limit.partition("=") for limit in args.limit)}
+    limits = {name: int(limit) for name, _, limit in (given.partition("=") for given in args.limit)}
     collection = read_collection(args.collections, limits, chance)
     chance.shuffle(collection.questions)
     encoders = [Encoder(name, SentenceTransformer, args.max_length) for name in args.bi_encoder]
@@ -248,7 +248,9 @@ def main() -> None:
         "collections", nargs="+", type=Path, metavar="COLLECTION", help="folder with corpus and queries"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder of the model, its checkpoints and scores")
-    parser.add_argument("--limit", nargs="*", default=[], metavar="NAME=N", help="most queries of a collection")
+    parser.add_argument(
+        "--limit", nargs="*", default=[], metavar="NAME=N", help="maximum number of queries of a collection"
+    )
     encoder = "sentence-transformers/all-MiniLM-L6-v2"
     parser.add_argument("--bi-encoder", nargs="*", default=[encoder], help="teachers; the first finds candidates, too")
     parser.add_argument("--sparse-encoder", nargs="*", default=[], help="teachers: SPLADE models")
@@ -267,7 +269,7 @@ def main() -> None:
 
     set_seed(args.seed)
     lesson = prepare(args)
-    count = max(1, min(HELD_OUT_MOST, round(len(lesson.questions) * HELD_OUT_SHARE)))
+    count = max(1, min(MAX_HELD_OUT, round(len(lesson.questions) * HELD_OUT_SHARE)))
     learn, held_out = lesson.part(slice(count, None)), lesson.part(slice(count))
     print(f"{len(learn.questions):,} questions to learn from, {count} held out")
     model = start_model(args.start, args.max_length, args.output / "start")

@@ -62,9 +62,9 @@ def _rows_of_command(parser: argparse.ArgumentParser) -> Iterator[str]:
         name = action.dest
         as_in_reranker = name in described and action.help == help_text(name)
         if not as_in_reranker and name in of_server and action.help == help_text(name, ProcessSettings):
-            (default,) = (one.default for one in fields(ProcessSettings) if one.name == name)
-            shown = "" if default is None or of_server[name].is_flag else f" Default: `{default}`."
-            yield f"| `{action.option_strings[-1]}` | {of_server[name].help}{shown} |\n"
+            setting = of_server[name]
+            shown = "" if setting.default is None or setting.is_flag else f" Default: `{setting.default}`."
+            yield f"| `{action.option_strings[-1]}` | {setting.help}{shown} |\n"
         elif as_in_reranker:
             choices = ", ".join(f"`{choice}`" for choice in described[action.dest].choices)
             values = f": {'one or several of ' if action.nargs == '+' else ''}{choices}" if choices else ""

@@ -37,9 +37,10 @@ _FLAGS = {"true": True, "1": True, "false": False, "0": False}
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """A setting, beside its name, type and default.
+    """A setting, beside its name and type.
 
     Attributes:
+        default: Its default; None often means that something else decides.
         help: What it does, in one line of Markdown.
         check: Takes the name to show and a value; returns the valid value or raises `InvalidInputError`.
         from_text: Turns the text of an option or an environment variable into a value; `ValueError` if it cannot.
@@ -48,6 +49,7 @@ class Description:
         metavar: What stands for the value in the help of the command line.
     """
 
+    default: Any
     help: str
     check: Callable[[str, Any], Any]
     from_text: Callable[[str], object] = str
@@ -81,7 +83,8 @@ def setting(
     default: object, help_text: str, check: Callable[[str, Any], Any], *, secret: bool = False, **more: Any
 ) -> Any:
     """Return the dataclass field of a setting; a secret is kept out of `repr`, dicts and pickles."""
-    return field(default=default, repr=not secret, metadata={"description": Description(help_text, check, **more)})
+    description = Description(default, help_text, check, **more)
+    return field(default=default, repr=not secret, metadata={"description": description})
 
 
 def flag_from_text(text: str) -> bool:

@@ -428,8 +428,11 @@ async def test_a_function_is_a_node_too():
 async def test_a_state_without_documents_is_refused():
     """The message names what is there."""
     step = MarcoRerank(reranker=WordOverlapScorer()).as_runnable()
-    for state, shown in (({"query": QUERY}, r"has the keys \['query'\]"), (Search(query=QUERY), "is a Search")):
-        with pytest.raises(InvalidInputError, match=f"The input {shown}; expected a dict with 'documents'"):
+    for state, shown in (
+        ({"query": QUERY}, r"has the keys \['query'\]"),
+        (Search(query=QUERY), "is a Search without `documents`"),
+    ):
+        with pytest.raises(InvalidInputError, match=f"The input {shown}; expected a dict or an object"):
             await step.ainvoke(state)
 
 

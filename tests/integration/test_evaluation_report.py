@@ -359,6 +359,13 @@ def test_an_evaluation_draws_the_charts_of_its_report(kind, chosen):
     assert labels <= words_of(svg)
 
 
+def test_a_chart_needs_only_what_it_shows(chosen, monkeypatch):
+    """The comparison of models reads no candidates."""
+    for name in ("judged_candidates", "query_changes"):
+        monkeypatch.setattr(f"marcorank.evaluation.report.{name}", None)
+    assert chosen[0].plot().title
+
+
 def test_what_cannot_be_drawn_is_said():
     """A wrong kind lists all kinds; without relevant candidates or choices the message says what is missing."""
     evaluation = evaluated(collection(4, relevant=0))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import zlib
+from types import SimpleNamespace
 from typing import Any
 
 import chromadb
@@ -177,9 +178,10 @@ def test_a_whole_rag_chain(base, rerank):
 @pytest.mark.parametrize(
     ("state", "message"),
     [
-        ({"documents": []}, r"has the keys \['documents'\]; expected a dict with 'documents' and with 'query'"),
+        ({"documents": []}, r"has the keys \['documents'\]; expected a dict or an object with `documents` and with"),
         ({"query": "a", "context": []}, r"has the keys \['context', 'query'\]; expected"),
-        ("a", "The input is a str; expected a dict"),
+        ("a", "The input is a str without `documents`; expected a dict or an object"),
+        (SimpleNamespace(documents=[]), "is a SimpleNamespace without `query`; expected a dict or an object"),
     ],
 )
 def test_a_missing_input_key_is_named(rerank, state, message):

@@ -53,6 +53,16 @@ def test_svg_contains_text(results, tmp_path):
     assert "openvino" not in text
 
 
+def test_a_chart_replaces_the_old_one(results, tmp_path):
+    """An SVG gets its name when it is complete; nothing is written over the file that has it."""
+    chart = tmp_path / "speed.svg"
+    chart.write_text("old")
+    (tmp_path / "kept").hardlink_to(chart)
+    results.write_chart(chart)
+    assert chart.read_text("utf-8").startswith("<svg")
+    assert (tmp_path / "kept").read_text() == "old"
+
+
 def test_a_result_shows_itself_in_a_notebook(results):
     """A chart of the speeds, and a table of the measured contestants with escaped names."""
     figure = results.plot()

@@ -276,7 +276,8 @@ class Results:
         figure = self.plot()
         with errors_of_writing(path):
             if Path(path).suffix.lower() == ".svg":
-                Path(path).write_text(figure.to_svg(), encoding="utf-8")
+                with written(path) as file:
+                    file.write(figure.to_svg())
             else:
                 figure.savefig(path, dpi=160)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from marcorank._arguments import whole_number
@@ -84,9 +83,9 @@ def add_settings(
         keep_defaults: Whether an option that is not given has its default; else it is left out.
     """
     described = descriptions(record)
-    usual = {one.name: one.default for one in fields(record)}
     for name in names:
-        setting, default = described[name], usual[name] if keep_defaults else argparse.SUPPRESS
+        setting = described[name]
+        default = setting.default if keep_defaults else argparse.SUPPRESS
         option = setting.option or f"--{name.replace('_', '-')}"
         if setting.is_flag:
             more: dict[str, Any] = {"action": "store_true", "default": default}
@@ -138,9 +137,8 @@ def _reader(setting: Description, option: str) -> Callable[[str], Any]:
 def help_text(name: str, record: type[ModelSettings] = SharedSettings) -> str:
     """Return the help of the option of a setting."""
     setting = descriptions(record)[name]
-    (default,) = (one.default for one in fields(record) if one.name == name)
     # Like the help of the other options: no Markdown, no capital, no full stop, and options instead of settings.
     text = re.sub(r"`([a-z]+_[a-z]+)`", lambda found: f"--{found[1].replace('_', '-')}", setting.help)
     text = text.replace("`", "").removesuffix(".")
-    shown = "" if default is None or setting.is_flag else f" (default: {default})"
+    shown = "" if setting.default is None or setting.is_flag else f" (default: {setting.default})"
     return f"{text[0].lower()}{text[1:]}{shown}".replace("%", "%%")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
+from dataclasses import dataclass
+from functools import cached_property
 from importlib import metadata, resources
 from statistics import median
 from typing import TYPE_CHECKING
@@ -20,15 +22,12 @@ from marcorank.evaluation.thresholds import judged_candidates
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from marcorank.collections.records import Collection
     from marcorank.evaluation.changes import QueryChange
     from marcorank.evaluation.records import MeasureResult, ModelResult
     from marcorank.evaluation.thresholds import Candidates
-
-KINDS = ("quality", "gains", "moves", "scores", "thresholds", "top_n", "top_k", "sweep", "blend")
-"""The charts of a report."""
 
 _NO_THRESHOLD = "No relevant passage is among the candidates, so no threshold can be chosen."
 _NO_SETTINGS = "No settings were tried for this model."
@@ -58,10 +57,10 @@ def render_report(
         raise MissingExtraError(
             'The report needs matplotlib and jinja2: pip install "marcorank[evaluation]"'
         ) from error
-    changes = query_changes(collection, shown, relevant_grade=relevant_grade)
-    by_difference = sorted(changes, key=lambda change: change.difference)
-    candidates = judged_candidates(collection, shown.logits, relevant_grade=relevant_grade)
-    drawn = _drawings(collection, models, shown, changes, candidates, relevant_grade=relevant_grade)
+    material = _Material(collection, models, shown, relevant_grade)
+    drawn = {kind: draw(material) for kind, draw in _CHARTS.items()}
+    by_difference = sorted(material.changes, key=lambda change: change.difference)
+    candidates = material.candidates
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "value": value,
@@ -104,43 +103,108 @@ def render_report(
     return page.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def drawings(
-    collection: Collection, models: Sequence[ModelResult], shown: ModelResult, *, relevant_grade: int
-) -> dict[str, Drawing]:
-    """Return the charts of a report by kind; the caption of one without a picture says why it has none."""
-    changes = query_changes(collection, shown, relevant_grade=relevant_grade)
-    candidates = judged_candidates(collection, shown.logits, relevant_grade=relevant_grade)
-    drawn = _drawings(collection, models, shown, changes, candidates, relevant_grade=relevant_grade)
+def drawing(
+    kind: str, collection: Collection, models: Sequence[ModelResult], shown: ModelResult, *, relevant_grade: int
+) -> Drawing:
+    """Return a chart of a report; the caption of one without a picture says why it has none."""
     # The page has the names of the models beside their numbers.
-    return drawn | {"quality": figures.quality(models, named=True)}
+    return _CHARTS[kind](_Material(collection, models, shown, relevant_grade, named=True))
 
 
-def _drawings(
-    collection: Collection,
-    models: Sequence[ModelResult],
-    shown: ModelResult,
-    changes: Sequence[QueryChange],
-    candidates: Candidates,
-    *,
-    relevant_grade: int,
-) -> dict[str, Drawing]:
-    found = shown.depths[-1].measures[0]
-    moves = [(one.old_rank, one.new_rank) for change in changes for one in change.candidates if one.relevant]
-    relevant = sum(grade >= relevant_grade for grades in collection.qrels.values() for grade in grades.values())
-    drawn = {
-        "quality": figures.quality(models),
-        "gains": figures.gains(found),
-        "moves": figures.moves(moves, out_of_reach=relevant - len(moves)),
-        "scores": figures.scores(candidates, shown.cuts),
-    }
-    if shown.cuts is not None:
-        drawn["thresholds"] = figures.thresholds(shown.cuts)
-        drawn["top_n"], drawn["top_k"] = figures.top_n_and_top_k(shown.cuts, found.measure)
-    if shown.choices is not None:
-        drawn["sweep"], drawn["blend"] = figures.sweep(shown.choices)
-    for kind in KINDS[4:]:
-        drawn.setdefault(kind, Drawing(kind, _NO_SETTINGS if kind in KINDS[7:] else _NO_THRESHOLD, None))
-    return drawn
+@dataclass(frozen=True)
+class _Material:
+    """What charts are made of; what is derived from it is computed once, and only for a chart that shows it.
+
+    Attributes:
+        collection: The judged queries.
+        models: All models.
+        shown: The model of which the queries, passages and thresholds are shown.
+        relevant_grade: Minimum grade of a relevant passage.
+        named: Whether the chart that compares the models names them.
+    """
+
+    collection: Collection
+    models: Sequence[ModelResult]
+    shown: ModelResult
+    relevant_grade: int
+    named: bool = False
+
+    @property
+    def measure(self) -> MeasureResult:
+        """The first measure of the model."""
+        return self.shown.depths[-1].measures[0]
+
+    @cached_property
+    def changes(self) -> list[QueryChange]:
+        """What reranking did to each query."""
+        return query_changes(self.collection, self.shown, relevant_grade=self.relevant_grade)
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """All candidates with their logits and judgements."""
+        return judged_candidates(self.collection, self.shown.logits, relevant_grade=self.relevant_grade)
+
+
+def _quality(of: _Material) -> Drawing:
+    return figures.quality(of.models, named=of.named)
+
+
+def _gains(of: _Material) -> Drawing:
+    return figures.gains(of.measure)
+
+
+def _moves(of: _Material) -> Drawing:
+    moves = [(one.old_rank, one.new_rank) for change in of.changes for one in change.candidates if one.relevant]
+    grades = (grade for judged in of.collection.qrels.values() for grade in judged.values())
+    return figures.moves(moves, out_of_reach=sum(grade >= of.relevant_grade for grade in grades) - len(moves))
+
+
+def _scores(of: _Material) -> Drawing:
+    return figures.scores(of.candidates, of.shown.cuts)
+
+
+def _thresholds(of: _Material) -> Drawing:
+    cuts = of.shown.cuts
+    return Drawing("thresholds", _NO_THRESHOLD, None) if cuts is None else figures.thresholds(cuts)
+
+
+def _top_n(of: _Material) -> Drawing:
+    cuts = of.shown.cuts
+    if cuts is None:
+        return Drawing("top_n", _NO_THRESHOLD, None)
+    return figures.top_n_and_top_k(cuts, of.measure.measure)[0]
+
+
+def _top_k(of: _Material) -> Drawing:
+    cuts = of.shown.cuts
+    if cuts is None:
+        return Drawing("top_k", _NO_THRESHOLD, None)
+    return figures.top_n_and_top_k(cuts, of.measure.measure)[1]
+
+
+def _sweep(of: _Material) -> Drawing:
+    choices = of.shown.choices
+    return Drawing("sweep", _NO_SETTINGS, None) if choices is None else figures.sweep(choices)[0]
+
+
+def _blend(of: _Material) -> Drawing:
+    choices = of.shown.choices
+    return Drawing("blend", _NO_SETTINGS, None) if choices is None else figures.sweep(choices)[1]
+
+
+_CHARTS: dict[str, Callable[[_Material], Drawing]] = {
+    "quality": _quality,
+    "gains": _gains,
+    "moves": _moves,
+    "scores": _scores,
+    "thresholds": _thresholds,
+    "top_n": _top_n,
+    "top_k": _top_k,
+    "sweep": _sweep,
+    "blend": _blend,
+}
+KINDS = tuple(_CHARTS)
+"""The charts of a report."""
 
 
 def _present(drawn: Mapping[str, Drawing], *kinds: str) -> list[Drawing]:

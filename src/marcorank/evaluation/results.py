@@ -18,7 +18,7 @@ from marcorank.errors import InvalidInputError
 from marcorank.evaluation.comparison import compare
 from marcorank.evaluation.measures import reranked
 from marcorank.evaluation.recommending import choice_lines
-from marcorank.evaluation.report import KINDS, drawings, render_report
+from marcorank.evaluation.report import KINDS, drawing, render_report
 from marcorank.evaluation.scores import file_name
 from marcorank.evaluation.thresholds import SHOWN_RECALL
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
@@ -186,10 +186,11 @@ class Evaluation:
             MissingExtraError: matplotlib is not installed.
         """
         one_of("kind", kind, KINDS)
-        drawing = drawings(self.collection, self.models, self._shown(model), relevant_grade=self.relevant_grade)[kind]
-        if drawing.paint is None:
-            raise InvalidInputError(f"There is nothing to draw for {quoted(kind)}. {drawing.caption}")
-        return drawing.figure()
+        shown = self._shown(model)
+        drawn = drawing(kind, self.collection, self.models, shown, relevant_grade=self.relevant_grade)
+        if drawn.paint is None:
+            raise InvalidInputError(f"There is nothing to draw for {quoted(kind)}. {drawn.caption}")
+        return drawn.figure()
 
     def _shown(self, model: str | None) -> ModelResult:
         if model is not None:

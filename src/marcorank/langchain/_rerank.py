@@ -280,7 +280,9 @@ def _documents_and_query(state: object) -> tuple[Any, Any]:
         shown = (
             f"has the keys [{first_few(sorted(map(str, state)), 10)}]"
             if isinstance(state, Mapping)
-            else f"is a {type(state).__name__}"
+            else f"is a {type(state).__name__} without `{'documents' if 'documents' not in found else 'query'}`"
         )
-        raise InvalidInputError(f"The input {shown}; expected a dict with 'documents' and with 'query' or 'question'.")
+        raise InvalidInputError(
+            f"The input {shown}; expected a dict or an object with `documents` and with `query` or `question`."
+        )
     return found["documents"], found[query_key]
