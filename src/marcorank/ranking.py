@@ -228,11 +228,14 @@ def unranked(query: str, model: str, passages: Sequence[str], status: RerankStat
 
 
 def _cells(results: Sequence[RankedPassage], max_chars: int) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Return the header and the rows of the table; the columns of `skim` and `blend` only where there are values."""
+    """Return the header and the rows of the table; those of `skim` and `blend` only where there are values."""
     columns = {"blended": "blended_score", "score": "score", "logit": "logit", "skim": "skim_logit"}
     for header, name in list(columns.items()):
         if name in _OF_OPTIONS and all(getattr(result, name) is None for result in results):
             del columns[header]
+    # Scores are logits with the activation "identity".
+    if all(result.logit in {None, result.score} for result in results):
+        del columns["logit"]
     return ("rank", "index", *columns, "text"), [
         (
             str(result.rank),

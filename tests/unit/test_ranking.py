@@ -187,6 +187,16 @@ def test_a_ranking_prints_as_a_table():
     assert len(str(Ranking("q", "tiny", ())).splitlines()) == 2
 
 
+@pytest.mark.parametrize("logit", [0.75, None])
+def test_a_table_has_logits_only_where_they_are_not_the_scores(logit):
+    """Logits are a column of their own only with an activation that changes them, on a terminal and in a notebook."""
+    same = Ranking("q", "tiny", (RankedPassage(0, 1, 0.75, logit, "a"), RankedPassage(1, 2, None, None, "b")))
+    lines = [line.split() for line in str(same).splitlines()]
+    assert lines[1:] == [["rank", "index", "score", "text"], ["1", "0", "0.7500", "a"], ["2", "1", "-", "b"]]
+    assert "logit" not in same._repr_html_()
+    assert "logit" in ranking()._repr_html_()
+
+
 def test_a_ranking_with_half_a_surrogate_pair_can_be_printed():
     """Texts that were cut in the middle of an emoji are printed with a question mark, everywhere."""
     half = "half \ud83c of a pair"
