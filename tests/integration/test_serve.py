@@ -8,10 +8,12 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -255,6 +257,20 @@ def test_half_a_head_closes_the_connection(requests, gate):
             assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
         slow.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\n")
         assert received(slow) == b""
+
+
+def test_the_image_is_healthy_on_the_port_that_is_set(server):
+    """Its health check asks the server where `MARCORANK_PORT` says, and fails where nobody listens."""
+    dockerfile = (Path(__file__).parents[2] / "Dockerfile").read_text("utf-8")
+    _, *command = json.loads(re.search(r"(?m)^    CMD (\[.*\])$", dockerfile)[1])
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        unused = other.getsockname()[1]
+    for port, is_healthy in ((urlsplit(server.url).port, True), (unused, False)):
+        environment = {**os.environ, "MARCORANK_PORT": str(port)}
+        done = subprocess.run(  # noqa: S603 -- as Docker runs it
+            [sys.executable, *command], env=environment, capture_output=True, timeout=TIMEOUT_S, check=False
+        )
+        assert (done.returncode == 0) is is_healthy
 
 
 def test_probes_may_ask_for_the_head_only(client):

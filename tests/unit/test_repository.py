@@ -70,7 +70,7 @@ def test_the_image_serves_as_the_command_line_does():
     assert (options.command, options.host, "port" in options) == ("serve", "0.0.0.0", False)  # noqa: S104
     port = ProcessSettings().port
     assert f"EXPOSE {port}\n" in dockerfile
-    assert f"http://127.0.0.1:{port}/ready" in dockerfile
+    assert f"getenv('MARCORANK_PORT', '{port}')" in dockerfile
     assert f'"127.0.0.1:{port}:{port}"' in (ROOT / "compose.yaml").read_text("utf-8")
 
 
