@@ -129,8 +129,8 @@ class Moved:
 def print_moves(question: str, rows: Sequence[Moved], *, model: str, top_n: int) -> None:
     """Print how the second stage changed the ranks; the passages above the line are used for the answer."""
     width = max(shutil.get_terminal_size((120, 24)).columns, 60)
-    print(f"\nQuestion: {question}\nReranked by {model}", end="")
-    print(", the model in the wheel; --model ms-marco-MiniLM-L6-v2 was trained to rank" if model == "bundled" else "")
+    better = "the bundled model. For better rankings: --model ms-marco-MiniLM-L6-v2 (a download)"
+    print(f"\nQuestion: {question}\nReranked by {better if model == 'bundled' else model}")
     print(f"\n{'rank':>11}  {'first':>6}  {'new':>8}  passage (similarity in the store, score of the cross-encoder)")
     for rank, row in enumerate(rows, 1):
         move = row.first_rank - rank

@@ -260,8 +260,10 @@ def main() -> None:
     parser.add_argument("--start", default=encoder, help="model to train: a cross-encoder, or an encoder of any kind")
     parser.add_argument("--max-length", type=int, default=128, help="tokens of query and passage in training")
     parser.add_argument("--epochs", type=float, default=1, help="how often each candidate is seen")
-    parser.add_argument("--steps", type=int, default=-1, help="stop after so many, whatever --epochs says")
-    parser.add_argument("--batch-size", type=int, default=8, help=f"questions a step, each with {TOGETHER} candidates")
+    parser.add_argument("--steps", type=int, default=-1, help="stop after so many; overrides --epochs")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help=f"rows a step, each a question with {TOGETHER} candidates"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-4, help="small models take up to 5e-4")
     parser.add_argument("--save-steps", type=int, default=200, help="steps between checkpoints and evaluations")
     parser.add_argument("--seed", type=int, default=7)

@@ -110,6 +110,31 @@ def test_a_block_that_is_not_run_says_why(page):
         assert block.mark == "" or _REASON.search(text[: block.start]), f"{page_name(page)}:{block.line}: no reason"
 
 
+# What brings a package that the blocks of a page import.
+INSTALLED_BY = {
+    "cohere": "cohere",
+    "fastapi": "fastapi",
+    "langchain.agents": "langchain",
+    "langchain_classic": "langchain-classic",
+    "langchain_core": "langchain",
+    "llama_index.core": "llama-index",
+    "llama_index.postprocessor.tei_rerank": "llama-index-postprocessor-tei-rerank",
+    "marcorank.ray": "ray",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.is_relative_to(DOCS / "how-to")], ids=page_name)
+def test_a_page_names_what_its_blocks_need(page):
+    """Who installs what a page says can run it; what a page migrates from is there already."""
+    text = page.read_text(encoding="utf-8")
+    after = text.partition("## After\n")[2] or text
+    commands = re.findall(r"pip install ([^\n`]+)", text)
+    installed = {name for command in commands for name in re.split(r"[\s\[\],\"]+", command)}
+    needed = {name for module, name in INSTALLED_BY.items() if re.search(rf"(?m)^(?:from|import) {module}\b", after)}
+    assert needed - installed == set()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_relative_links_resolve(page):
     """A link to a file of the repository finds it, and a link to a heading finds that."""
