@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, TypeVar
+from functools import wraps
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -13,11 +15,18 @@ from marcorank._text import first_few, is_blank, quoted
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
 T = TypeVar("T")
+P = ParamSpec("P")
+
+# By package, without importing it: what to do with its objects, where a text is expected.
+_INSTEAD_OF_OBJECTS = {
+    "langchain_core": "Pass `page_content` of a document, or rank documents with `marcorank.langchain.MarcoRerank`.",
+    "llama_index": "Pass `get_content()` of a node, or rank nodes with `marcorank.llama_index.MarcoRerank`.",
+}
 
 
 def one_of(name: str, value: T, allowed: Sequence[object]) -> T:
@@ -167,18 +176,33 @@ def passage_texts(value: object) -> list[str]:
     Raises:
         InvalidInputError: It is not a collection of texts, or one of its items is not a text.
     """
-    if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+    instead = _instead_of_object(value)
+    if instead or isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
+        hint = f" {instead}" if instead else ""
         raise InvalidInputError(
-            f"`passages` is a {type(value).__name__}; expected a list of str, even for a single passage."
+            f"`passages` is a {type(value).__name__}; expected a list of str, even for a single passage.{hint}"
         )
     passages = list(value)
     for index, passage in enumerate(passages):
         if not isinstance(passage, str):
             raise InvalidInputError(
-                f"`passages[{index}]` is {quoted(passage)}; expected a str. Leave out passages without text, or "
-                "pass ''."
+                f"`passages[{index}]` is {quoted(passage)}; expected a str. {_instead_of_passage(passage)}"
             )
     return passages
+
+
+def _instead_of_object(value: object) -> str:
+    """Return what to do instead of passing an object of LangChain or LlamaIndex; "" for others."""
+    packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    return next((advice for package, advice in _INSTEAD_OF_OBJECTS.items() if package in packages), "")
+
+
+def _instead_of_passage(value: object) -> str:
+    if value is None:
+        return "Leave out passages without text, or pass ''."
+    if isinstance(value, Mapping):
+        return "Pass the text in it, such as passage['text']."
+    return _instead_of_object(value) or "Pass its text."
 
 
 def check_names(given: object, known: Iterable[str], *, required: str | None = None) -> None:
@@ -198,6 +222,52 @@ def check_names(given: object, known: Iterable[str], *, required: str | None = N
         raise InvalidInputError(f"{quoted(required)} is missing; expected some of {', '.join(names)}.")
 
 
+def check_arguments(function: str, given: Iterable[str], known: Iterable[str], elsewhere: Mapping[str, str]) -> None:
+    """Check that a function has these keyword arguments.
+
+    Args:
+        function: Name of the function, for the message.
+        given: Names that were passed.
+        known: Names that it has.
+        elsewhere: For names that it has not, a sentence that says where they belong.
+
+    Raises:
+        TypeError: It has no such argument, as for any function of Python.
+    """
+    known = [*known]
+    for name in given:
+        if name not in known:
+            meant = next(iter(difflib.get_close_matches(name, [*known, *elsewhere], n=1)), "")
+            hint = "" if meant in {"", name} else f" Did you mean {quoted(meant)}?"
+            where = f" {elsewhere[meant]}" if meant in elsewhere else ""
+            raise TypeError(f"{function}() got an unexpected keyword argument {quoted(name)}.{hint}{where}")
+
+
+def explains_arguments(elsewhere: Mapping[str, str]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Decorate a method so that its error for an unknown argument is that of `check_arguments`."""
+
+    def decorate(method: Callable[P, T]) -> Callable[P, T]:
+        known = frozenset(inspect.signature(method).parameters)
+
+        def check(given: Mapping[str, object]) -> None:
+            if not known.issuperset(given):
+                check_arguments(method.__qualname__, given, sorted(known - {"self"}), elsewhere)
+
+        @wraps(method)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            check(kwargs)
+            return method(*args, **kwargs)
+
+        @wraps(method)
+        async def call_async(*args: P.args, **kwargs: P.kwargs) -> Any:
+            check(kwargs)
+            return await cast("Any", method(*args, **kwargs))
+
+        return cast("Callable[P, T]", call_async) if inspect.iscoroutinefunction(method) else call
+
+    return decorate
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return a question that names the setting most like a misspelt one; "" if none is like it."""
     return "".join(f" Did you mean {quoted(match)}?" for match in difflib.get_close_matches(str(name), known, n=1))
@@ -211,6 +281,11 @@ def request_pair(value: object) -> tuple[str, list[str]]:
     """
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise InvalidInputError(f"A request is {quoted(value)}; expected a pair of a query and a list of passages.")
+    if isinstance(value[0], (list, tuple)) and isinstance(value[1], str):
+        raise InvalidInputError(
+            f"`query` is {quoted(value[0])} and `passages` is {quoted(value[1])}; expected the query first, and then "
+            "the passages."
+        )
     return query_text(value[0]), passage_texts(value[1])
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from marcorank._arguments import (
+    check_arguments,
     check_names,
-    did_you_mean,
-    passage_texts,
-    query_text,
+    explains_arguments,
+    request_pair,
     request_parts,
     score_threshold_or_none,
     top_n_or_none,
@@ -48,6 +48,11 @@ if TYPE_CHECKING:
 # For the message of an unknown argument.
 RerankerSettings.__init__.__qualname__ = "Reranker.__init__"
 _SETTINGS = tuple(descriptions(RerankerSettings))
+_OF_RANK = {
+    name: f"`{name}` is an argument of `rank`: reranker.rank(query, passages, {name}=...)."
+    for name in ("top_n", "score_threshold", "retrieval_scores")
+}
+_OF_CONSTRUCTOR = {name: f"`{name}` is a setting: Reranker(..., {name}=...)." for name in _SETTINGS}
 _CHANGEABLE = ("activation", "on_error", "timeout_s", "fallback")
 # A custom scorer may block each of them.
 _THREADS_FOR_A_SCORER = 16
@@ -88,10 +93,7 @@ class Reranker:
 
     @takes(RerankerSettings)
     def __init__(self, *args: Any, **settings: Any) -> None:
-        for name in settings:
-            if name not in _SETTINGS:
-                hint = did_you_mean(name, _SETTINGS)
-                raise TypeError(f"Reranker.__init__() got an unexpected keyword argument {quoted(name)}.{hint}")
+        check_arguments("Reranker.__init__", settings, _SETTINGS, _OF_RANK)
         given = RerankerSettings(*args, **settings)
         self._custom = None if isinstance(given.model, str) else cast("Scorer", given.model)
         self.model = given.model
@@ -166,6 +168,7 @@ class Reranker:
         """Output of the model: `"logit"`, or `"probability"` for a server that returns nothing else."""
         return self._score_kind
 
+    @explains_arguments({**_OF_CONSTRUCTOR, **_OF_RANK})
     def score(self, query: str, passages: Iterable[str]) -> NDArray[np.float32]:
         """Return the logit of each passage, in input order, or its probability if `score_kind` is `"probability"`.
 
@@ -184,11 +187,12 @@ class Reranker:
             ScoreError: The model did not return one finite logit for each passage.
             MarcoRankError: The model cannot be loaded, or the server cannot be used; see `errors`.
         """
-        request = (query_text(query), passage_texts(passages))
+        request = request_pair((query, passages))
         limit = None if self.timeout_s is None else TimeLimit(self.timeout_s, self.timeout_s)
         (scores,) = run(self._model.run(self._model.score([request]), limit))
         return scores.logits
 
+    @explains_arguments(_OF_CONSTRUCTOR)
     def rank(
         self,
         query: str,
@@ -216,6 +220,7 @@ class Reranker:
         request = _request(query, passages, retrieval_scores)
         return run(self._rank([request], top_n, score_threshold))[0]
 
+    @explains_arguments({**_OF_CONSTRUCTOR, "retrieval_scores": "They are the third part of a request."})
     def rank_many(
         self,
         requests: Iterable[tuple[str, Iterable[str]] | tuple[str, Iterable[str], Iterable[float | None] | None]],
@@ -238,6 +243,7 @@ class Reranker:
         checked = [RankRequest(*request_parts(request)) for request in requests]
         return run(self._rank(checked, top_n, score_threshold))
 
+    @explains_arguments(_OF_CONSTRUCTOR)
     async def arank(
         self,
         query: str,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from pydantic import ValidationError
 import marcorank
 from marcorank import Logistic, MarcoRankError, Reranker, langchain, llama_index, otel
 from marcorank.cli import main
+from marcorank.errors import InvalidInputError
 from marcorank.evaluation import (
     Collection,
     calibrate,
@@ -223,6 +226,78 @@ def test_a_message_holds_no_long_part_of_a_value(call):
     with pytest.raises((MarcoRankError, ValidationError)) as caught:
         call()
     check(str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("call", "advice"),
+    [
+        (
+            lambda _: Reranker("bundled", top_n=3),
+            "'top_n'. `top_n` is an argument of `rank`: reranker.rank(query, passages",
+        ),
+        (lambda _: Reranker("bundled", top_k=3), "Did you mean 'top_n'? `top_n` is an argument of `rank`"),
+        (lambda core: core.rank("q", ["a"], top_k=1), "Reranker.rank() got .* 'top_k'. Did you mean 'top_n'?"),
+        (
+            lambda core: core.rank("q", ["a"], activation="sigmoid"),
+            "`activation` is a setting: Reranker(..., activation",
+        ),
+        (lambda core: core.score("q", ["a"], top_n=1), "Reranker.score() got .* `top_n` is an argument of `rank`"),
+        (lambda core: core.rank_many([], top_k=1), "Reranker.rank_many() got .* Did you mean 'top_n'?"),
+        (lambda core: asyncio.run(core.arank("q", ["a"], top_k=1)), "Reranker.arank() got .* Did you mean 'top_n'?"),
+    ],
+)
+def test_an_unknown_argument_is_explained(call, advice):
+    """A name that exists elsewhere, or almost so, says where it belongs; the error is the TypeError of Python."""
+    with pytest.raises(TypeError, match=re.escape(advice).replace(re.escape(".*"), ".*")):
+        call(Reranker(SHARED))
+
+
+def test_the_methods_keep_their_signatures():
+    """What explains unknown arguments is invisible to editors and to frameworks that look for coroutines."""
+    assert list(inspect.signature(Reranker.rank).parameters)[:4] == ["self", "query", "passages", "top_n"]
+    assert [name for name in vars(Reranker) if inspect.iscoroutinefunction(getattr(Reranker, name))] == ["arank"]
+
+
+@pytest.mark.parametrize(
+    ("query", "passages", "advice"),
+    [
+        (
+            ["a", "b"],
+            "q",
+            "`query` is ['a', 'b'] and `passages` is 'q'; expected the query first, and then the passages.",
+        ),
+        (
+            "q",
+            [Document("a")],
+            "`passages[0]` is <Document object>; expected a str. Pass `page_content` of a document, or",
+        ),
+        ("q", Document("a"), "`passages` is a Document; expected a list of str.*`marcorank.langchain.MarcoRerank`"),
+        ("q", nodes(), "Pass `get_content()` of a node, or rank nodes with `marcorank.llama_index.MarcoRerank`."),
+        ("q", [{"text": "a"}], "expected a str. Pass the text in it, such as passage['text']."),
+        ("q", [None], "expected a str. Leave out passages without text, or pass ''."),
+        ("q", [3], "`passages[0]` is 3; expected a str. Pass its text."),
+    ],
+)
+@pytest.mark.parametrize("method", ["rank", "score"])
+def test_advice_fits_what_was_passed(method, query, passages, advice):
+    """Swapped arguments, documents, nodes and dicts each have advice of their own."""
+    with pytest.raises(InvalidInputError, match=re.escape(advice).replace(re.escape(".*"), ".*")):
+        getattr(Reranker(SHARED), method)(query, passages)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("http://host:1", r"`model` does not name the API .* as in 'tei\+http://host:1'\.$"),
+        ("tie+http://host", "`model` begins with 'tie'; expected one of tei, vllm"),
+        ("cohere+http://host", "`model` has no name of a model, which a cohere server needs; append it to the URL"),
+        ("tei+http://u:p@host", "`model` contains a user name or password; remove them and pass `token`"),
+    ],
+)
+def test_a_message_about_an_address_names_the_argument_that_holds_it(address, message):
+    """`Reranker` has no `url`, `dialect` or `api_key`."""
+    with pytest.raises(InvalidInputError, match=message):
+        Reranker(address)
 
 
 ROWS = {

@@ -84,7 +84,7 @@ def test_a_shorter_base_can_be_suggested(url, shorter):
             {},
             "does not name the API.* tei, vllm, infinity, cohere, jina, voyage, .*tei.http://host",
         ),
-        ("tie+http://host", {}, "`dialect` is 'tie'; expected one of tei, vllm"),
+        ("tie+http://host", {}, "`url` begins with 'tie'; expected one of tei, vllm"),
         ("http://host", {"dialect": "tie"}, "`dialect` is 'tie'; expected one of tei"),
         ("http://host", {"dialect": ""}, "`dialect` is ''; expected one of tei"),
         ("http://host", {"dialect": 3}, "`dialect` is 3; expected one of tei"),

@@ -32,6 +32,7 @@ from marcorank._models.vocabulary import check_vocabulary
 from marcorank._text import first_few, message_of, quoted
 from marcorank.errors import InvalidInputError, MarcoRankError, MissingExtraError, ModelLoadError
 from marcorank.remote import RemoteScorer, is_remote
+from marcorank.remote.address import parse_address
 from marcorank.scorer import score_kind
 from marcorank.settings import ModelSettings, RerankerSettings, defaults
 
@@ -196,6 +197,8 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
 
 
 def _remote_scorer(settings: RerankerSettings) -> RemoteScorer:
+    # Here the address is that of a model, and the key is a token.
+    parse_address(settings.name, name="model", key="token")
     return RemoteScorer(
         settings.name, api_key=settings.token, max_passages_per_request=settings.max_passages_per_request
     )

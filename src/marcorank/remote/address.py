@@ -24,7 +24,6 @@ _HOST = re.compile(r"([\w-]{1,63}\.)*[\w-]{1,63}\.?|[0-9a-f:.]*:[0-9a-f:.]*", re
 # The endpoint of vLLM, TEI and all vendors, and its other name in llama.cpp: vendors document addresses with it.
 _ENDPOINTS = ("/rerank", "/reranking")
 _VERSIONS = ("/v1", "/v2")
-_INVALID_HOST = "`url` has no valid host and port; expected a URL such as 'tei+http://host:8080'."
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,9 @@ def is_remote(name: str) -> bool:
     return match is not None and (match["scheme"].lower() in _SCHEMES or (match["dialect"] or "").lower() in DIALECTS)
 
 
-def parse_address(url: object, *, dialect: object = None, model: str | None = None) -> Address:
+def parse_address(
+    url: object, *, dialect: object = None, model: str | None = None, name: str = "url", key: str = "api_key"
+) -> Address:
     """Parse the URL of a server.
 
     Args:
@@ -100,6 +101,8 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
             fragment is the name of the model: `"infinity+http://host:7997#cross-encoder/ms-marco-MiniLM-L6-v2"`.
         dialect: API of the server; None if it is part of the URL.
         model: Name of the model; None if it is part of the URL or the server has only one.
+        name: The argument that holds the URL, for messages; where it is not `url`, there is no other for the rest.
+        key: The argument for the key, for messages.
 
     Raises:
         InvalidInputError: The URL is invalid or contradicts the other arguments. No message repeats a URL that may
@@ -107,26 +110,30 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
     """
     if not isinstance(url, str):
         raise InvalidInputError(
-            f"`url` is of type {type(url).__name__}; expected a str such as 'tei+http://host:8080'."
+            f"`{name}` is of type {type(url).__name__}; expected a str such as 'tei+http://host:8080'."
         )
-    for name, text in (("url", url), ("model", model)):
+    for argument, text in ((name, url), ("model", model)):
         # They are part of every message about the server.
         if text is not None and len(text) > _MAX_CHARS:
-            raise InvalidInputError(f"`{name}` has {len(text):,} characters; expected at most {_MAX_CHARS}.")
+            raise InvalidInputError(f"`{argument}` has {len(text):,} characters; expected at most {_MAX_CHARS}.")
     match = _SCHEME.match(url)
     if match is None:
-        raise InvalidInputError("`url` has no scheme; expected a URL such as 'tei+http://host:8080'.")
+        raise InvalidInputError(f"`{name}` has no scheme; expected a URL such as 'tei+http://host:8080'.")
     scheme = match["scheme"].lower()
     if scheme not in _SCHEMES:
-        raise InvalidInputError(f"`url` has the scheme {quoted(match['scheme'])}; expected http or https.")
-    parts = _split(url[match.start("scheme") :])
-    kind = _find_dialect(match["dialect"], dialect, host=parts.netloc)
+        raise InvalidInputError(f"`{name}` has the scheme {quoted(match['scheme'])}; expected http or https.")
+    parts = _split(url[match.start("scheme") :], name, key)
+    kind = _find_dialect(match["dialect"], dialect, host=parts.netloc, name=name)
     if parts.fragment and model is not None and parts.fragment != model:
         raise InvalidInputError(
-            f"`url` names the model {quoted(parts.fragment)} and `model` is {quoted(model)}; name it once."
+            f"`{name}` names the model {quoted(parts.fragment)} and `model` is {quoted(model)}; name it once."
         )
     model = parts.fragment or model
     if kind.model == "required" and model is None:
+        if name != "url":
+            raise InvalidInputError(
+                f"`{name}` has no name of a model, which a {kind.name} server needs; append it to the URL after a #."
+            )
         raise InvalidInputError(
             f"`model` is None, but a {kind.name} server needs a model name; pass `model`, or append it to the "
             "URL after a #."
@@ -134,46 +141,48 @@ def parse_address(url: object, *, dialect: object = None, model: str | None = No
     return Address(kind, f"{scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}", model)
 
 
-def _split(url: str) -> SplitResult:
+def _split(url: str, name: str, key: str) -> SplitResult:
+    invalid_host = f"`{name}` has no valid host and port; expected a URL such as 'tei+http://host:8080'."
     # urlsplit silently drops some of these.
     if any(char.isspace() or not char.isprintable() or char == "\\" for char in url):
-        raise InvalidInputError("`url` contains a space, a backslash or a control character; expected a plain URL.")
+        raise InvalidInputError(f"`{name}` contains a space, a backslash or a control character; expected a plain URL.")
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise InvalidInputError(_INVALID_HOST) from None
+        raise InvalidInputError(invalid_host) from None
     if "@" in parts.netloc:
         raise InvalidInputError(
-            "`url` contains a user name or password; remove them and pass `api_key` or set MARCORANK_API_KEY."
+            f"`{name}` contains a user name or password; remove them and pass `{key}` or set MARCORANK_API_KEY."
         )
     if parts.query:
         raise InvalidInputError(
-            "`url` has a query string; remove it. Pass a key as `api_key` or set MARCORANK_API_KEY."
+            f"`{name}` has a query string; remove it. Pass a key as `{key}` or set MARCORANK_API_KEY."
         )
     try:
         valid = parts.port != 0 and _HOST.fullmatch(parts.hostname or "") is not None
     except ValueError:
         valid = False
     if not valid:
-        raise InvalidInputError(_INVALID_HOST)
+        raise InvalidInputError(invalid_host)
     return parts
 
 
-def _find_dialect(prefix: str | None, dialect: object, *, host: str) -> Dialect:
+def _find_dialect(prefix: str | None, dialect: object, *, host: str, name: str) -> Dialect:
     known = ", ".join(DIALECTS)
     found = []
-    for name in (prefix, dialect):
-        if name is not None:
-            if not isinstance(name, str) or name.lower() not in DIALECTS:
-                raise InvalidInputError(f"`dialect` is {quoted(name)}; expected one of {known}.")
-            found.append(DIALECTS[name.lower()])
+    for given, what in ((prefix, f"`{name}` begins with"), (dialect, "`dialect` is")):
+        if given is not None:
+            if not isinstance(given, str) or given.lower() not in DIALECTS:
+                raise InvalidInputError(f"{what} {quoted(given)}; expected one of {known}.")
+            found.append(DIALECTS[given.lower()])
     if not found:
+        otherwise = ", or pass `dialect`" if name == "url" else ""
         raise InvalidInputError(
-            f"`url` does not name the API of the server at {host}; prefix it with one of {known}, as in "
-            f"'tei+http://{host}', or pass `dialect`."
+            f"`{name}` does not name the API of the server at {host}; prefix it with one of {known}, as in "
+            f"'tei+http://{host}'{otherwise}."
         )
     if found[0] is not found[-1]:
         raise InvalidInputError(
-            f"`url` begins with {quoted(prefix)} but `dialect` is {quoted(dialect)}; pass only one of them."
+            f"`{name}` begins with {quoted(prefix)} but `dialect` is {quoted(dialect)}; pass only one of them."
         )
     return found[0]
