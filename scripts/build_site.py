@@ -44,6 +44,9 @@ MODULES = (
     "marcorank.interaction",
 )
 
+_HOME_TITLE = "Cross-encoder reranking for RAG"
+_COLAB = "https://colab.research.google.com/github/marcorank/marcorank/blob/main"
+
 # Files outside docs/ that are pages too.
 _OTHER_PAGES = {
     "CHANGELOG.md": "changelog.md",
@@ -223,7 +226,8 @@ class Sources:
         """Write all pages and what they show."""
         shutil.copytree(self.root / "docs", self.folder, ignore=shutil.ignore_patterns("*.md", "*.ipynb"))
         for source, target in self.targets.items():
-            self.write_page(target, self.page(source))
+            text = self.page(source)
+            self.write_page(target, f"---\ntitle: {_HOME_TITLE}\n---\n\n{text}" if source == _HOME else text)
 
     def write_page(self, target: str, text: str) -> None:
         """Write one page."""
@@ -252,7 +256,13 @@ class Sources:
             path = self.folder / folder.parent / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-        return str(text)
+        # Buttons instead of Colab's own picture, which would come from another host.
+        buttons = (
+            f"[Open in Colab]({_COLAB}/{source}){{ .md-button .md-button--primary }}\n"
+            f"[The notebook on GitHub]({REPOSITORY}/blob/main/{source}){{ .md-button }}"
+        )
+        title, _, rest = str(text).strip().partition("\n")
+        return f"{title}\n\n{buttons}\n{rest}"
 
     def _prose(self, text: str, source: str) -> str:
         def moved(link: re.Match[str]) -> str:
@@ -298,7 +308,7 @@ class Sources:
                 page = self._moved(item["file"], _HOME)
                 api = {"API": [page, *(f"api/{module}.md" for module in modules)]}
                 sections[[*sections][-1]].append(api if item["file"] == _API else page)
-        return ["index.md", *({title: pages} for title, pages in sections.items() if pages)]
+        return [{"Home": "index.md"}, *({title: pages} for title, pages in sections.items() if pages)]
 
 
 def build(root: Path, output: Path, modules: Sequence[str] = MODULES) -> str:

@@ -130,8 +130,27 @@ def test_the_reference_documents_every_setting(site):
     assert [name for name in descriptions(RerankerSettings) if f"<b><code>{name}</code></b>" not in text] == []
 
 
+def test_the_title_of_the_home_page_says_what_this_is(site):
+    """It stands in the tab and in the results of a search engine."""
+    assert "<title>Cross-encoder reranking for RAG - marcorank</title>" in page(site, ".")
+
+
+def test_the_copy_button_leaves_out_prompts(site):
+    """What it copies runs: all prompts are in an element that the style hides while the script copies."""
+    (script,) = (site / "assets" / "javascripts").glob("bundle.*.min.js")
+    assert "data-md-copying" in script.read_text(encoding="utf-8")
+    style = (site / "site.css").read_text(encoding="utf-8")
+    assert re.search(r"\[data-md-copying\] :is\(\.gp, \.go\) \{\s+display: none;", style)
+    for path in site.rglob("*.html"):
+        blocks = re.findall(r'(?s)<div class="language-console .*?</div>', path.read_text(encoding="utf-8"))
+        assert [
+            block for block in blocks if re.search(r"(?m)^(?:<[^>]+>)*\$ ", block.replace('<span class="gp">$ ', ""))
+        ] == []
+        assert [block for block in blocks if '<span class="gp">$ ' not in block] == [], path
+
+
 def test_a_notebook_is_a_page(tmp_path):
-    """Its text, its code, its pictures and its links are on the site, and it stands in the navigation."""
+    """Its text, code, pictures and links are on the site, with buttons to run it, and it stands in the navigation."""
     write(tmp_path, "docs/README.md", "# Home\n\n## Start\n\n* [A notebook](notebooks/first.ipynb)\n")
     drawn = new_output("display_data", data={"image/svg+xml": "<svg xmlns='http://www.w3.org/2000/svg'/>"})
     cells = [new_markdown_cell("# First\n\nBack [home](../README.md)."), new_code_cell("print(1)", outputs=[drawn])]
@@ -140,6 +159,9 @@ def test_a_notebook_is_a_page(tmp_path):
     assert build_site.build(tmp_path, tmp_path / "site", []) == ""
     text = page(tmp_path / "site" / "html", "notebooks/first")
     assert 'href="../../"' in text
+    file = "github{}/marcorank/marcorank/blob/main/docs/notebooks/first.ipynb"
+    assert f'href="https://{file.format(".com")}"' in text
+    assert f'href="https://colab.research.google.com/{file.format("")}"' in text
     assert '<span class="nb">print</span>' in text
     (picture,) = re.findall(r'<img alt="svg" src="([^"]+)"', text)
     assert (tmp_path / "site" / "html" / "notebooks" / "first" / picture).exists()
