@@ -391,6 +391,12 @@ def check_options(reranker: Reranker, *, top_n: object, score_threshold: object)
     reranker._selection(reranker._ranker(), top_n, score_threshold)  # noqa: SLF001
 
 
+def loaded_precision(reranker: Reranker) -> str | None:
+    """Return the precision of the model; None before it is loaded, and for a server or a scorer of the user."""
+    backend = reranker._model.backend  # noqa: SLF001
+    return None if backend is None else backend.precision
+
+
 def scorer_fingerprint(reranker: Reranker) -> dict[str, Any]:
     """Return everything that decides the logits of a reranker, as this process would compute them; see `fingerprint`.
 

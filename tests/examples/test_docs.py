@@ -424,7 +424,7 @@ def test_the_reference_holds_every_option_of_a_command(command):
     expected = {
         action.option_strings[-1] if action.option_strings else str(action.metavar)
         for action in actions
-        if not isinstance(action, argparse._SubParsersAction)
+        if not isinstance(action, argparse._SubParsersAction) and action.help != argparse.SUPPRESS
     }
     # argparse's own prog of a command holds the positional arguments of those above it.
     assert set(rows(f"`{command}`")) | {"--help"} == expected

@@ -29,7 +29,7 @@ EXAMPLES = sorted(file.name for file in FOLDER.glob("*.py") if '__name__ == "__m
 NEED_ARGUMENTS = ("rag_llamaindex.py", "train_reranker.py")
 PROGRESS = re.compile(r"\d+%\|")
 # An example about truncation may say that it truncates.
-TOLD = {"long_documents.py": "only its beginning was scored"}
+TOLD = {"long_documents.py": "the rest of it is not scored"}
 MOVE = re.compile(r"^ *(\d+) → *(\d+) +(=|[↑↓]\d+) +(-?[\d.]+) +(-?[\d.]+)  \[(.+?)\] (.*)$", re.MULTILINE)
 RULE = "-" * 60
 EXTRACTIVE = "(Extractive: the best sentence of the passages above the line."

@@ -200,6 +200,24 @@ def test_an_address_with_a_password_is_neither_served_nor_logged(capfd):
     assert KEY not in shown
 
 
+def test_a_key_on_the_command_line_is_refused(capsys):
+    """With what to set instead; the key is not repeated."""
+    for arguments in (["--api-key", KEY], [f"--api-key={KEY}"], ["--api-key"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(["serve", *arguments])
+        shown = capsys.readouterr().err
+        assert (
+            "the key is not an option, because everyone on the machine can see it: set MARCORANK_SERVE_API_KEY" in shown
+        )
+        assert KEY not in shown
+
+
+def test_a_port_with_a_typo_is_an_error():
+    """Two letters that changed places are enough in a short name."""
+    with pytest.raises(InvalidInputError, match=r"`MARCORANK_PROT` is unknown\. Did you mean MARCORANK_PORT"):
+        ProcessSettings.of({}, {"MARCORANK_PROT": "9000"})
+
+
 def test_a_port_that_is_taken_is_an_error(server, capsys):
     """It says what to choose."""
     assert main(["serve", "--port", str(urlsplit(server.url).port)]) == 1
@@ -257,6 +275,20 @@ def test_half_a_head_closes_the_connection(requests, gate):
             assert slow.recv(4096).startswith(b"HTTP/1.1 200 ")
         slow.sendall(b"POST /rerank HTTP/1.1\r\nHost: a\r\n")
         assert received(slow) == b""
+
+
+def test_the_precision_is_that_of_the_loaded_model(client):
+    """Not the setting, which is `auto`."""
+    assert client.get("/info").json()["model_dtype"] == "int8"
+
+
+def test_a_field_that_is_missing_or_misspelt_is_named(client):
+    """With what was probably meant."""
+    for body, expected in (
+        ({"query": "q"}, "The body has neither `texts` nor `documents`."),
+        ({"query": "q", "text": ["a"]}, "Did you mean 'texts'?"),
+    ):
+        assert expected in client.post("/rerank", json=body).json()["error"]
 
 
 def test_the_image_is_healthy_on_the_port_that_is_set(server):
@@ -408,6 +440,7 @@ def test_a_stopping_server_finishes_what_it_accepted(pool):
         accepted = pool.submit(post, server)
         assert backend.arrived.acquire(timeout=TIMEOUT_S)
         server.signal(signal.SIGTERM)
+        server.logged(r"Stopping: 1 request is finished first, for at most 25 s\. Press Ctrl-C again to stop at once\.")
         until(lambda: httpx.get(f"{server.url}/ready").status_code == 503)
         refused = post(server)
         assert refused.status_code == 503

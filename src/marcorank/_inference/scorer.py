@@ -292,7 +292,7 @@ class CrossEncoderScorer:
         if passage and not self._warned_of_truncation:
             self._warned_of_truncation = True
             _log.warning(
-                "%s: A passage does not fit into %d tokens with its query, and only its beginning was scored; "
+                "%s: A passage does not fit into %d tokens with its query, and the rest of it is not scored; "
                 "`long_passages='windows'` scores all of it. Results report it as `truncated`.",
                 self.name,
                 self.encoder.max_length,

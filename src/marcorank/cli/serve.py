@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any, NoReturn
 
 from marcorank.cli.options import add_settings, new_parser, settings_of
 from marcorank.errors import MissingExtraError
 from marcorank.serving.settings import ProcessSettings
 from marcorank.settings import ModelSettings, defaults, descriptions
-
-if TYPE_CHECKING:
-    import argparse
 
 _FOLDER_OF_METRICS = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
 _FIRST = ("model", "host", "port", "workers")
@@ -35,11 +33,19 @@ def add_command(commands: Any) -> None:
     parser = new_parser(commands, "serve", summary="serve a reranker over HTTP", run=run, epilog=_EXAMPLES)
     # Its log has lines of its own form, with time and process.
     parser.set_defaults(notes=False)
+    parser.add_argument("--api-key", nargs="?", action=_RefuseKey, help=argparse.SUPPRESS)
     of_model = defaults(ModelSettings)
     own = [name for name in descriptions(ProcessSettings) if name not in of_model]
     own.sort(key=lambda name: name not in _FIRST)
     for title, names in (("server", own), ("model", of_model)):
         add_settings(parser.add_argument_group(title), names, record=ProcessSettings, keep_defaults=False)
+
+
+class _RefuseKey(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        parser.error(
+            "the key is not an option, because everyone on the machine can see it: set MARCORANK_SERVE_API_KEY"
+        )
 
 
 def run(args: argparse.Namespace) -> int:

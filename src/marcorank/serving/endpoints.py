@@ -20,7 +20,7 @@ from marcorank._calls.tracing import caller_of
 from marcorank._models import catalogue
 from marcorank._text import quoted, shorten
 from marcorank.errors import InvalidInputError
-from marcorank.reranker import check_options
+from marcorank.reranker import check_options, loaded_precision
 from marcorank.serving.requests import JsonResponse, RequestError, read_request
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ class Endpoints:
         return {
             "model_id": self._name,
             "model_sha": None,
-            "model_dtype": settings.precision,
+            "model_dtype": loaded_precision(self._reranker) or settings.precision,
             "model_type": {"reranker": {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}},
             "max_concurrent_requests": settings.max_ongoing,
             "max_input_length": settings.max_length,

@@ -110,6 +110,12 @@ class ServerProcess:
         self._stopping = True
         self.ready = False
         self._unready = "The server is stopping; send the request again."
+        if self._accepted:
+            _log.info(
+                "Stopping: %s finished first, for at most %g s. Press Ctrl-C again to stop at once.",
+                "1 request is" if self._accepted == 1 else f"{self._accepted} requests are",
+                self._settings.stop_timeout_s,
+            )
         try:
             await asyncio.wait_for(self._idle.wait(), self._settings.stop_timeout_s)
         except asyncio.TimeoutError:

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 from starlette.responses import Response
 
+from marcorank._arguments import did_you_mean
 from marcorank._text import brief, is_blank, shorten
 
 if TYPE_CHECKING:
@@ -148,14 +149,14 @@ def read_request(body: bytes | bytearray, *, cohere: bool, max_batch: int, max_l
             raise RequestError(
                 422,
                 f"`{shorten(field)}` is not supported by this server; leave it out. Supported are "
-                f"{', '.join(_SUPPORTED)}.",
+                f"{', '.join(_SUPPORTED)}.{did_you_mean(field, _SUPPORTED)}",
             )
     cohere = cohere or "documents" in fields
     if "query" not in fields:
         raise RequestError(422, "The body has no `query`.")
     name, other = ("documents", "texts") if cohere else ("texts", "documents")
     if name not in fields:
-        raise RequestError(422, f"The body has no `{name}`, or `{other}`.")
+        raise RequestError(422, f"The body has neither `{name}` nor `{other}`.")
     if other in fields:
         raise RequestError(422, "The body has `texts` and `documents`; send one of them.")
     query = fields["query"]

@@ -67,7 +67,7 @@ def serve(settings: ProcessSettings) -> None:
     with _listen(settings) as listening:
         host, port = listening.getsockname()[:2]
         workers = f" with {settings.workers} processes" if settings.workers > 1 else ""
-        _log.info("Serving %s at http://%s:%d%s", name, f"[{host}]" if ":" in host else host, port, workers)
+        _log.info("Loading %s, listening at http://%s:%d%s", name, f"[{host}]" if ":" in host else host, port, workers)
         if settings.api_key_sha256 is None and not ipaddress.ip_address(host).is_loopback:
             _log.warning("Other machines can send requests without a key; set MARCORANK_SERVE_API_KEY to require one.")
         if settings.workers > 1:

@@ -30,8 +30,8 @@ _PREFIX = "MARCORANK_"
 _KEY = "MARCORANK_SERVE_API_KEY"
 _PORT = "MARCORANK_PORT"
 _MAX_PORT = 65535
-# As `difflib` measures it: one letter too many, too few or in the wrong place.
-_TYPO = 0.8
+# As `difflib` measures it: one letter too many, too few or in the wrong place, also in a name of four.
+_TYPO = 0.75
 # What Kubernetes sets in each container for services whose names begin with "marcorank".
 _OF_KUBERNETES = re.compile(r"MARCORANK_(\w+_)?(SERVICE_HOST|SERVICE_PORT\w*|PORT|PORT_\d+_\w+)")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -267,6 +267,8 @@ def _check_variables(environment: Mapping[str, str], known: Iterable[str]) -> No
             continue
         similar = difflib.get_close_matches(name, ours, n=1)
         hint = f" Did you mean {_PREFIX}{similar[0]}?" if similar else ""
+        if _PREFIX + "".join(similar) == KEY_VARIABLE:
+            hint = f" Did you mean {_KEY}, the key that clients must send, or {KEY_VARIABLE}, for other servers?"
         if difflib.get_close_matches(name, similar, cutoff=_TYPO):
             raise InvalidInputError(f"The environment variable `{shorten(variable)}` is unknown.{hint}")
         _log.warning("The environment variable %s is unknown and has no effect.%s", shorten(variable), hint)
