@@ -82,6 +82,7 @@ def test_a_notebook_is_fit_to_be_read(path):
     nbformat.validate(notebook)
     (install,) = [cell for cell in notebook.cells if "install" in cell.metadata.get("tags", ())]
     assert install.source.startswith("%pip install -q ")
+    assert "ipywidgets" in install.source, "without it, readers see a TqdmWarning"
     assert install.outputs == []
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
