@@ -463,7 +463,7 @@ def test_a_server_stops_within_its_time(pool):
         server.signal(signal.SIGINT)
         assert accepted.result().status_code == 503
         assert server.status() == 0
-        assert "1 requests were not finished after 0.2 s and are cancelled." in server.log
+        assert "Stopping now: 1 request was not finished after 0.2 s." in server.log
 
 
 async def test_what_arrives_after_the_wait_gets_503(gate):

@@ -113,18 +113,21 @@ class ServerProcess:
         if self._accepted:
             _log.info(
                 "Stopping: %s finished first, for at most %g s. Press Ctrl-C again to stop at once.",
-                "1 request is" if self._accepted == 1 else f"{self._accepted} requests are",
+                self._unfinished("is", "are"),
                 self._settings.stop_timeout_s,
             )
         try:
             await asyncio.wait_for(self._idle.wait(), self._settings.stop_timeout_s)
         except asyncio.TimeoutError:
             _log.warning(
-                "%d requests were not finished after %g s and are cancelled.",
-                self._accepted,
+                "Stopping now: %s not finished after %g s.",
+                self._unfinished("was", "were"),
                 self._settings.stop_timeout_s,
             )
             self.cancel()
+
+    def _unfinished(self, of_one: str, of_several: str) -> str:
+        return f"1 request {of_one}" if self._accepted == 1 else f"{self._accepted} requests {of_several}"
 
     def cancel(self) -> None:
         """Cancel all rankings, also those that have not begun; their clients get 503."""
