@@ -136,8 +136,11 @@ def whole_numbers(axis: Any) -> None:
     axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def check_matplotlib() -> None:
+def check_matplotlib(extra: str = "plot") -> None:
     """Check that charts can be drawn.
+
+    Args:
+        extra: The extra that brings matplotlib for this use, for the message.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -145,7 +148,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401 ICN001
     except ImportError as error:
-        raise MissingExtraError('Plots need matplotlib: pip install "marcorank[plot]"') from error
+        raise MissingExtraError(f'Plots need matplotlib: pip install "marcorank[{extra}]"') from error
 
 
 def _figures() -> ModuleType:

@@ -415,7 +415,27 @@ def test_a_failed_run_leaves_the_old_output(run, write, tmp_path):
         ),
         (["rerank", "q", "--score-threshold", "nan"], "argument --score-threshold: found 'nan'; expected a number"),
         (["rerank", "q", "--backend", "tpu"], "argument --backend: invalid choice: 'tpu'"),
-        (["rerank", "q", "--activ", "sigmoid"], "unrecognized arguments: --activ"),
+        (
+            ["rerank", "q", "--activ", "sigmoid"],
+            "unrecognized arguments: --activ sigmoid. Did you mean '--activation'?",
+        ),
+        (
+            ["rerank", "q", "f", "--topn", "1"],
+            "marcorank rerank: error: unrecognized arguments: --topn 1. Did you mean '--top-n'?",
+        ),
+        (["rerank", "q", "f", "--top_n=1"], "unrecognized arguments: --top_n=1. Did you mean '--top-n'?"),
+        (["rerank", "q", "f", "--zzz"], "unrecognized arguments: --zzz\n"),
+        (
+            ["rerank", "how", "to", "open", "a", "file"],
+            "unrecognized arguments: open a file. Put a query of several words in quotes.",
+        ),
+        (["rerank", __file__, "a query"], "QUERY comes before FILE: "),
+        (
+            ["models", "list", "--jsn"],
+            "marcorank models list: error: unrecognized arguments: --jsn. Did you mean '--json'?",
+        ),
+        (["bench", "bundled", "--Rounds"], "Did you mean '--rounds'?"),
+        (["--versoin"], "marcorank: error: unrecognized arguments: --versoin. Did you mean '--version'?"),
         (["models", "download"], "the following arguments are required: NAME"),
         (["nonsense"], "invalid choice: 'nonsense'"),
         ([], "usage: marcorank"),
@@ -600,7 +620,7 @@ def test_a_folder_is_exported_in_place_or_elsewhere(run, small_bert, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["download", "bundled"], "is on this machine already"),
+        (["download", "."], "is on this machine already"),
         (["download", "no-such-model"], "Model 'no-such-model' is unknown"),
         (["export", "bundled"], "is an ONNX file already"),
         (["export", "some/model", "--offline"], "is not cached and the network is off"),
@@ -611,6 +631,12 @@ def test_what_cannot_be_fetched_or_exported_is_told(run, arguments, complaint):
     status, out, error = run("models", *arguments)
     assert (status, out, error.count("\n")) == (1, "", 1)
     assert complaint in error
+
+
+def test_the_bundled_model_counts_as_downloaded(run):
+    """A script that downloads all models it needs may name it; nothing happens, and the status is 0."""
+    out = "bundled is part of the package; there is nothing to download.\n"
+    assert run("models", "download", "bundled") == (0, out, "")
 
 
 # --- doctor

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 
-from marcorank import InvalidInputError, bench
-from marcorank.bench.records import Results, Row, Settings
+from marcorank import InvalidInputError, MissingExtraError, bench
+from marcorank.bench.records import Results, Row, Settings, check_chart_path
 
 
 @pytest.fixture
@@ -76,6 +77,13 @@ def test_a_result_shows_itself_in_a_notebook(results):
     assert bench.Results is Results
     with pytest.raises(AttributeError, match="no attribute 'results'"):
         _ = bench.results
+
+
+def test_a_missing_matplotlib_is_named_with_the_extra_of_the_command(monkeypatch):
+    """`bench` has an extra of its own."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "marcorank\[bench\]"'):
+        check_chart_path("speed.svg")
 
 
 def test_empty_chart(results, tmp_path):

@@ -186,7 +186,7 @@ def test_scores_are_those_of_the_model():
 
 def test_out_of_time_after_the_skim(caplog):
     """The order of the skimming model, marked and logged, without scores; the threshold is not on its scale."""
-    slow = Waits("slow")
+    slow = Waits("slow after the skim")  # other tests log about "slow", and the same is logged once a minute
     reranker = cascade(slow, timeout_s=0.2)
     ranking = reranker.rank(QUERY, PASSAGES, top_n=3, score_threshold=5.0)
     slow.may_answer.set()

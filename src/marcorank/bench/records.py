@@ -47,7 +47,7 @@ def check_chart_path(path: str | os.PathLike[str]) -> None:
         raise InvalidInputError(
             f"The file of the chart is {quoted_path(path)}; expected a name that ends in {' or '.join(_CHART_FORMATS)}."
         )
-    check_matplotlib()
+    check_matplotlib("bench")
 
 
 @dataclass(frozen=True, slots=True)

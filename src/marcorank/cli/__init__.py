@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from marcorank import __version__
 from marcorank._text import message_of
 from marcorank.cli import bench, doctor, eval, models, rerank, serve  # noqa: A004 -- the command is named so
-from marcorank.cli.options import Parser, with_options
+from marcorank.cli.options import Parser, refuse_surplus, with_options
 from marcorank.errors import MarcoRankError
 
 if TYPE_CHECKING:
@@ -38,7 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: 2 for wrong usage; 0 after `--help` and `--version`.
     """
     parser = _parser()
-    args = parser.parse_args(argv)
+    args, surplus = parser.parse_known_args(argv)
+    if surplus:
+        refuse_surplus(getattr(args, "parser", parser), surplus)
     if args.command is None:
         parser.print_help(sys.stderr)
         return _USAGE

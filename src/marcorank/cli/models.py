@@ -179,7 +179,10 @@ def _row(entry: dict[str, Any], columns: Sequence[str]) -> list[str]:
 
 
 def _download(args: argparse.Namespace) -> int:
-    if args.name == BUNDLED or Path(args.name).expanduser().is_dir():
+    if args.name == BUNDLED:
+        print(f"{BUNDLED} is part of the package; there is nothing to download.")
+        return 0
+    if Path(args.name).expanduser().is_dir():
         raise InvalidInputError(f"{quoted_path(args.name)} is on this machine already; there is nothing to download.")
     # Loading knows which files a backend needs, and proves that they are complete.
     with Reranker(args.name, **settings_of(args)) as reranker, Progress(f"Downloading {reranker.name}"):

@@ -6,18 +6,19 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from marcorank._arguments import whole_number
+from marcorank._arguments import did_you_mean, whole_number
 from marcorank._text import quoted, shorten
 from marcorank.settings import ModelSettings, SharedSettings, defaults, descriptions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from marcorank.settings import Description
 
 # The scores of a command are not cached: it reads each passage once.
 MODEL_OPTIONS = tuple(name for name in defaults(ModelSettings) if name != "cache_size")
 _MAX_ERROR_CHARS = 320
+_MAX_SURPLUS_CHARS = 160
 FILE_OPTIONS = ("revision", "cache_folder", "local_files_only")
 
 
@@ -47,12 +48,29 @@ def new_parser(
     return parser
 
 
+def refuse_surplus(parser: argparse.ArgumentParser, surplus: Sequence[str]) -> NoReturn:
+    """Report arguments that a command does not have, with the option that each misspelt one resembles, and exit.
+
+    A command may have the default `surplus_hint`, a sentence for surplus arguments that are not options.
+    """
+    known = sorted(_options(parser))
+    misspelt = [argument.partition("=")[0] for argument in surplus if argument.startswith("--")]
+    hint = "".join(did_you_mean(name, known) for name in misspelt)
+    if not any(argument.startswith("-") for argument in surplus):
+        hint = parser.get_default("surplus_hint") or ""
+    parser.error(f"unrecognized arguments: {shorten(' '.join(surplus), _MAX_SURPLUS_CHARS)}{hint and '.'}{hint}")
+
+
+def _options(parser: argparse.ArgumentParser) -> set[str]:
+    return set(re.findall(r"--[a-z]+(?:-[a-z]+)*", parser.format_help()))
+
+
 def with_options(message: str, parser: argparse.ArgumentParser) -> str:
     """Return a message of the library that calls settings by their options, where this command has them.
 
     So `top_k` becomes `--top-k`, and `precision='fp32'` becomes `--precision fp32`.
     """
-    options = set(re.findall(r"--[a-z-]+", parser.format_help()))
+    options = _options(parser)
     described = descriptions(SharedSettings)
 
     def named(found: re.Match[str]) -> str:

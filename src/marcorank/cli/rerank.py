@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank._arguments import score_threshold_or_none
 from marcorank._files import json_line
 from marcorank._models.catalogue import BUNDLED
-from marcorank._text import one_line, quoted, table
+from marcorank._text import one_line, quoted, quoted_path, table
 from marcorank.cli import rerank_files
 from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
 from marcorank.cli.progress import Progress
@@ -105,7 +106,7 @@ def add_command(commands: Any) -> None:
         help="bundled, a Hub name, a model's folder, or a server such as tei+http://host:8080 (default: bundled)",
     )
     add_settings(model)
-    parser.set_defaults(usage_error=parser.error)
+    parser.set_defaults(usage_error=parser.error, surplus_hint=" Put a query of several words in quotes.")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -151,6 +152,10 @@ def _requests(args: argparse.Namespace) -> Iterator[Request]:
     source = args.file or STANDARD_INPUT
     if source == STANDARD_INPUT:
         _prompt_for(f"passages for the query {quoted(args.query)}, one per line")
+    elif not os.path.exists(source) and os.path.isfile(args.query):  # noqa: PTH110, PTH113 -- no OSError for any text
+        args.usage_error(
+            f"QUERY comes before FILE: {quoted_path(args.query)} is a file, and {quoted_path(source)} is not"
+        )
     found = read_passages(source, input_format=args.input_format, text_field=args.text_field)
     if found.blank_lines:
         print(f"marcorank: note: blank lines skipped: {found.blank_lines}", file=sys.stderr)
