@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import BertConfig, PreTrainedModel
 
 QUERY = "how many people live in Berlin?"
 WORDS = tuple(
@@ -55,24 +55,29 @@ def passages(count: int = 20, seed: int = 0) -> list[str]:
     ]
 
 
-def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) -> Path:
-    """Save a random BERT cross-encoder whose logits spread like real ones; with the bundled tokenizer."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
+def _bert_config(shape: Shape, **options: Any) -> BertConfig:
+    from transformers import BertConfig
 
-    torch.manual_seed(seed)
-    config = BertConfig(
+    return BertConfig(
         vocab_size=30522,
         num_hidden_layers=shape.layers,
         hidden_size=shape.hidden,
         num_attention_heads=shape.heads,
         intermediate_size=shape.intermediate,
-        num_labels=labels,
         # Wider than BERT's own start, so that the texts matter to the logits as they do after training.
         initializer_range=0.1,
-        sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"},
+        **options,
     )
-    model = BertForSequenceClassification(config)
+
+
+def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) -> Path:
+    """Save a random BERT cross-encoder whose logits spread like real ones; with the bundled tokenizer."""
+    import torch
+    from transformers import BertForSequenceClassification
+
+    torch.manual_seed(seed)
+    activation = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    model = BertForSequenceClassification(_bert_config(shape, num_labels=labels, sentence_transformers=activation))
     save(model, folder)
     if labels == 1:
         _spread_logits(model, model.classifier, folder)
@@ -82,36 +87,20 @@ def bert(folder: Path, shape: Shape = SMALL, *, labels: int = 1, seed: int = 0) 
 def bi_encoder(folder: Path, shape: Shape = SMALL, *, seed: int = 0) -> Path:
     """Save a small random BERT without an output layer, as bi-encoders are; with the bundled tokenizer."""
     import torch
-    from transformers import BertConfig, BertModel
+    from transformers import BertModel
 
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=30522,
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        initializer_range=0.1,
-    )
-    save(BertModel(config), folder)
+    save(BertModel(_bert_config(shape)), folder)
     return folder
 
 
 def masked_language_model(folder: Path, shape: Shape = SMALL, *, seed: int = 0) -> Path:
     """Save a small random BERT with a masked-language head, as SPLADE models have one; with the bundled tokenizer."""
     import torch
-    from transformers import BertConfig, BertForMaskedLM
+    from transformers import BertForMaskedLM
 
     torch.manual_seed(seed)
-    config = BertConfig(
-        vocab_size=30522,
-        num_hidden_layers=shape.layers,
-        hidden_size=shape.hidden,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate,
-        initializer_range=0.1,
-    )
-    save(BertForMaskedLM(config), folder)
+    save(BertForMaskedLM(_bert_config(shape)), folder)
     return folder
 
 

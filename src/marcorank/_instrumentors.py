@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from marcorank._calls import tracing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
     from opentelemetry.trace import TracerProvider
 
-    from marcorank._calls.ranker import Ranker, RankRequest
-    from marcorank._calls.tracing import Hook, TracedDocuments
-    from marcorank._selection.selecting import Selection
+    from marcorank._calls.tracing import Hook
     from marcorank._steps import Steps
     from marcorank.ranking import Ranking
 
@@ -62,15 +60,8 @@ class _LazyHook:
 
         return make_hook(self._tracer_provider, capture_texts=self._capture_texts)
 
-    def __call__(
-        self,
-        ranker: Ranker,
-        requests: Sequence[RankRequest],
-        selection: Selection,
-        steps: Steps[list[Ranking]],
-        documents: TracedDocuments | None,
-    ) -> Steps[list[Ranking]]:
-        return self._hook(ranker, requests, selection, steps, documents)
+    def __call__(self, *arguments: Any) -> Steps[list[Ranking]]:
+        return self._hook(*arguments)
 
     def caller_of(self, headers: Mapping[str, str]) -> AbstractContextManager[None]:
         return self._hook.caller_of(headers)

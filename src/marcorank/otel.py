@@ -257,8 +257,9 @@ class _Span:
         """Add what came out."""
         if self._call is None or not self.span.is_recording():
             return
-        attributes = self._call.attributes() | self._call.outcome(ranking)
+        attributes = self._call.outcome(ranking)
         if not self._own:
+            attributes = {**self._call.attributes(), **attributes}
             attributes = {name: value for name, value in attributes.items() if name.startswith("marcorank.")}
         self.span.set_attributes(attributes)
         if self._own:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -26,6 +25,7 @@ from langchain_text_splitters import CharacterTextSplitter
 from pydantic import BaseModel, Field
 
 from collector import Collector
+from gated_scorer import GatedScorer
 from marcorank import InvalidInputError, Reranker
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
@@ -63,20 +63,6 @@ class Texts(BaseRetriever):
     def _get_relevant_documents(self, query: str, *, run_manager: Any, k: int = 3) -> list[Document]:
         found = [Document(page_content=text, metadata={"page": page}, id=text) for page, text in enumerate(TEXTS)]
         return found[:k]
-
-
-class GatedScorer(WordOverlapScorer):
-    """Scores once the gate is open; only the event loop opens it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started, self.gate = threading.Event(), threading.Event()
-
-    def score(self, query, passages):
-        self.started.set()
-        if not self.gate.wait(30):
-            raise RuntimeError("The event loop was blocked.")
-        return super().score(query, passages)
 
 
 def retriever_of(base=None, scorer=None, **settings) -> RerankRetriever:

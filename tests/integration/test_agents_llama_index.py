@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import threading
 import warnings
 from typing import Any
 
@@ -33,6 +32,7 @@ from llama_index.core.workflow import (
 )
 from pydantic import Field
 
+from gated_scorer import GatedScorer
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
 
@@ -61,20 +61,6 @@ class Spy(WordOverlapScorer):
 
     def score(self, query, passages):
         self.queries.append(query)
-        return super().score(query, passages)
-
-
-class GatedScorer(WordOverlapScorer):
-    """Scores once the gate is open; only the event loop opens it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started, self.gate = threading.Event(), threading.Event()
-
-    def score(self, query, passages):
-        self.started.set()
-        if not self.gate.wait(30):
-            raise RuntimeError("The event loop was blocked.")
         return super().score(query, passages)
 
 

@@ -3,36 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from langchain_core.documents import Document
 from langchain_core.runnables import RunnableLambda
 
+from gated_scorer import GatedScorer
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
 
 WORDS = ["red", "apple", "tart", "pear", "green", "car"]
 DOCUMENTS = [Document(page_content=f"{first} {second}") for first in WORDS for second in WORDS]
-
-
-class GatedScorer(WordOverlapScorer):
-    """Scores once the gate is open; only the event loop opens it, so a blocked loop would fail the test."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.started, self.gate = threading.Event(), threading.Event()
-        self.threads: set[str] = set()
-        self.queries: list[str] = []
-
-    def score(self, query, passages):
-        self.threads.add(threading.current_thread().name)
-        self.queries.append(query)
-        self.started.set()
-        if not self.gate.wait(30):
-            raise RuntimeError("The event loop was blocked.")
-        return super().score(query, passages)
 
 
 def queries_of(count):

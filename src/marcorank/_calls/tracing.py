@@ -47,6 +47,7 @@ class Hook(Protocol):
         selection: Selection,
         steps: Steps[list[Ranking]],
         documents: TracedDocuments | None,
+        /,
     ) -> Steps[list[Ranking]]:
         """Return the steps with what is done before and after them; `documents` is None for passages of no adapter."""
         ...
