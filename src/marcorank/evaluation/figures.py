@@ -70,8 +70,8 @@ def quality(models: Sequence[ModelResult], *, named: bool = False) -> Drawing:
     return Drawing(f"{measure} against {'latency' if timed else 'top_k'}", caption, paint)
 
 
-def sweep(choices: Choices) -> tuple[Drawing, Drawing]:
-    """Draw the settings that read fewer passages by quality and latency, and the weights of `blend` by quality."""
+def sweep(choices: Choices) -> Drawing:
+    """Draw the settings that read fewer passages by quality and latency."""
     unblended = [point for point in choices.sweep if not point.blend]
     timed = any(point.latency_p50_ms is not None for point in unblended)
     shown = [point for point in unblended if not timed or point.latency_p50_ms is not None]
@@ -109,12 +109,17 @@ def sweep(choices: Choices) -> tuple[Drawing, Drawing]:
         _label(axes, labels)
 
     title = f"{choices.measure} against {'latency' if timed else 'passages read'}: top_k and skim_keep"
+    return Drawing(title, caption, paint)
+
+
+def blend(choices: Choices) -> Drawing:
+    """Draw the weights of `blend` by quality."""
     by_weight: dict[float, float] = {
         point.blend: point.value for point in choices.sweep if (point.top_k, point.skim_keep) == (choices.top_k, None)
     }
     chosen = next((one.recommended or 0.0 for one in choices.options if one.option == "blend"), 0.0)
-    weights = "0 is the model alone, 1 the first stage alone. Values of all queries, of which none is held out."
-    return Drawing(title, caption, paint), _choice("blend", chosen, by_weight, choices.measure, weights)
+    caption = "0 is the model alone, 1 the first stage alone. Values of all queries, of which none is held out."
+    return _choice("blend", chosen, by_weight, choices.measure, caption)
 
 
 def gains(found: MeasureResult) -> Drawing:
@@ -228,21 +233,24 @@ def thresholds(cuts: Cuts) -> Drawing:
     return Drawing("Recall and precision by threshold", caption, paint)
 
 
-def top_n_and_top_k(cuts: Cuts, measure: str) -> tuple[Drawing, Drawing]:
-    """Draw the recall of the first n results, and the first measure by number of candidates."""
-    by_n, by_k = cuts.top_n_recall, cuts.top_k_value
-    top_n_caption = (
+def top_n(cuts: Cuts) -> Drawing:
+    """Draw the recall of the first n results."""
+    by_n = cuts.top_n_recall
+    caption = (
         f"With top_n = {cuts.top_n} the results hold {percent(by_n[cuts.top_n])} of the relevant candidates; no "
         "further result adds 1 % or more."
     )
-    top_k_caption = (
+    return _choice("top_n", cuts.top_n, by_n, "recall of relevant candidates", caption)
+
+
+def top_k(cuts: Cuts, measure: str) -> Drawing:
+    """Draw the first measure by number of candidates."""
+    by_k = cuts.top_k_value
+    caption = (
         f"top_k = {cuts.top_k} gives {value(by_k[cuts.top_k])}, within 0.005 of the best value, "
         f"{value(max(by_k.values()))}."
     )
-    return (
-        _choice("top_n", cuts.top_n, by_n, "recall of relevant candidates", top_n_caption),
-        _choice("top_k", cuts.top_k, by_k, measure, top_k_caption),
-    )
+    return _choice("top_k", cuts.top_k, by_k, measure, caption)
 
 
 def _choice(name: str, chosen: float, values: Mapping[Any, float], ylabel: str, caption: str) -> Drawing:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata, resources
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from marcorank.evaluation.changes import QueryChange
     from marcorank.evaluation.records import MeasureResult, ModelResult
     from marcorank.evaluation.thresholds import Candidates
+
+T = TypeVar("T")
 
 _NO_THRESHOLD = "No relevant passage is among the candidates, so no threshold can be chosen."
 _NO_SETTINGS = "No settings were tried for this model."
@@ -145,63 +147,26 @@ class _Material:
         return judged_candidates(self.collection, self.shown.logits, relevant_grade=self.relevant_grade)
 
 
-def _quality(of: _Material) -> Drawing:
-    return figures.quality(of.models, named=of.named)
-
-
-def _gains(of: _Material) -> Drawing:
-    return figures.gains(of.measure)
-
-
 def _moves(of: _Material) -> Drawing:
     moves = [(one.old_rank, one.new_rank) for change in of.changes for one in change.candidates if one.relevant]
     grades = (grade for judged in of.collection.qrels.values() for grade in judged.values())
     return figures.moves(moves, out_of_reach=sum(grade >= of.relevant_grade for grade in grades) - len(moves))
 
 
-def _scores(of: _Material) -> Drawing:
-    return figures.scores(of.candidates, of.shown.cuts)
-
-
-def _thresholds(of: _Material) -> Drawing:
-    cuts = of.shown.cuts
-    return Drawing("thresholds", _NO_THRESHOLD, None) if cuts is None else figures.thresholds(cuts)
-
-
-def _top_n(of: _Material) -> Drawing:
-    cuts = of.shown.cuts
-    if cuts is None:
-        return Drawing("top_n", _NO_THRESHOLD, None)
-    return figures.top_n_and_top_k(cuts, of.measure.measure)[0]
-
-
-def _top_k(of: _Material) -> Drawing:
-    cuts = of.shown.cuts
-    if cuts is None:
-        return Drawing("top_k", _NO_THRESHOLD, None)
-    return figures.top_n_and_top_k(cuts, of.measure.measure)[1]
-
-
-def _sweep(of: _Material) -> Drawing:
-    choices = of.shown.choices
-    return Drawing("sweep", _NO_SETTINGS, None) if choices is None else figures.sweep(choices)[0]
-
-
-def _blend(of: _Material) -> Drawing:
-    choices = of.shown.choices
-    return Drawing("blend", _NO_SETTINGS, None) if choices is None else figures.sweep(choices)[1]
+def _if_any(found: T | None, otherwise: str, draw: Callable[[T], Drawing]) -> Drawing:
+    return Drawing("", otherwise, None) if found is None else draw(found)
 
 
 _CHARTS: dict[str, Callable[[_Material], Drawing]] = {
-    "quality": _quality,
-    "gains": _gains,
+    "quality": lambda of: figures.quality(of.models, named=of.named),
+    "gains": lambda of: figures.gains(of.measure),
     "moves": _moves,
-    "scores": _scores,
-    "thresholds": _thresholds,
-    "top_n": _top_n,
-    "top_k": _top_k,
-    "sweep": _sweep,
-    "blend": _blend,
+    "scores": lambda of: figures.scores(of.candidates, of.shown.cuts),
+    "thresholds": lambda of: _if_any(of.shown.cuts, _NO_THRESHOLD, figures.thresholds),
+    "top_n": lambda of: _if_any(of.shown.cuts, _NO_THRESHOLD, figures.top_n),
+    "top_k": lambda of: _if_any(of.shown.cuts, _NO_THRESHOLD, lambda cuts: figures.top_k(cuts, of.measure.measure)),
+    "sweep": lambda of: _if_any(of.shown.choices, _NO_SETTINGS, figures.sweep),
+    "blend": lambda of: _if_any(of.shown.choices, _NO_SETTINGS, figures.blend),
 }
 KINDS = tuple(_CHARTS)
 """The charts of a report."""
