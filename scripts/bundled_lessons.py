@@ -81,8 +81,7 @@ class Question(NamedTuple):
     @property
     def targets(self) -> Floats:
         """The logits to learn. Shape: (candidates,)."""
-        logits: Floats = self.parts(self.scores).sum(1) + LABEL_BONUS * self.labelled
-        return logits
+        return _logits(self.parts(self.scores), self.labelled)
 
     def parts(self, scores: Floats) -> Floats:
         """Return what each teacher contributes to the logit. Shape: (candidates, teachers)."""
@@ -222,7 +221,7 @@ class Lessons:
             kept,
             [np.concatenate([self.passages[question.passages[place]] for place in group]) for group in groups],
             parts,
-            parts.sum(1) + LABEL_BONUS * question.labelled[chosen],
+            _logits(parts, question.labelled[chosen]),
             self._level_factor * float(scores[:, 1].mean() - self._level),
             cosines.transpose(0, 2, 1).astype(np.float32) / 255,
         )
@@ -236,6 +235,12 @@ class Lessons:
                 break
             group = [int(place), *group] if chance.random() < 0.5 else [*group, int(place)]
         return group
+
+
+def _logits(parts: Floats, labelled: NDArray[np.int8]) -> Floats:
+    """Return the logits to learn. Shape: (candidates,)."""
+    logits: Floats = parts.sum(1) + LABEL_BONUS * labelled
+    return logits
 
 
 def _tokens(tokenizer: Tokenizer, texts: list[str], most: int) -> list[Tokens]:

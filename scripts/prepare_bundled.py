@@ -1,4 +1,4 @@
-"""Prepare the training of the bundled model: further candidates, and what its teachers see in all texts.
+"""Prepare the training of the bundled model: further candidates, and the vectors of its teachers for all texts.
 
     python scripts/prepare_bundled.py DISTILL_FOLDER COLLECTIONS_FOLDER SPLADE BI_ENCODER LARGE_BI_ENCODER --output FILE
 
@@ -118,8 +118,8 @@ def term_weights(splade: SparseEncoder, texts: list[str], terms: int) -> Any:
     return sparse.csr_matrix((vectors.values().numpy(), vectors.indices().numpy()), shape=tuple(vectors.shape))
 
 
-class Seen(NamedTuple):
-    """What a bi-encoder sees in the candidates.
+class Encoded(NamedTuple):
+    """Vectors of all texts by a bi-encoder, and cosines of tokens for all candidates.
 
     Shape:
         offsets: (rows + 1,). Row r has its part of `cosines`, as (candidates, tokens of the question), in 255ths.
@@ -132,9 +132,9 @@ class Seen(NamedTuple):
     passages: NDArray[np.float16]
 
 
-def look(
+def encode_texts(
     texts: Texts, questions: NDArray[np.int32], passages: NDArray[np.int32], bi_encoder: SentenceTransformer
-) -> Seen:
+) -> Encoded:
     """Encode all texts, and compare the tokens of questions, (rows,), with those of passages, (rows, candidates)."""
     bi_encoder.max_seq_length = QUESTION_TOKENS
     encoded = dict(_encode(bi_encoder, texts.questions))
@@ -154,7 +154,7 @@ def look(
             best = (states[questions[row]] @ found.T).amax(1).clamp(0, 1).float()
             start = offsets[row] + place * counts[row]
             cosines[start : start + counts[row]] = np.round(255 * best.numpy())
-    return Seen(offsets, cosines, question_means, means)
+    return Encoded(offsets, cosines, question_means, means)
 
 
 def _encode(bi_encoder: SentenceTransformer, texts: list[str]) -> Iterator[tuple[int, tuple[Any, Any]]]:
@@ -191,8 +191,8 @@ def main() -> None:
     asking, more = find_more(texts, given["passage"], bi_encoder, terms, args.seed)
     questions = np.concatenate([np.arange(len(texts.questions), dtype=np.int32), asking])
     passages = np.concatenate([given["passage"], more])
-    small = look(texts, questions, passages, bi_encoder)
-    large = look(texts, questions, passages, SentenceTransformer(args.large_bi_encoder))
+    small = encode_texts(texts, questions, passages, bi_encoder)
+    large = encode_texts(texts, questions, passages, SentenceTransformer(args.large_bi_encoder))
     if not np.array_equal(small.offsets, large.offsets):
         raise SystemExit("The bi-encoders split the questions into different tokens.")
     np.savez(

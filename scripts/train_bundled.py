@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bundled_lessons import CANDIDATES, LOGIT_STD, MOST_QUESTION_TOKENS, TEACHERS, Lessons
+from bundled_lessons import CANDIDATES, LOGIT_STD, MOST_QUESTION_TOKENS, TEACHERS, Lessons, Question
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.nn import functional
@@ -294,11 +294,14 @@ class Training:
         """Return the loss of the mean weights on some of the questions that were held out."""
         losses, copies = [], copies_of(self.mean)
         for question in [self.lessons.questions[number] for number in self.held_out[:count]]:
-            pairs = [(question.tokens, self.lessons.passages[i]) for i in question.passages[: self.lessons.judged]]
-            logits = outputs_of(self.mean, copies, pairs).parts.sum(1)[None]
-            targets = torch.from_numpy(question.targets[: self.lessons.judged])[None].float()
-            losses.append(loss_of(logits, targets).item())
+            targets = torch.from_numpy(question.targets[: self.lessons.judged]).float()
+            losses.append(loss_of(self._judged_logits(question, copies)[None], targets[None]).item())
         return float(np.mean(losses))
+
+    def _judged_logits(self, question: Question, copies: Copies) -> torch.Tensor:
+        """Score the candidates about which the labels say something with the mean weights. Shape: (candidates,)."""
+        pairs = [(question.tokens, self.lessons.passages[i]) for i in question.passages[: self.lessons.judged]]
+        return outputs_of(self.mean, copies, pairs).parts.sum(1)
 
     @torch.no_grad()
     def calibrate(self) -> None:
@@ -313,8 +316,7 @@ class Training:
         for question in [self.lessons.questions[number] for number in self.held_out]:
             if not question.labelled.any():
                 continue
-            pairs = [(question.tokens, self.lessons.passages[i]) for i in question.passages[: self.lessons.judged]]
-            logits.append(outputs_of(self.mean, copies, pairs).parts.sum(1).numpy())
+            logits.append(self._judged_logits(question, copies).numpy())
             answers.append(question.labelled[: self.lessons.judged] > 0)
         values, known = np.concatenate(logits).astype(np.float64), np.concatenate(answers)
         slope, intercept = _fit(values, known)
