@@ -36,15 +36,15 @@ from transformers import BertForSequenceClassification
 CLS, SEP = 101, 102
 MAX_LENGTH = 448
 QUESTIONS_A_STEP = 16
-# Pairs of similar length in one matrix.
-CHUNK = 32
+# Pairs of similar length in one matrix; larger ones do not fit into the caches of a processor and take twice the time.
+CHUNK = 8
 # A candidate with logit 0 is as likely an answer as not, if so many of the candidates are answers.
 ANSWER_SHARE = 0.2
 # Of the hidden states behind these layers, tokens of the question tell how well the passage matches them.
 PROBED_LAYERS = (3, 4)
 HELD_OUT = 1500
 EMA = 0.998
-SAVE_S, REPORT_S = 240, 60
+SAVE_S, REPORT_S = 240, 300
 
 Tokens = NDArray[np.uint16]
 Pair = tuple[Tokens, Tokens]
@@ -235,7 +235,7 @@ class Training:
                     pairs = self.step * QUESTIONS_A_STEP * CANDIDATES
                     print(
                         f"{passed / 60:6.1f} min  {pairs:>10,} pairs  rate {rate:.2e}  loss {np.mean(losses):.4f}  "
-                        f"held out {self.held_out_loss():.4f}",
+                        f"held out {self.held_out_loss(pool):.4f}",
                         flush=True,
                     )
                     reported, losses = time.monotonic(), []
@@ -289,15 +289,18 @@ class Training:
         leaves = [copies.get(values, values) for values in self.parameters]
         return torch.autograd.grad(loss, leaves, allow_unused=True), loss.item()
 
-    @torch.no_grad()
-    def held_out_loss(self, count: int = 50) -> float:
+    def held_out_loss(self, pool: ThreadPoolExecutor, count: int = 50) -> float:
         """Return the loss of the mean weights on some of the questions that were held out."""
-        losses, copies = [], copies_of(self.mean)
-        for question in [self.lessons.questions[number] for number in self.held_out[:count]]:
-            targets = torch.from_numpy(question.targets[: self.lessons.judged]).float()
-            losses.append(loss_of(self._judged_logits(question, copies)[None], targets[None]).item())
-        return float(np.mean(losses))
+        copies = copies_of(self.mean)
 
+        def loss(number: int) -> float:
+            question = self.lessons.questions[number]
+            targets = torch.from_numpy(question.targets[: self.lessons.judged]).float()
+            return loss_of(self._judged_logits(question, copies)[None], targets[None]).item()
+
+        return float(np.mean(list(pool.map(loss, self.held_out[:count]))))
+
+    @torch.no_grad()
     def _judged_logits(self, question: Question, copies: Copies) -> torch.Tensor:
         """Score the candidates about which the labels say something with the mean weights. Shape: (candidates,)."""
         pairs = [(question.tokens, self.lessons.passages[i]) for i in question.passages[: self.lessons.judged]]
