@@ -50,7 +50,7 @@ FILLERS = frozenset(
 )
 
 
-class Lesson(NamedTuple):
+class TrainingData(NamedTuple):
     """Questions with their candidates and what the teachers say about them; one row for each question.
 
     Attributes:
@@ -65,9 +65,9 @@ class Lesson(NamedTuple):
     targets: Scores
     labels: NDArray[np.bool_]
 
-    def part(self, rows: slice) -> Lesson:
+    def part(self, rows: slice) -> TrainingData:
         """Return some of the questions."""
-        return Lesson(self.questions[rows], self.passages[rows], self.targets[rows], self.labels[rows])
+        return TrainingData(self.questions[rows], self.passages[rows], self.targets[rows], self.labels[rows])
 
     def dataset(self, chance: random.Random) -> Dataset:
         """Return the rows of a training set: a question and some of its candidates, so that each is seen once."""
@@ -97,7 +97,7 @@ def as_typed(query: str, chance: random.Random) -> str:
     return " ".join(words) if kind > 0.9 and len(words) > 1 else bare
 
 
-def prepare(args: argparse.Namespace) -> Lesson:
+def prepare(args: argparse.Namespace) -> TrainingData:
     """Find candidates and let the teachers score them, or read what an earlier run saved."""
     chance = random.Random(args.seed)  # noqa: S311
     limits = {name: int(limit) for name, _, limit in (given.partition("=") for given in args.limit)}
@@ -120,7 +120,7 @@ def prepare(args: argparse.Namespace) -> Lesson:
     scores = [teacher.scores(collection, candidates, cache) for teacher in teachers]
     for teacher, values in zip(teachers, scores, strict=True):
         print(f"{teacher.name}: {share_on_top(values, labels)}")
-    return Lesson(
+    return TrainingData(
         [question.text for question in collection.questions],
         [[collection.passages[index] for index in found] for found in candidates],
         targets_of(scores, labels),
@@ -177,7 +177,7 @@ def start_model(start: str, max_length: int, folder: Path) -> CrossEncoder:
     return CrossEncoder(str(folder), max_length=max_length, activation_fn=torch.nn.Identity())
 
 
-def reranking_evaluator(held_out: Lesson) -> CrossEncoderRerankingEvaluator | None:
+def reranking_evaluator(held_out: TrainingData) -> CrossEncoderRerankingEvaluator | None:
     """Return an evaluator for the questions with known answers; None if there are none."""
     samples = [
         {
@@ -197,7 +197,7 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(complete, key=lambda path: int(path.name.rpartition("-")[2]))) if complete else None
 
 
-def calibrate_last_layer(model: CrossEncoder, held_out: Lesson) -> None:
+def calibrate_last_layer(model: CrossEncoder, held_out: TrainingData) -> None:
     """Scale the logits, and move 0 to where a passage is as likely as not to be a known answer."""
     names = {f"q{number}": question for number, question in enumerate(held_out.questions)}
     pairs = [
@@ -270,9 +270,9 @@ def main() -> None:
     args = parser.parse_args()
 
     set_seed(args.seed)
-    lesson = prepare(args)
-    count = max(1, min(MAX_HELD_OUT, round(len(lesson.questions) * HELD_OUT_SHARE)))
-    learn, held_out = lesson.part(slice(count, None)), lesson.part(slice(count))
+    data = prepare(args)
+    count = max(1, min(MAX_HELD_OUT, round(len(data.questions) * HELD_OUT_SHARE)))
+    learn, held_out = data.part(slice(count, None)), data.part(slice(count))
     print(f"{len(learn.questions):,} questions to learn from, {count} held out")
     model = start_model(args.start, args.max_length, args.output / "start")
     evaluator = reranking_evaluator(held_out)

@@ -5,7 +5,7 @@
     python scripts/build_bundled.py FOLDER/model --output OUTPUT_FOLDER
 
 START_FOLDER is a BERT, such as that of all-MiniLM-L6-v2; scripts/prepare_bundled.py describes the others, and
-scripts/bundled_lessons.py what is learned. The model has an output for each teacher, and the logit is their sum, so
+scripts/training_examples.py what is learned. The model has an output for each teacher, and the logit is their sum, so
 that a single output remains in the end. Linear layers, which are thrown away afterwards, have to tell from the hidden
 states of the question's tokens how well the passage matches each of them. This teaches the layers below to compare the
 question with the passage, faster than the logits alone do.
@@ -27,10 +27,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from bundled_lessons import CANDIDATES, LOGIT_STD, MOST_QUESTION_TOKENS, TEACHERS, Lessons, Question
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.nn import functional
+from training_examples import CANDIDATES, LOGIT_STD, MOST_QUESTION_TOKENS, TEACHERS, Question, TrainingExamples
 from transformers import BertForSequenceClassification
 
 CLS, SEP = 101, 102
@@ -38,11 +38,12 @@ MAX_LENGTH = 448
 QUESTIONS_A_STEP = 16
 # Pairs of similar length in one matrix; larger ones do not fit into the caches of a processor and take twice the time.
 CHUNK = 8
+# In LOGIT_STD. The teachers are not sure of smaller differences.
+LEAST_SPREAD = 0.4
 # A candidate with logit 0 is as likely an answer as not, if so many of the candidates are answers.
 ANSWER_SHARE = 0.2
 # Of the hidden states behind these layers, tokens of the question tell how well the passage matches them.
 PROBED_LAYERS = (3, 4)
-HELD_OUT = 1500
 EMA = 0.998
 SAVE_S, REPORT_S = 240, 300
 
@@ -164,6 +165,11 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
     return (ours - ours.mean(1, keepdim=True) - theirs + theirs.mean(1, keepdim=True)).square().mean()
 
 
+def spread_of(targets: torch.Tensor) -> torch.Tensor:
+    """Return what to divide logits by, so that close candidates count as much as others. Shape: (questions, 1)."""
+    return targets.std(1, keepdim=True).div(LOGIT_STD).clamp(min=LEAST_SPREAD)
+
+
 def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Return the loss: who is on top, who is further down, and the distances. Shape: (questions, candidates), twice."""
     return divergence(logits, targets, 1) + 2 * divergence(logits, targets, 3) + 0.2 * distance(logits, targets)
@@ -172,8 +178,8 @@ def loss_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 class Training:
     """A run: its weights, their mean, and how far it is."""
 
-    def __init__(self, args: argparse.Namespace, lessons: Lessons) -> None:
-        self.args, self.lessons = args, lessons
+    def __init__(self, args: argparse.Namespace, examples: TrainingExamples) -> None:
+        self.args, self.examples = args, examples
         torch.manual_seed(args.seed)
         self.model, self.mean = (
             BertForSequenceClassification.from_pretrained(args.start, num_labels=TEACHERS).train() for _ in range(2)
@@ -187,19 +193,20 @@ class Training:
         learned = [(ours, mean) for ours, mean in pairs if ours.requires_grad]
         self.averaged = [mean for _, mean in learned]
         self.parameters = [ours for ours, _ in learned] + list(self.probes.parameters())
-        self.optimizer = torch.optim.AdamW(
-            [
-                {"params": [values for values in self.parameters if values.ndim > 1], "weight_decay": 0.01},
-                {"params": [values for values in self.parameters if values.ndim == 1], "weight_decay": 0.0},
-            ],
-            lr=args.learning_rate,
-            betas=(0.9, 0.98),
-            fused=True,
+        inner = {values for values in self.model.bert.encoder.parameters() if values.ndim == 2}
+        matrices, others = (
+            [values for values in self.parameters if (values in inner) is found] for found in (True, False)
         )
+        # Muon learns in 100 steps what AdamW learns in 300 at its own rate. Each thread updates a part of the matrices.
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices[thread :: args.threads], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+            for thread in range(args.threads)
+        ]
+        self.optimizers.append(torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0, fused=True))
         self.step, self.seconds = 0, 0.0
-        held_out = np.random.default_rng(args.seed).permutation(len(lessons.questions))[:HELD_OUT]
+        held_out = np.random.default_rng(args.seed).permutation(len(examples.questions))[: args.held_out]
         self.held_out: list[int] = held_out.tolist()
-        weights = lessons.weights.copy()
+        weights = examples.weights.copy()
         weights[held_out] = 0
         self.chances = weights.cumsum() / weights.sum()
         self.file = args.output / "state.pt"
@@ -210,7 +217,8 @@ class Training:
             self.step, self.seconds = state["step"], state["seconds"]
 
     def _saved(self) -> dict[str, torch.nn.Module | torch.optim.Optimizer]:
-        return {"model": self.model, "mean": self.mean, "probes": self.probes, "optimizer": self.optimizer}
+        optimizers = {f"optimizer {number}": optimizer for number, optimizer in enumerate(self.optimizers)}
+        return {"model": self.model, "mean": self.mean, "probes": self.probes, **optimizers}
 
     def save(self) -> None:
         """Write the state; a kill leaves the old one or the new one."""
@@ -252,10 +260,11 @@ class Training:
         for index, values in enumerate(self.parameters):
             given = [gradients[index] for gradients, _ in found if gradients[index] is not None]
             values.grad = torch.stack(given).float().mean(0) if given else None
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate if isinstance(optimizer, torch.optim.Muon) else rate / 2
         torch.nn.utils.clip_grad_norm_(self.parameters, 5.0)
-        self.optimizer.step()
+        list(pool.map(lambda optimizer: optimizer.step(), self.optimizers))
         self.step += 1
         keep = min(EMA, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -265,24 +274,26 @@ class Training:
     def _gradients(self, copies: Copies, count: int, thread: int) -> tuple[tuple[torch.Tensor | None, ...], float]:
         # A generator of its own for each step, so that a resumed run draws what it would have drawn.
         chance = np.random.default_rng([self.args.seed, self.step, thread])
-        lessons = [
-            self.lessons.draw(int(number), chance) for number in np.searchsorted(self.chances, chance.random(count))
+        examples = [
+            self.examples.draw(int(number), chance) for number in np.searchsorted(self.chances, chance.random(count))
         ]
-        pairs = [(lesson.question, candidate) for lesson in lessons for candidate in lesson.candidates]
+        pairs = [(example.question, candidate) for example in examples for candidate in example.candidates]
         found = outputs_of(self.model, copies, pairs, self.probes)
         ours = found.parts.view(count, CANDIDATES, TEACHERS)
-        theirs = torch.from_numpy(np.stack([lesson.parts for lesson in lessons])).float()
+        theirs = torch.from_numpy(np.stack([example.parts for example in examples])).float()
         logits = ours.sum(-1)
-        loss = loss_of(logits, torch.from_numpy(np.stack([lesson.targets for lesson in lessons])).float())
+        targets = torch.from_numpy(np.stack([example.targets for example in examples])).float()
+        spread = spread_of(targets)
+        loss = loss_of(logits / spread, targets / spread)
         # What is compared within a question alone would leave its level to chance.
-        levels = torch.tensor([lesson.level for lesson in lessons])
+        levels = torch.tensor([example.level for example in examples])
         loss = loss + 0.02 * (logits.mean(1) - levels).square().mean()
         for teacher in range(TEACHERS):
-            one, other = ours[..., teacher], theirs[..., teacher]
+            one, other = ours[..., teacher] / spread, theirs[..., teacher] / spread
             loss = loss + 0.3 * divergence(one, other, 2) + 0.08 * distance(one, other)
         known = np.full((count, CANDIDATES, MOST_QUESTION_TOKENS, 2), np.nan, np.float32)
-        for row, lesson in zip(known, lessons, strict=True):
-            row[:, : len(lesson.question)] = lesson.cosines
+        for row, example in zip(known, examples, strict=True):
+            row[:, : len(example.question)] = example.cosines
         cosines = torch.from_numpy(known).flatten(0, 1)
         for told in found.cosines:
             loss = loss + 5 * (told - cosines)[~cosines.isnan()].square().mean()
@@ -294,8 +305,8 @@ class Training:
         copies = copies_of(self.mean)
 
         def loss(number: int) -> float:
-            question = self.lessons.questions[number]
-            targets = torch.from_numpy(question.targets[: self.lessons.judged]).float()
+            question = self.examples.questions[number]
+            targets = torch.from_numpy(question.targets[: self.examples.judged]).float()
             return loss_of(self._judged_logits(question, copies)[None], targets[None]).item()
 
         return float(np.mean(list(pool.map(loss, self.held_out[:count]))))
@@ -303,7 +314,7 @@ class Training:
     @torch.no_grad()
     def _judged_logits(self, question: Question, copies: Copies) -> torch.Tensor:
         """Score the candidates about which the labels say something with the mean weights. Shape: (candidates,)."""
-        pairs = [(question.tokens, self.lessons.passages[i]) for i in question.passages[: self.lessons.judged]]
+        pairs = [(question.tokens, self.examples.passages[i]) for i in question.passages[: self.examples.judged]]
         return outputs_of(self.mean, copies, pairs).parts.sum(1)
 
     @torch.no_grad()
@@ -316,11 +327,11 @@ class Training:
         """
         layer, copies = self.mean.classifier, copies_of(self.mean)
         logits, answers = [], []
-        for question in [self.lessons.questions[number] for number in self.held_out]:
+        for question in [self.examples.questions[number] for number in self.held_out]:
             if not question.labelled.any():
                 continue
             logits.append(self._judged_logits(question, copies).numpy())
-            answers.append(question.labelled[: self.lessons.judged] > 0)
+            answers.append(question.labelled[: self.examples.judged] > 0)
         values, known = np.concatenate(logits).astype(np.float64), np.concatenate(answers)
         slope, intercept = _fit(values, known)
         zero, scale = -intercept / slope, LOGIT_STD / values.std()
@@ -368,9 +379,12 @@ def main() -> None:
     parser.add_argument("start", type=Path, help="folder of the BERT to start from, with tokenizer.json")
     parser.add_argument("--output", type=Path, required=True, help="folder of the state and the model")
     parser.add_argument("--minutes", type=float, default=600.0, help="time to train (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="highest rate")
+    parser.add_argument(
+        "--learning-rate", type=float, default=2e-4, help="highest rate of matrices; others: half of it"
+    )
     parser.add_argument("--decay", type=float, default=0.4, help="share of the time in which it falls to 0")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="each has a part of a step")
+    parser.add_argument("--held-out", type=int, default=1500, help="questions to calibrate on (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     # Every thread computes for itself: waiting for each other in each product costs more than it saves.
@@ -378,7 +392,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     args.output.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer.from_file(str(args.start / "tokenizer.json"))
-    training = Training(args, Lessons(args.distill, args.collections, args.prepared, tokenizer))
+    training = Training(args, TrainingExamples(args.distill, args.collections, args.prepared, tokenizer))
     training.run()
     training.calibrate()
     for name in ("tokenizer.json", "tokenizer_config.json"):

@@ -1,4 +1,4 @@
-"""Lessons for train_bundled.py: questions with candidates, and the logits that the teachers give them.
+"""Training examples for train_bundled.py: questions with candidates, and the logits that the teachers give them.
 
 There are four teachers, each scaled so that it counts as much as the others within a question: SPLADE, the large
 bi-encoder, and late interaction with both bi-encoders, which is the mean over the tokens of the question of their
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # How often questions of a set are drawn, whatever its size; a set that is not named is not used. Search queries first.
 WEIGHTS = {
-    "web": 10,
+    "web": 13,
     "qed-nq": 4.5,
     "boolq": 2,
     "bioasq": 1.2,
@@ -52,7 +52,8 @@ QUESTION_MARK = 1029
 MOST_QUESTION_TOKENS, MOST_PASSAGE_TOKENS = 40, 198
 # Of a document, passages that do not fit are left out.
 MOST_DOCUMENT_TOKENS, MOST_FURTHER_PASSAGES, DOCUMENT_SHARE = 400, 5, 0.15
-CANDIDATES = 8
+# In so many examples all candidates are from the best third, as they are in what a search finds.
+CANDIDATES, CLOSE_SHARE = 8, 0.5
 LOGIT_STD, LABEL_BONUS = 4.0, 1.5
 
 
@@ -88,7 +89,7 @@ class Question(NamedTuple):
         return (scores - self.centre) * self.factor
 
 
-class Lesson(NamedTuple):
+class TrainingExample(NamedTuple):
     """A question and some candidates, with all that is to be learned.
 
     Attributes:
@@ -108,7 +109,7 @@ class Lesson(NamedTuple):
     cosines: Floats
 
 
-class Lessons:
+class TrainingExamples:
     """All questions and passages.
 
     Attributes:
@@ -200,12 +201,15 @@ class Lessons:
         self._level_factor = LOGIT_STD / float(usual[1])
         return [question._replace(factor=question.factor * (LOGIT_STD / np.mean(sums))) for question in scaled]
 
-    def draw(self, number: int, chance: np.random.Generator) -> Lesson:
-        """Draw some candidates of a question: half of them from the best quarter, and at times documents."""
+    def draw(self, number: int, chance: np.random.Generator) -> TrainingExample:
+        """Draw candidates of a question: of the best third, or half of them of the best quarter; at times documents."""
         question = self.questions[number]
-        best, others = np.split(np.argsort(-question.targets), [len(question.passages) // 4])
-        half = CANDIDATES // 2
-        chosen = np.concatenate([chance.permutation(best)[:half], chance.permutation(others)[:half]])
+        order, count, half = np.argsort(-question.targets), len(question.passages), CANDIDATES // 2
+        if chance.random() < CLOSE_SHARE:
+            chosen = chance.permutation(order[: max(CANDIDATES, count // 3)])[:CANDIDATES]
+        else:
+            best, others = np.split(order, [count // 4])
+            chosen = np.concatenate([chance.permutation(best)[:half], chance.permutation(others)[:half]])
         groups = [[int(place)] for place in chosen]
         if chance.random() < DOCUMENT_SHARE:
             groups = [self._extend(question, group, chance) for group in groups]
@@ -217,7 +221,7 @@ class Lessons:
             kept = kept[:-1]
         parts = question.parts(scores)
         cosines = np.stack([question.cosines[:, group].max(1) for group in groups])[..., : len(kept)]
-        return Lesson(
+        return TrainingExample(
             kept,
             [np.concatenate([self.passages[question.passages[place]] for place in group]) for group in groups],
             parts,
