@@ -7,8 +7,9 @@
 START_FOLDER is a BERT, such as that of all-MiniLM-L6-v2; scripts/prepare_bundled.py describes the others, and
 scripts/training_examples.py what is learned. The model has an output for each teacher, and the logit is their sum, so
 that a single output remains in the end. Linear layers, which are thrown away afterwards, have to tell from the hidden
-states of the question's tokens how well the passage matches each of them. This teaches the layers below to compare the
-question with the passage, faster than the logits alone do.
+states of the question's tokens how well the passage matches each of them, and from the mean state of each text its
+vector by the large bi-encoder. This teaches the layers below to compare the question with the passage, faster than the
+logits alone do.
 
 This is faster than a general trainer, so that hours of a few cores count: the last layer is computed for `[CLS]` alone,
 in bf16, word embeddings stay as they are, and each core has a batch of its own. The learning rate falls to 0 in the
@@ -42,7 +43,7 @@ CHUNK = 8
 LEAST_SPREAD = 0.4
 # A candidate with logit 0 is as likely an answer as not, if so many of the candidates are answers.
 ANSWER_SHARE = 0.2
-# Of the hidden states behind these layers, tokens of the question tell how well the passage matches them.
+# The hidden states behind these layers have to tell what the bi-encoders see.
 PROBED_LAYERS = (3, 4)
 EMA = 0.998
 SAVE_S, REPORT_S = 240, 300
@@ -83,10 +84,20 @@ class Outputs(NamedTuple):
     Shape:
         parts: (pairs, teachers); their sum is the logit.
         cosines: for each probed layer (pairs, tokens of the question, bi-encoders).
+        vectors: for each probed layer (pairs, 2, width of the large bi-encoder): the question and the passage.
     """
 
     parts: torch.Tensor
     cosines: list[torch.Tensor]
+    vectors: list[torch.Tensor]
+
+
+class Probe(torch.nn.Module):
+    """Tells from hidden states what the bi-encoders see in the texts; only training needs it."""
+
+    def __init__(self, width: int, vector_width: int) -> None:
+        super().__init__()
+        self.cosines, self.vectors = torch.nn.Linear(width, 2), torch.nn.Linear(width, vector_width)
 
 
 def copies_of(model: BertForSequenceClassification, *, learn: bool = False) -> Copies:
@@ -109,8 +120,11 @@ def outputs_of(
         for start in range(0, len(order), CHUNK)
     ]
     back = torch.tensor(order).argsort()
-    cosines = [torch.cat(layer)[back] for layer in zip(*[chunk.cosines for chunk in found], strict=True)]
-    return Outputs(torch.cat([chunk.parts for chunk in found])[back], cosines)
+    probed = [
+        [torch.cat(layer)[back] for layer in zip(*chunks, strict=True)]
+        for chunks in ([chunk.cosines for chunk in found], [chunk.vectors for chunk in found])
+    ]
+    return Outputs(torch.cat([chunk.parts for chunk in found])[back], *probed)
 
 
 def _forward(
@@ -131,7 +145,9 @@ def _forward(
     positions = embeddings.position_embeddings.weight[: batch.ids.shape[1]]
     words = embeddings.word_embeddings(batch.ids)
     states = embeddings.LayerNorm(words + embeddings.token_type_embeddings(batch.segments) + positions).bfloat16()
-    cosines = []
+    cosines, vectors = [], []
+    sides = torch.stack([(batch.mask[:, 0, 0] == 0).long() - batch.segments, batch.segments], 1)
+    means = (sides / sides.sum(-1, keepdim=True)).bfloat16()
     for number, layer in enumerate(layers):
         attention = layer.attention.self
         asking = states if number < len(layers) - 1 else states[:, :1]
@@ -145,9 +161,10 @@ def _forward(
         states = norm(layer.output.LayerNorm, linear(layer.output.dense, inner) + asking)
         if probes is not None and number in PROBED_LAYERS:
             probe = probes[PROBED_LAYERS.index(number)]
-            found = probe(states[:, 1 : 1 + MOST_QUESTION_TOKENS].float())
+            found = probe.cosines(states[:, 1 : 1 + MOST_QUESTION_TOKENS].float())
             cosines.append(functional.pad(found, (0, 0, 0, MOST_QUESTION_TOKENS - found.shape[1])))
-    return Outputs(model.classifier(torch.tanh(model.bert.pooler.dense(states[:, 0].float()))), cosines)
+            vectors.append(probe.vectors((means @ states).float()))
+    return Outputs(model.classifier(torch.tanh(model.bert.pooler.dense(states[:, 0].float()))), cosines, vectors)
 
 
 def divergence(ours: torch.Tensor, theirs: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -186,7 +203,7 @@ class Training:
         )
         self.mean.load_state_dict(self.model.state_dict())
         width = self.model.config.hidden_size
-        self.probes = torch.nn.ModuleList(torch.nn.Linear(width, 2) for _ in PROBED_LAYERS)
+        self.probes = torch.nn.ModuleList(Probe(width, examples.width) for _ in PROBED_LAYERS)
         # Each word occurs so rarely that its gradient is mostly noise, and unseen words would stay behind.
         self.model.bert.embeddings.word_embeddings.weight.requires_grad = False
         pairs = zip(self.model.parameters(), self.mean.parameters(), strict=True)
@@ -197,7 +214,7 @@ class Training:
         matrices, others = (
             [values for values in self.parameters if (values in inner) is found] for found in (True, False)
         )
-        # Muon learns in 100 steps what AdamW learns in 300 at its own rate. Each thread updates a part of the matrices.
+        # Muon learns faster here than AdamW (see the model card). Each thread updates a part of the matrices.
         self.optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices[thread :: args.threads], weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
             for thread in range(args.threads)
@@ -297,6 +314,9 @@ class Training:
         cosines = torch.from_numpy(known).flatten(0, 1)
         for told in found.cosines:
             loss = loss + 5 * (told - cosines)[~cosines.isnan()].square().mean()
+        vectors = torch.from_numpy(np.concatenate([example.vectors for example in examples]))
+        for told in found.vectors:
+            loss = loss + 1 - functional.cosine_similarity(told, vectors, dim=-1).mean()
         leaves = [copies.get(values, values) for values in self.parameters]
         return torch.autograd.grad(loss, leaves, allow_unused=True), loss.item()
 

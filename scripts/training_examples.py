@@ -99,6 +99,7 @@ class TrainingExample(NamedTuple):
         targets: The logits. Shape: (candidates,).
         level: The mean logit by the large bi-encoder alone, comparable between questions.
         cosines: Shape: (candidates, tokens of the question, 2).
+        vectors: Of the question and of each candidate, by the large bi-encoder. Shape: (candidates, 2, width).
     """
 
     question: Tokens
@@ -107,6 +108,7 @@ class TrainingExample(NamedTuple):
     targets: Floats
     level: float
     cosines: Floats
+    vectors: Floats
 
 
 class TrainingExamples:
@@ -116,6 +118,7 @@ class TrainingExamples:
         questions: In the order of the files.
         judged: Number of a question's candidates, the first ones, about which the labels say something.
         passages: Tokens of each passage.
+        width: Of the vectors of the large bi-encoder.
         weights: How often each question is drawn; they sum to 1.
     """
 
@@ -132,6 +135,7 @@ class TrainingExamples:
         }
         self.passages = _tokens(tokenizer, texts.passages, MOST_PASSAGE_TOKENS)
         self.judged = self._given["passage"].shape[1]
+        self.width = self._given["question_vectors"].shape[1]
         seen = np.zeros(tokenizer.get_vocab_size())
         for tokens in self.passages:
             seen[np.unique(tokens)] += 1
@@ -166,21 +170,27 @@ class TrainingExamples:
     def scores(self, number: int, question: Question, groups: list[list[int]]) -> Floats:
         """Return what each teacher says about groups of a question's candidates. Shape: (groups, teachers)."""
         passages = question.passages
-        vector = self._given["question_vectors"][number].astype(np.float32)
+        vector = self._vector(number)
         terms = self._terms["question_terms"][number]
         weights = self._terms["passage_terms"][passages][:, terms.indices].toarray()
-        means = self._given["passage_vectors"][passages].astype(np.float32)
-        lengths = np.array([len(self.passages[i]) + 2 for i in passages], np.float32)
+        means = self._means(question, groups)
+        cosines = means @ vector / (np.linalg.norm(means, axis=1) * np.linalg.norm(vector))
         found = np.zeros((len(groups), TEACHERS), np.float32)
         for row, group in enumerate(groups):
-            mean = lengths[group] @ means[group]
             late = question.cosines[:, group].max(1) @ question.idf / 255
-            found[row] = [
-                weights[group].max(0) @ terms.data,
-                mean @ vector / (np.linalg.norm(mean) * np.linalg.norm(vector)),
-                *late,
-            ]
+            found[row] = [weights[group].max(0) @ terms.data, cosines[row], *late]
         return found
+
+    def _vector(self, number: int) -> Floats:
+        """Return the large bi-encoder's vector of a question. Shape: (width,)."""
+        vector: Floats = self._given["question_vectors"][number].astype(np.float32)
+        return vector
+
+    def _means(self, question: Question, groups: list[list[int]]) -> Floats:
+        """Return the large bi-encoder's vectors of groups, the means of all states. Shape: (groups, width)."""
+        lengths = np.array([len(self.passages[i]) + 2 for i in question.passages], np.float32)
+        vectors = self._given["passage_vectors"][question.passages].astype(np.float32)
+        return np.stack([lengths[group] @ vectors[group] / lengths[group].sum() for group in groups])
 
     def _scale(self, questions: list[Question]) -> list[Question]:
         """Scale the teachers so that they count the same within each question, and their sums spread as logits do.
@@ -228,6 +238,7 @@ class TrainingExamples:
             _logits(parts, question.labelled[chosen]),
             self._level_factor * float(scores[:, 1].mean() - self._level),
             cosines.transpose(0, 2, 1).astype(np.float32) / 255,
+            np.stack([(self._vector(number), mean) for mean in self._means(question, groups)]),
         )
 
     def _extend(self, question: Question, group: list[int], chance: np.random.Generator) -> list[int]:
