@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,7 +78,7 @@ def scripts():
         import train_bundled
         import training_examples
 
-        yield prepare_bundled, training_examples, train_bundled
+        yield SimpleNamespace(prepare=prepare_bundled, examples=training_examples, train=train_bundled)
         for name in ("prepare_bundled", "training_examples", "train_bundled"):
             del sys.modules[name]
 
@@ -85,7 +86,7 @@ def scripts():
 @pytest.fixture(scope="module")
 def examples(folder, scripts):
     tokenizer = Tokenizer.from_file(str(folder / "small" / "tokenizer.json"))
-    return scripts[1].TrainingExamples(folder / "distill", folder / "sets", folder / "prepared.npz", tokenizer)
+    return scripts.examples.TrainingExamples(folder / "distill", folder / "sets", folder / "prepared.npz", tokenizer)
 
 
 def test_search_queries_get_more_candidates_and_none_twice(examples):
@@ -98,12 +99,12 @@ def test_search_queries_get_more_candidates_and_none_twice(examples):
 
 def test_teachers_score_as_their_libraries_do(folder, scripts, examples):
     """SPLADE's dot product, the large model's cosine, and the best cosines of the query's tokens, for one question."""
-    texts = scripts[0].read_texts(folder / "distill", folder / "sets")
+    texts = scripts.prepare.read_texts(folder / "distill", folder / "sets")
     question = examples.questions[3]
     passages = [texts.passages[place] for place in question.passages]
     splade = SparseEncoder(str(folder / "splade"), device="cpu")
-    asked = splade.encode([texts.questions[3]], max_active_dims=scripts[0].QUESTION_TERMS).to_dense()
-    held = splade.encode(passages, max_active_dims=scripts[0].PASSAGE_TERMS).to_dense()
+    asked = splade.encode([texts.questions[3]], max_active_dims=scripts.prepare.QUESTION_TERMS).to_dense()
+    held = splade.encode(passages, max_active_dims=scripts.prepare.PASSAGE_TERMS).to_dense()
     np.testing.assert_allclose(question.scores[:, 0], (held @ asked[0]).cpu(), rtol=1e-4)
     large = SentenceTransformer(str(folder / "large"), device="cpu")
     cosines = large.similarity(large.encode([texts.questions[3]]), large.encode(passages))[0]
@@ -167,7 +168,9 @@ def test_training_and_int8_score_as_sentence_transformers_does(scripts, tmp_path
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     tokens = [np.array(tokenizer.encode(text, add_special_tokens=False).ids) for text in (QUERY, *texts)]
     with torch.no_grad():
-        found = scripts[2].outputs_of(model, scripts[2].copies_of(model), [(tokens[0], text) for text in tokens[1:]])
+        found = scripts.train.outputs_of(
+            model, scripts.train.copies_of(model), [(tokens[0], text) for text in tokens[1:]]
+        )
     # Random weights magnify what is rounded.
     assert np.corrcoef(found.parts[:, 0], expected)[0, 1] > 0.99
     run("build_bundled.py", source, "--output", tmp_path / "int8")
