@@ -28,10 +28,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from calibration import LOGIT_STD, fit
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.nn import functional
-from training_examples import CANDIDATES, LOGIT_STD, MOST_QUESTION_TOKENS, TEACHERS, Question, TrainingExamples
+from training_examples import CANDIDATES, MOST_QUESTION_TOKENS, TEACHERS, Question, TrainingExamples
 from transformers import BertForSequenceClassification
 
 CLS, SEP = 101, 102
@@ -41,8 +42,6 @@ QUESTIONS_A_STEP = 16
 CHUNK = 8
 # In LOGIT_STD. The teachers are not sure of smaller differences.
 LEAST_SPREAD = 0.4
-# A candidate with logit 0 is as likely an answer as not, if so many of the candidates are answers.
-ANSWER_SHARE = 0.2
 # The hidden states behind these layers have to tell what the bi-encoders see.
 PROBED_LAYERS = (3, 4)
 EMA = 0.998
@@ -353,41 +352,17 @@ class Training:
             logits.append(self._judged_logits(question, copies).numpy())
             answers.append(question.labelled[: self.examples.judged] > 0)
         values, known = np.concatenate(logits).astype(np.float64), np.concatenate(answers)
-        slope, intercept = _fit(values, known)
-        zero, scale = -intercept / slope, LOGIT_STD / values.std()
+        found = fit(values, known)
+        zero, scale = found.zero, found.scale
         joined = torch.nn.Linear(layer.in_features, 1)
         joined.weight.copy_(layer.weight.sum(0, keepdim=True) * scale)
         joined.bias.copy_((layer.bias.sum(0, keepdim=True) - zero) * scale)
         self.mean.classifier = joined
         self.mean.config.num_labels = self.mean.num_labels = 1
-        print(f"{len(logits)} held-out questions with answers: logits scaled by {scale:.4f}, after {-zero:+.4f}")
-        print(f"expected calibration error of sigmoid: {_calibration_error((values - zero) * scale, known):.4f}")
-        print(f"the same with the scale that fits best: {_calibration_error(values * slope + intercept, known):.4f}")
+        print(f"{len(logits)} held-out questions with answers: {found}")
         # As CrossEncoder writes it: its `predict` gives logits.
         self.mean.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
         self.mean.save_pretrained(self.args.output / "model")
-
-
-def _weights(known: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Return a weight for each candidate, such that answers have their usual share among what a search finds."""
-    return np.where(known, ANSWER_SHARE / known.sum(), (1 - ANSWER_SHARE) / (~known).sum())
-
-
-def _fit(logits: NDArray[np.float64], known: NDArray[np.bool_]) -> tuple[float, float]:
-    """Return slope and intercept of the weighted logistic regression, by Newton's method."""
-    inputs = np.stack([logits / logits.std(), np.ones_like(logits)], 1)
-    found, weights = np.zeros(2), _weights(known)
-    for _ in range(50):
-        likely = 1 / (1 + np.exp(-inputs @ found))
-        hessian = inputs.T @ (inputs * (weights * likely * (1 - likely))[:, None])
-        found += np.linalg.solve(hessian, inputs.T @ (weights * (known - likely)))
-    return float(found[0] / logits.std()), float(found[1])
-
-
-def _calibration_error(log_odds: NDArray[np.float64], known: NDArray[np.bool_]) -> float:
-    likely = 1 / (1 + np.exp(-log_odds))
-    tenths = np.minimum((likely * 10).astype(int), 9)
-    return float(np.abs(np.bincount(tenths, weights=_weights(known) * (likely - known))).sum())
 
 
 def main() -> None:

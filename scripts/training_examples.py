@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
+from calibration import LOGIT_STD
 from prepare_bundled import read_texts
 from scipy import sparse
 
@@ -54,7 +55,7 @@ MOST_QUESTION_TOKENS, MOST_PASSAGE_TOKENS = 40, 198
 MOST_DOCUMENT_TOKENS, MOST_FURTHER_PASSAGES, DOCUMENT_SHARE = 400, 5, 0.15
 # In so many examples all candidates are from the best third, as they are in what a search finds.
 CANDIDATES, CLOSE_SHARE = 8, 0.5
-LOGIT_STD, LABEL_BONUS = 4.0, 1.5
+LABEL_BONUS = 1.5
 
 
 class Question(NamedTuple):

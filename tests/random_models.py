@@ -179,6 +179,10 @@ def export_encoder(folder: Path) -> Path:
     return folder
 
 
+# Narrower than the bi-encoder, as in the bundled model.
+NARROW_SPLADE = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
+
+
 def interaction(folder: Path, *, seed: int = 0) -> Path:
     """Save a cross-encoder of `marcorank.interaction` on a small bi-encoder, with every part of it in use."""
     import torch
@@ -186,13 +190,15 @@ def interaction(folder: Path, *, seed: int = 0) -> Path:
     from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
 
     start = bi_encoder(folder / "start", seed=seed)
-    config = InteractionBertConfig.from_pretrained(start, num_labels=1)
+    config = InteractionBertConfig.from_pretrained(start, num_labels=1, splade=NARROW_SPLADE)
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model = InteractionBertForSequenceClassification.from_pretrained(start, config=config)
     with torch.no_grad():
         model.gates.normal_()
         model.classifier.weight.normal_()
         model.word_weights.weight.uniform_()
+        # Without a bias, a random model gives no weight to any term.
+        model.splade.bias.uniform_(-1, 1)
     save(model, folder)
     _spread_logits(model, model.classifier, folder)
     shutil.rmtree(start)
@@ -320,10 +326,11 @@ def bundled_in_fp32(folder: Path) -> Path:
     graph = onnx.load(bundled_folder() / "onnx/model_int8.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name: value for name, value in tensors.items() if name.startswith("model.") and "/" not in name}
-    for name, scales in tensors.items():
+    for name, scales in tensors.items():  # or codes
         prefix, _, kind = name.rpartition("/")
-        if kind == "scales" and f"{prefix}/int8" in tensors:
-            weights[prefix] = tensors[f"{prefix}/int8"] * scales
+        if kind == "codes":
+            values = np.take_along_axis(tensors[f"{prefix}/pairs"].reshape(-1, 256, 2), scales.T[:, :, None], 1)
+            weights[prefix] = values.transpose(1, 0, 2).reshape(len(scales), -1)
         elif kind == "scales":
             weights[f"{_layer_of_product(prefix)}.weight"] = (tensors[f"{prefix}/weights"] * scales).T
     config = InteractionBertConfig.from_pretrained(bundled_folder())
@@ -340,7 +347,14 @@ def bundled_in_fp32(folder: Path) -> Path:
 
 
 def _layer_of_product(name: str) -> str:
-    """Return which layer a product such as `/model/dense_4/MatMul_output_0` is of: they are numbered as they run."""
+    """Return which layer a product such as `/model/dense_4/MatMul_output_0` is of: they are numbered as they run.
+
+    Only those of SPLADE are named in full.
+    """
+    if name == "/model/splade/MatMul_output_0":
+        return "splade.bert.embeddings.word_embeddings"
+    if name.startswith("/model/splade/"):
+        return ".".join(name.split("/")[2:-1])
     kind, _, number = name.split("/")[2].partition("_")
     if kind != "dense":
         return f"bert.encoder.layer.{number or 0}.attention.self.{kind}"

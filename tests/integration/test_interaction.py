@@ -1,14 +1,15 @@
-"""The architecture of the bundled model: it starts as the bi-encoder it was made from."""
+"""The architecture of the bundled model: it starts as the bi-encoder and the SPLADE model it was made from."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer, SparseEncoder
+from transformers import BertForMaskedLM
 
 from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
-from random_models import QUERY, bi_encoder, bundled_folder, passages
+from random_models import NARROW_SPLADE, QUERY, Shape, bi_encoder, bundled_folder, masked_language_model, passages
 
 TEXTS = [text for text in passages() if text.strip() and len(text) < 600]
 SHUT = -1e4
@@ -21,7 +22,7 @@ def start(tmp_path_factory):
 
 @pytest.fixture
 def model(start):
-    config = InteractionBertConfig.from_pretrained(start, num_labels=1)
+    config = InteractionBertConfig.from_pretrained(start, num_labels=1, splade=NARROW_SPLADE)
     return InteractionBertForSequenceClassification.from_pretrained(start, config=config).eval()
 
 
@@ -91,6 +92,42 @@ def test_rare_words_count_more(model):
     assert words[0] > 0.9
     assert 0 < words[1] < 0.1
     assert model.word_weights.weight[berlin].item() == 1.0
+
+
+@pytest.fixture
+def splade(tmp_path):
+    """A SPLADE model that gives about half of all terms a weight."""
+    folder = masked_language_model(tmp_path / "splade", Shape(2, 16, 2, 32))
+    model = BertForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.cls.predictions.bias.uniform_(-1, 1)
+    model.save_pretrained(folder)
+    return folder
+
+
+def test_terms_match_as_splade_says(model, splade):
+    """The last similarity is sentence-transformers' dot product with the query's 32 heaviest terms."""
+    model.splade.copy_from(BertForMaskedLM.from_pretrained(splade))
+    encoder = SparseEncoder(str(splade), device="cpu")
+    asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
+    expected = encoder.encode(TEXTS).to_dense() @ asked
+    np.testing.assert_allclose(logits(only(model, 4), tokens(TEXTS)), expected, rtol=1e-4)
+
+
+def test_each_row_has_the_terms_of_its_own_query(model, splade):
+    """Queries of different length in one batch, some of them twice, score as each does alone."""
+    model.splade.copy_from(BertForMaskedLM.from_pretrained(splade))
+    only(model, 4)
+    queries = ["a museum", QUERY, "a museum", "[PAD] people of berlin"]
+    parts = [tokens([TEXTS[0]], query) for query in queries]
+    longest = max(part["input_ids"].shape[1] for part in parts)
+    batch = {
+        name: torch.cat([torch.nn.functional.pad(part[name], (0, longest - part[name].shape[1])) for part in parts])
+        for name in parts[0]
+    }
+    alone = [logits(model, part)[0] for part in parts]
+    np.testing.assert_allclose(logits(model, batch), alone, rtol=1e-4)
+    assert len(set(alone)) == 3
 
 
 def test_padding_neighbours_and_training_change_nothing(model):

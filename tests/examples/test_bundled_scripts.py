@@ -1,0 +1,111 @@
+"""The scripts that make the bundled model of a bi-encoder and a SPLADE model, with small random ones."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from sentence_transformers import CrossEncoder
+from transformers import BertForMaskedLM
+
+import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
+from marcorank import Reranker
+from random_models import SMALL, Shape, bi_encoder, masked_language_model, passages
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+# Narrower than the bi-encoder, as in the bundled model, and with a table that is large enough for int8.
+NARROW = Shape(2, 36, 2, 72)
+TEXTS = [text for text in passages() if text.strip() and len(text) < 600]
+
+
+def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(  # noqa: S603
+        [sys.executable, str(SCRIPTS / script), *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Both models, a training set, and the source of the bundled model before its logits are scaled."""
+    folder = tmp_path_factory.mktemp("bundled")
+    bi_encoder(folder / "bi-encoder", Shape(2, 48, 2, 96))
+    masked_language_model(folder / "splade", NARROW)
+    splade = BertForMaskedLM.from_pretrained(folder / "splade")
+    with torch.no_grad():
+        splade.cls.predictions.bias.uniform_(-1, 1)
+    splade.save_pretrained(folder / "splade")
+    rows = [{"id": f"p{number}", "text": text} for number, text in enumerate(TEXTS)]
+    others = [row["id"] for row in rows]
+    questions = [
+        {"query": " ".join(row["text"].split()[:6]), "pos": [row["id"]], "neg": [i for i in others if i != row["id"]]}
+        for row in rows
+    ]
+    (folder / "set").mkdir()
+    for name, lines in (("corpus", rows), ("train", questions)):
+        with gzip.open(folder / "set" / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
+    done = run(
+        "initialise_bundled.py", folder / "bi-encoder", folder / "splade", folder / "set", "--output", folder / "source"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def logits(source: Path) -> np.ndarray:
+    model = CrossEncoder(str(source), device="cpu")
+    queries = [" ".join(text.split()[:6]) for text in TEXTS]
+    return model.predict([(query, text) for query in queries for text in TEXTS]).reshape(len(queries), -1)
+
+
+def test_the_file_in_the_wheel_ranks_as_its_source(folder):
+    """Scaled logits have standard deviation 4 and the same order; the int8 file has them too, and tables only once."""
+    before = logits(folder / "source")
+    done = run("calibrate_bundled.py", folder / "source", folder / "set", "--queries", 100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"{len(TEXTS)} queries" in done.stdout
+    after = logits(folder / "source")
+    np.testing.assert_allclose(after.std(), 4.0, rtol=1e-3)
+    np.testing.assert_array_equal(before.argsort(1), after.argsort(1))
+
+    built = folder / "built"
+    done = run("build_bundled.py", folder / "source", "--output", built)
+    assert done.returncode == 0, done.stderr[-3000:]
+    with Reranker(built, backend="onnx") as reranker:
+        found = np.array([reranker.score(" ".join(text.split()[:6]), TEXTS) for text in TEXTS])
+    assert np.corrcoef(found.ravel(), after.ravel())[0, 1] > 0.99
+    tensors = {tensor.name: tensor for tensor in onnx.load(built / "onnx/model_int8.onnx").graph.initializer}
+    tables = [
+        name
+        for name, tensor in tensors.items()
+        if 30522 in tensor.dims and len(tensor.dims) == 2 and min(tensor.dims) > 1
+    ]
+    kinds = sorted((list(tensors[name].dims), numpy_helper.to_array(tensors[name]).dtype.name) for name in tables)
+    assert kinds == [([36, 30522], "int8"), ([30522, 24], "uint8")]
+
+
+def test_models_with_other_words_are_refused(folder, tmp_path):
+    """Two models that number their word pieces differently cannot be one."""
+    masked_language_model(tmp_path / "splade", SMALL)
+    tokenizer = json.loads((tmp_path / "splade" / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["berlin"], vocabulary["museum"] = vocabulary["museum"], vocabulary["berlin"]
+    (tmp_path / "splade" / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    done = run(
+        "initialise_bundled.py",
+        folder / "bi-encoder",
+        tmp_path / "splade",
+        folder / "set",
+        "--output",
+        tmp_path / "out",
+    )
+    assert done.returncode == 1
+    assert "different word pieces" in done.stderr
+    assert not (tmp_path / "out").exists()
