@@ -192,7 +192,8 @@ class Quantizer:
         """Return the products with a table of word embeddings: the outputs of their nodes, by the name of the table."""
         nodes = self.model.graph.node
         tables = {node.input[0] for node in nodes if node.op_type == "Gather" and self._is_large_table(node.input[0])}
-        products = {node.input[1]: node.output[0] for node in nodes if node.op_type == "MatMul"}
+        # The first of several products, under whose name the weights are stored.
+        products = {node.input[1]: node.output[0] for node in reversed(nodes) if node.op_type == "MatMul"}
         return {
             table: output
             for table in tables
@@ -263,12 +264,14 @@ def to_int8(values: Floats, limit: int, axis: int) -> tuple[npt.NDArray[np.int8]
 
 
 def to_codes(table: Floats) -> tuple[npt.NDArray[np.uint8], Floats] | None:
-    """Return a byte for each pair of columns, and the pairs that the bytes stand for; None if some do not fit a byte.
+    """Return a byte for each pair of columns, and the pairs that the bytes stand for; None if that is impossible.
 
     Shape:
         table: (rows, columns) float32.
         returns: (rows, columns / 2) uint8, and (columns / 2 * 256, 2) float32.
     """
+    if table.shape[1] % 2:
+        return None
     count = table.shape[1] // 2
     codes, pairs = np.zeros((len(table), count), np.uint8), np.zeros((count, CODES, 2), np.float32)
     for place in range(count):

@@ -1,9 +1,10 @@
-"""Scale the logits of the source of the bundled model, so that 0 is about where relevant passages begin.
+"""Scale the logits of the source of the bundled model, so that their standard deviation is 4.
 
     python scripts/calibrate_bundled.py SOURCE_FOLDER COLLECTION...
 
 Each collection is a folder with corpus.jsonl.gz (one object per line: `id`, `text`) and train.jsonl.gz (`query`, `pos`,
-`neg`: ids of passages that answer the query, and of others that BM25 finds). Each gives the same number of queries,
+`neg`: ids of passages that answer the query, and of others that BM25 finds). A candidate with logit 0 becomes as likely
+relevant as not, if one in five is. Each collection gives the same number of queries,
 drawn at random, with up to two answers and as many others as make 20 candidates. The order of passages does not change.
 """
 
@@ -43,9 +44,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as fp32:
         export_onnx(args.source, Path(fp32))
         with Reranker(fp32, backend="onnx") as reranker:
-            for query, passages, known in tqdm(drawn, "queries"):
+            for query, passages, answer_count in tqdm(drawn, "queries"):
                 logits += reranker.score(query, passages).tolist()
-                answers += [number < known for number in range(len(passages))]
+                answers += [number < answer_count for number in range(len(passages))]
     found = fit(np.array(logits), np.array(answers))
     print(f"{len(drawn):,} queries, {len(answers):,} candidates, {sum(answers):,} of them answers\n{found}")
     model = InteractionBertForSequenceClassification.from_pretrained(args.source)
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def draw(folder: Path, count: int, chance: random.Random) -> list[tuple[str, list[str], int]]:
-    """Draw queries with their candidates, of which the first ones, so many, are answers."""
+    """Draw queries. Return each with its passages, answers first, and the number of answers."""
     passages = {row["id"]: row["text"] for row in read_rows(folder / "corpus.jsonl.gz")}
     rows = read_rows(folder / "train.jsonl.gz")
     drawn = []

@@ -32,12 +32,15 @@ if TYPE_CHECKING:
 
 MAX_LENGTH_TOKENS = 256
 CODES = 256
-SPLADE_SHAPE = (
+SPLADE_SETTINGS = (
+    "hidden_act",
     "hidden_size",
     "intermediate_size",
+    "layer_norm_eps",
     "max_position_embeddings",
     "num_attention_heads",
     "num_hidden_layers",
+    "type_vocab_size",
 )
 
 
@@ -54,7 +57,7 @@ def main() -> None:
         raise SystemExit("The bi-encoder and the SPLADE model have different word pieces.")
     splade = BertForMaskedLM.from_pretrained(args.splade, dtype=torch.float32)
     config = InteractionBertConfig.from_pretrained(args.bi_encoder, num_labels=1)
-    config.splade = {name: getattr(splade.config, name) for name in SPLADE_SHAPE}
+    config.splade = {name: getattr(splade.config, name) for name in SPLADE_SETTINGS}
     # As CrossEncoder writes it: its `predict` gives logits.
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model = InteractionBertForSequenceClassification.from_pretrained(args.bi_encoder, config=config)

@@ -197,7 +197,7 @@ def interaction(folder: Path, *, seed: int = 0) -> Path:
         model.gates.normal_()
         model.classifier.weight.normal_()
         model.word_weights.weight.uniform_()
-        # Without a bias, a random model gives no weight to any term.
+        # Without a bias, the weights of a random model's terms are very small.
         model.splade.bias.uniform_(-1, 1)
     save(model, folder)
     _spread_logits(model, model.classifier, folder)
@@ -326,13 +326,13 @@ def bundled_in_fp32(folder: Path) -> Path:
     graph = onnx.load(bundled_folder() / "onnx/model_int8.onnx").graph
     tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {name: value for name, value in tensors.items() if name.startswith("model.") and "/" not in name}
-    for name, scales in tensors.items():  # or codes
+    for name, stored in tensors.items():
         prefix, _, kind = name.rpartition("/")
         if kind == "codes":
-            values = np.take_along_axis(tensors[f"{prefix}/pairs"].reshape(-1, 256, 2), scales.T[:, :, None], 1)
-            weights[prefix] = values.transpose(1, 0, 2).reshape(len(scales), -1)
+            pairs = np.take_along_axis(tensors[f"{prefix}/pairs"].reshape(-1, 256, 2), stored.T[:, :, None], 1)
+            weights[prefix] = pairs.transpose(1, 0, 2).reshape(len(stored), -1)
         elif kind == "scales":
-            weights[f"{_layer_of_product(prefix)}.weight"] = (tensors[f"{prefix}/weights"] * scales).T
+            weights[f"{_layer_of_product(prefix)}.weight"] = (tensors[f"{prefix}/weights"] * stored).T
     config = InteractionBertConfig.from_pretrained(bundled_folder())
     config.dtype = "float32"
     # One constant for each layer and direction, numbered in the order of the graph.

@@ -1,4 +1,4 @@
-"""A cross-encoder that is initialised from a bi-encoder and a SPLADE model, and ranks better than both untrained.
+"""A cross-encoder made of a bi-encoder and a SPLADE model, which ranks better than either before any training.
 
 As in every cross-encoder, BERT reads query and passage in one sequence, but
 
@@ -7,7 +7,8 @@ As in every cross-encoder, BERT reads query and passage in one sequence, but
   passage token, of shared words, of the terms that a SPLADE model gives them) and of a classifier on the `[CLS]`
   tokens.
 
-With closed gates, the similarities are those of the bi-encoder. Training opens the gates. A cross-encoder with a new
+With closed gates, all similarities but the last are those of the bi-encoder; the gates do not affect SPLADE, which
+reads each side alone. Training opens the gates. A cross-encoder with a new
 output layer would first have to learn what the two models already know.
 
 Needs torch and transformers. Importing this module registers the architecture with transformers, so that
@@ -54,7 +55,8 @@ class InteractionBertConfig(BertConfig):  # type: ignore[misc]
     Attributes:
         cls_token_id: The passage gets its own copy of this token, as in the bi-encoder.
         sep_token_id: Marks the end of the query and of the passage.
-        splade: Settings of the SPLADE model's `BertConfig`, such as `hidden_size`.
+        splade: Settings of the SPLADE model's `BertConfig`, such as `hidden_size`; those left out are `BertConfig`'s
+            defaults.
     """
 
     model_type = "interaction-bert"
@@ -76,7 +78,8 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
     """One logit for `[CLS] query [SEP] passage [SEP]`.
 
     `from_pretrained` loads a folder of this architecture or of a BERT bi-encoder. Parameters that a bi-encoder lacks
-    are initialised so that the model ranks like it; call `set_word_weights` afterwards.
+    are initialised so that the model ranks much like it, but for the SPLADE model, which starts random: call
+    `splade.copy_from` and `set_word_weights` afterwards.
     """
 
     config_class = InteractionBertConfig
@@ -157,13 +160,14 @@ class SpladeTerms(nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: InteractionBertConfig) -> None:
         super().__init__()
-        own = BertConfig(
-            **{"vocab_size": config.vocab_size, **config.splade},
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
+        fixed = {
+            "vocab_size": config.vocab_size,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
             # Fused kernels of attention cannot be exported with a free length.
-            attn_implementation="eager",
-        )
+            "attn_implementation": "eager",
+        }
+        own = BertConfig(**{**config.splade, **fixed})
         self.bert = BertModel(own, add_pooling_layer=False)
         self.transform = BertPredictionHeadTransform(own)
         self.bias = nn.Parameter(torch.empty(own.vocab_size))
@@ -178,7 +182,7 @@ class SpladeTerms(nn.Module):  # type: ignore[misc]
         """Return the dot products. Shape: (batch,), float32."""
         terms, in_query = self._query_terms(pair)
         states = self._states(pair.ids, pair.passage, pair.positions)
-        logits = states @ self.bert.embeddings.word_embeddings(terms).transpose(1, 2).float()
+        logits = states @ self.bert.embeddings.word_embeddings(terms).transpose(1, 2)
         in_passage = _term_weights(logits, pair.passage, self.bias[terms])
         return (in_query * in_passage).sum(1)
 
@@ -190,13 +194,14 @@ class SpladeTerms(nn.Module):  # type: ignore[misc]
         real = (numbered > 0).to(pair.ids.dtype)
         positions = torch.arange(numbered.shape[1], device=numbered.device)[None]
         states = self._states((numbered - 1).clamp(min=0), real, positions)
-        logits = states @ self.bert.embeddings.word_embeddings.weight.T.float()
+        logits = states @ self.bert.embeddings.word_embeddings.weight.T
         weights, terms = _term_weights(logits, real, self.bias).topk(_MOST_QUERY_TERMS)
         return terms[row], weights[row]
 
     def _states(self, ids: Tensor, read: Tensor, positions: Tensor) -> Tensor:
         """Return the hidden states that are compared with word embeddings. Shape: (rows, tokens, width), float32."""
-        return self.transform(self.bert(ids, read, position_ids=positions).last_hidden_state).float()
+        positions = positions.clamp(max=self.bert.config.max_position_embeddings - 1)
+        return self.transform(self.bert(ids, read, position_ids=positions).last_hidden_state)
 
 
 class _Pair(NamedTuple):

@@ -79,7 +79,7 @@ def scripts():
         import training_examples
 
         yield SimpleNamespace(prepare=prepare_bundled, examples=training_examples, train=train_bundled)
-        for name in ("prepare_bundled", "training_examples", "train_bundled"):
+        for name in ("calibration", "prepare_bundled", "training_examples", "train_bundled"):
             del sys.modules[name]
 
 

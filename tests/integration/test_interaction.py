@@ -115,7 +115,7 @@ def test_terms_match_as_splade_says(model, splade):
 
 
 def test_each_row_has_the_terms_of_its_own_query(model, splade):
-    """Queries of different length in one batch, some of them twice, score as each does alone."""
+    """Queries of different lengths in one batch, some of them twice, score as each does alone."""
     model.splade.copy_from(BertForMaskedLM.from_pretrained(splade))
     only(model, 4)
     queries = ["a museum", QUERY, "a museum", "[PAD] people of berlin"]
