@@ -135,7 +135,7 @@ class TestModules:
             assert np.abs(found - expected).max() < TOLERANCE
 
     def test_precision(self, tmp_path):
-        """In bf16 (if the processor has it) and int8, logits are about as close to fp32 as those of a plain classifier."""
+        """In bf16, where there is bf16, and int8, logits are about as close to fp32 as a plain classifier's."""
         folders = {
             "modular": export_encoder(modular(tmp_path / "modular", shape=MINILM_L6)),
             "plain": bert(tmp_path / "plain", MINILM_L6),
