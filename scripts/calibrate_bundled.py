@@ -34,7 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Scale the logits of the source of the bundled model.")
     parser.add_argument("source", type=Path, help="folder that scripts/initialise_bundled.py wrote")
     parser.add_argument("collections", nargs="+", type=Path, metavar="COLLECTION", help="folder of a training set")
-    parser.add_argument("--queries", type=int, default=15, help="of each collection (default: %(default)s)")
+    parser.add_argument("--queries", type=int, default=5, help="of each collection (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=5)
     args = parser.parse_args()
     chance = random.Random(args.seed)  # noqa: S311  # not for secrets

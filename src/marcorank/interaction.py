@@ -41,9 +41,9 @@ __all__ = ["InteractionBertConfig", "InteractionBertForSequenceClassification"]
 # Added to attention scores: the other side gets exp(-3), about 5 %, of its usual attention.
 _INITIAL_GATE = -3.0
 # Means, best tokens, best tokens by idf, words by idf, terms.
-_INITIAL_WEIGHTS = (7.0, 10.0, 4.0, 1.0, 0.3)
+_INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 0.2)
 # Centres the logits of first-stage candidates around 0.
-_INITIAL_BIAS = -13.0
+_INITIAL_BIAS = -16.0
 _MASKED = -1e4
 # SPLADE gives a short query about 20 terms.
 _MOST_QUERY_TERMS = 32
