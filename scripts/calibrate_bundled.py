@@ -4,8 +4,8 @@
 
 Each collection is a folder with corpus.jsonl.gz (one object per line: `id`, `text`) and train.jsonl.gz (`query`, `pos`,
 `neg`: ids of passages that answer the query, and of others that BM25 finds). A candidate with logit 0 becomes as likely
-relevant as not, if one in five is. Each collection gives the same number of queries,
-drawn at random, with up to two answers and as many others as make 20 candidates. The order of passages does not change.
+relevant as not, if one in five is. Each collection gives the same number of queries, drawn at random, with up to two
+answers and as many others as make 20 candidates. The order of passages does not change.
 """
 
 from __future__ import annotations
