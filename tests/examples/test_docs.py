@@ -27,6 +27,7 @@ from marcorank import cli, errors, langchain, llama_index, otel, testing
 from marcorank._models.catalogue import CATALOGUE, find
 from marcorank.ray import rerank_dataset
 from marcorank.remote import RemoteScorer
+from patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -208,7 +209,7 @@ def test_the_readme_shows_what_its_command_prints():
         text=True,
         check=True,
         env=os.environ | {"PATH": path},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert [words_of(line) for line in printed.stdout.splitlines()] == [words_of(line) for line in shown_lines]
 

@@ -20,6 +20,7 @@ from sentence_transformers import CrossEncoder
 from marcorank import Reranker
 from marcorank._models.export import export_onnx
 from openai_server import ANSWER, openai_server
+from patience import PATIENCE_S
 from random_models import bert, bi_encoder, masked_language_model
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -54,7 +55,7 @@ def run(example: str, *arguments: object, folder: Path) -> Run:
         cwd=folder,
         # Windows would print with an older encoding; a proxy must not stand before the loopback server.
         env={**os.environ, "PYTHONUTF8": "1", "NO_PROXY": "127.0.0.1"},
-        timeout=600,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -390,7 +391,7 @@ def test_a_training_that_was_killed_ends_as_if_it_had_not_been(training, trained
         time.sleep(0.01)
     assert process.poll() is None
     process.kill()
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE_S)
     # As a kill leaves it while a checkpoint is written.
     (checkpoints / "checkpoint-9").mkdir()
     saved = {file: file.stat().st_mtime_ns for file in (folder / "killed" / "teachers").rglob("*")}

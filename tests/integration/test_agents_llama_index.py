@@ -35,6 +35,7 @@ from pydantic import Field
 from gated_scorer import GatedScorer
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 
 QUERY = "red apple"
 TEXTS = ["blue car", "red car", "red apple"]
@@ -280,7 +281,7 @@ class Reranking(Workflow):
     """Retrieves in one step and reranks in the next."""
 
     def __init__(self, index: Any, rerank: MarcoRerank) -> None:
-        super().__init__(timeout=30)
+        super().__init__(timeout=PATIENCE_S)
         self.retriever, self.rerank = index.as_retriever(similarity_top_k=3), rerank
 
     @step

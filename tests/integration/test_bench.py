@@ -21,9 +21,9 @@ from marcorank.bench.contestants import PEERS
 from marcorank.bench.process import Child, ContestantError
 from marcorank.bench.records import Results, Settings
 from marcorank.bench.running import run_bench
+from patience import PATIENCE_S
 from random_models import predict
 
-PATIENCE_S = 240
 PAIR = {"contestant": "marcorank", "query": "how long", "passages": ["not long", "long"]}
 
 

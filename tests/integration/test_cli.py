@@ -27,6 +27,7 @@ from marcorank._models.selection import choose
 from marcorank._text import cells
 from marcorank.cli import main
 from marcorank.settings import RerankerSettings
+from patience import PATIENCE_S
 from random_models import bundled_folder
 
 QUERY = "How many people live in Berlin?"
@@ -38,7 +39,6 @@ PASSAGES = [
 MINILM_L6 = CATALOGUE[3]
 COMMAND = [sys.executable, "-m", "marcorank"]
 # More than any of these commands takes; it turns a hang into a failure.
-PATIENCE_S = 120
 
 
 @pytest.fixture

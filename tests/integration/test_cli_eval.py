@@ -18,6 +18,7 @@ import pytest
 from marcorank import cli
 from marcorank.cli.eval import _ScoringStatus
 from marcorank.evaluation import evaluate, read_collection, read_run
+from patience import PATIENCE_S
 
 ROWS = [
     {
@@ -33,7 +34,6 @@ ROWS = [
     {"query": "what is a tuple", "passages": ["a list that cannot change", "rain"], "relevant": [0]},
 ]
 # More than any of these commands takes; it turns a hang into a failure.
-PATIENCE_S = 120
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from marcorank import Reranker, RerankTimeoutError
 from marcorank._forks import ProcessLock
 from marcorank._inference.backends.onnx import OnnxBackend
 from marcorank._once import Once
+from patience import PATIENCE_S
 from random_models import QUERY
 
 PASSAGES = ["museum of history", "three million registered inhabitants of Berlin", "river spree"]
@@ -46,7 +47,7 @@ def held(small_bert, monkeypatch):
         if file.is_relative_to(small_bert):
             hold.loads += 1
             hold.begun.set()
-            assert hold.go_on.wait(60)
+            assert hold.go_on.wait(PATIENCE_S)
         open_file(self, file, **settings)
 
     monkeypatch.setattr(OnnxBackend, "__init__", wait_and_open)
@@ -79,7 +80,7 @@ def in_thread():
 
     def finished():
         for thread in threads:
-            thread.join(60)
+            thread.join(PATIENCE_S)
             assert not thread.is_alive()
         return results
 
@@ -91,9 +92,9 @@ def in_thread():
 def test_a_model_that_loads_does_not_hold_up_others(small_bert, expected, held, in_thread):
     """Another reranker loads and ranks although the load of the first one hangs."""
     in_thread(lambda: Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES))
-    assert held.begun.wait(60)
+    assert held.begun.wait(PATIENCE_S)
     other = in_thread(lambda: Reranker("bundled").score(QUERY, PASSAGES))
-    other.join(60)
+    other.join(PATIENCE_S)
     assert not other.is_alive()
     held.go_on.set()
     scores_of_other, scores = in_thread.finished()
@@ -125,7 +126,7 @@ def test_the_same_model_is_loaded_once(small_bert, expected, held, in_thread):
     rerankers = [Reranker(small_bert, backend="onnx", max_length=length) for length in (128, 256, 512)]
     for reranker in rerankers:
         in_thread(lambda reranker=reranker: reranker.score(QUERY, PASSAGES))
-    assert held.begun.wait(60)
+    assert held.begun.wait(PATIENCE_S)
     held.go_on.set()
     for scores in in_thread.finished():
         assert np.array_equal(scores, expected)
@@ -138,7 +139,7 @@ def test_close_does_not_wait_for_a_load_that_was_given_up(small_bert, held, in_t
     with pytest.raises(RerankTimeoutError, match=r"within 0\.2 s because it was still loading"):
         reranker.rank(QUERY, PASSAGES)
     closing = in_thread(reranker.close)
-    closing.join(60)
+    closing.join(PATIENCE_S)
     assert not closing.is_alive()
     assert not held.go_on.is_set()
 
@@ -148,7 +149,7 @@ def test_close_does_not_wait_for_a_load_that_was_given_up(small_bert, held, in_t
 def test_a_child_forked_during_a_load_loads_for_itself(small_bert, expected, held, in_thread):
     """The thread that loads does not exist in the child, which does not wait for it."""
     in_thread(lambda: Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES))
-    assert held.begun.wait(60)
+    assert held.begun.wait(PATIENCE_S)
     child = os.fork()
     if child == 0:
         signal.alarm(60)
@@ -168,10 +169,10 @@ def test_a_lock_of_the_process_is_free_in_a_forked_child(in_thread):
     def hold():
         with lock:
             held.set()
-            assert go_on.wait(60)
+            assert go_on.wait(PATIENCE_S)
 
     in_thread(hold)
-    assert held.wait(60)
+    assert held.wait(PATIENCE_S)
     child = os.fork()
     if child == 0:
         signal.alarm(60)
@@ -230,7 +231,7 @@ for reranker, each in zip(rerankers, settings):
 print("done")
 """
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=240
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "done"
 
@@ -256,7 +257,7 @@ class Waiting:
         return self.made
 
     def make_for_all(self):
-        assert self.all_asked.wait(60)
+        assert self.all_asked.wait(PATIENCE_S)
         self.made = self.make()
         return self.made
 

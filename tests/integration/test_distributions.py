@@ -17,6 +17,8 @@ import pytest
 from hatchling.metadata.core import ProjectMetadata
 from hatchling.plugin.manager import PluginManager
 
+from patience import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 MARCORANK = "marcorank"
 ALIASES = {
@@ -42,7 +44,7 @@ def run(*command: object, cwd: Path = ROOT, env: dict[str, str] | None = None) -
         env={**os.environ, **(env or {})},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

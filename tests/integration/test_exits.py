@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from patience import PATIENCE_S
 from random_models import QUERY
 
 PASSAGES = ["The Spree flows through Berlin.", "Berlin has 3.8 million inhabitants."]
@@ -23,7 +24,7 @@ def status(program, *arguments):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE_S,
     )
     assert done.stdout == "ranked\n", done.stderr
     assert "terminate" not in done.stderr

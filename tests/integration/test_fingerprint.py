@@ -14,7 +14,7 @@ from huggingface_hub import constants, file_download
 from hub_server import HubServer
 from marcorank import InvalidInputError, Reranker
 from marcorank._files import sha256_of
-from marcorank._inference.backends.openvino import shared_core
+from marcorank._inference.backends import openvino as openvino_backend
 from marcorank._models import fingerprint as module
 from marcorank._models.fingerprint import advice, differences
 from marcorank._models.loading import load_scorer
@@ -47,12 +47,16 @@ def model(tmp_path, small_bert):
 
 @pytest.fixture
 def processor(monkeypatch):
-    """Return a function that gives the processor bf16 instructions or takes them away, for OpenVINO too."""
+    """Return a function that gives the processor bf16 instructions or takes them away, for OpenVINO too.
+
+    OpenVINO computes in fp32 what it calls bf16 then, as it may run on a processor without it.
+    """
 
     def set_processor(*, bf16, openvino_agrees=True):
         features = frozenset({"avx2", "avx512_bf16"} if bf16 else {"avx2"})
         monkeypatch.setattr("marcorank._models.selection.cpu_features", lambda: features)
-        monkeypatch.setattr("marcorank._inference.backends.openvino.computes", lambda _: bf16 and openvino_agrees)
+        capability = "FP32" if bf16 and openvino_agrees else "NOT HERE"
+        monkeypatch.setitem(openvino_backend._PRECISIONS, "bf16", ("f32", capability))
 
     return set_processor
 
@@ -157,7 +161,7 @@ def test_a_graph_that_openvino_cannot_read_runs_elsewhere(model, monkeypatch, ca
     def refuse(*_, **__):
         raise RuntimeError("Exception from core.cpp:84:\nOperator Aside is not supported")
 
-    monkeypatch.setattr(shared_core(), "read_model", refuse)
+    monkeypatch.setattr(openvino_backend.shared_core(), "read_model", refuse)
     if "onnx" in broken:
         monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
     reranker = Reranker(model, device="cpu", precision="fp32")
@@ -176,7 +180,7 @@ def test_what_was_requested_is_not_replaced(model, monkeypatch, settings):
     def refuse(*_, **__):
         raise RuntimeError("Operator Aside is not supported")
 
-    monkeypatch.setattr(shared_core(), "read_model", refuse)
+    monkeypatch.setattr(openvino_backend.shared_core(), "read_model", refuse)
     with pytest.raises(ModelLoadError, match=r"cannot be read by OpenVINO \(Operator Aside is not supported\)"):
         Reranker(model, device="cpu", **settings).warm_up()
 

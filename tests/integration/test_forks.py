@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from patience import PATIENCE_S
 from random_models import QUERY
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -184,7 +185,7 @@ def test_processes_of_multiprocessing_rank(small_bert, tmp_path, engine, method)
     program.write_text(WITH_MULTIPROCESSING.format(limit=LIMIT_S))
     arguments = json.dumps([str(small_bert), ENGINES[engine], QUERY, PASSAGES, method])
     done = subprocess.run(  # noqa: S603
-        [sys.executable, str(program), arguments], capture_output=True, text=True, check=False, timeout=600
+        [sys.executable, str(program), arguments], capture_output=True, text=True, check=False, timeout=PATIENCE_S
     )
     assert done.returncode == 0, done.stderr
 

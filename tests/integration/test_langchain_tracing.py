@@ -17,6 +17,7 @@ from collector import Collector
 from marcorank import Logistic, RerankTimeoutError, ScoreError
 from marcorank.langchain import MarcoRerank, RerankRetriever
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 
 DOCUMENTS = [Document(page_content="pear"), Document(page_content="red apple")]
 
@@ -197,7 +198,7 @@ async def test_a_cancelled_call_ends_its_run(tracer):
     class Waiting:
         def score(self, query, passages):
             started.set()
-            assert gate.wait(30)
+            assert gate.wait(PATIENCE_S)
             return [0.0] * len(passages)
 
     task = asyncio.create_task(MarcoRerank(reranker=Waiting()).acompress_documents(DOCUMENTS, "red", [tracer]))

@@ -15,6 +15,7 @@ from llama_index.core.schema import NodeWithScore, TextNode
 
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 
 WORDS = ["red", "green", "apple", "pear", "sweet", "sour", "ripe"]
 CALLS = 200
@@ -72,7 +73,7 @@ async def test_the_event_loop_runs_while_the_model_works():
     class WaitsForTheLoop:
         def score(self, query, passages):
             started.set()
-            if not ticked.wait(60):
+            if not ticked.wait(PATIENCE_S):
                 raise TimeoutError("the event loop stood still")
             return [0.0] * len(passages)
 

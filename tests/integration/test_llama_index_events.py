@@ -18,6 +18,7 @@ from pydantic import Field
 from marcorank import InvalidInputError, ScoreError
 from marcorank.llama_index import MarcoRerank
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 
 QUERY = "red apple"
 
@@ -53,7 +54,7 @@ class HeldScorer:
     def score(self, query, passages):
         self.asked.append(query)
         self.started.set()
-        if not self.released.wait(60):
+        if not self.released.wait(PATIENCE_S):
             raise TimeoutError
         return [0.0] * len(passages)
 

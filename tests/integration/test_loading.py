@@ -21,6 +21,7 @@ from marcorank._inference.backends.openvino import OpenvinoBackend, shared_core
 from marcorank._inference.backends.torch import TorchBackend
 from marcorank._inference.cpu import usable_cores
 from marcorank._models.export import export_onnx
+from patience import PATIENCE_S
 from random_models import QUERY, bert, bundled_folder, passages, save, with_weights_beside
 
 PASSAGES = ["berlin people", "museum"]
@@ -455,7 +456,7 @@ if child == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     done = subprocess.run(  # noqa: S603
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     assert done.stdout.strip() == "0"
 

@@ -16,6 +16,7 @@ from llama_index.core.retrievers import BaseRetriever
 from llama_index.core.schema import NodeWithScore, TextNode
 
 from marcorank import Reranker, langchain, llama_index
+from patience import PATIENCE_S
 from random_models import passages
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class Waiting:
 
     def score(self, query, passages):
         self.begun.set()
-        self.go_on.wait(30)
+        self.go_on.wait(PATIENCE_S)
         return [0.0] * len(passages)
 
 

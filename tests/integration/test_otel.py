@@ -37,6 +37,7 @@ from opentelemetry.trace import StatusCode
 
 from marcorank import InvalidInputError, Reranker, RerankTimeoutError, ScoreError, langchain, llama_index, otel
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 from rerank_servers import server_thread
 
 QUERY = "red apple"
@@ -65,7 +66,7 @@ class Hanging:
 
     def score(self, query, passages):
         self.begun.set()
-        assert self.released.wait(timeout=30)
+        assert self.released.wait(timeout=PATIENCE_S)
         return [0.0] * len(passages)
 
 
@@ -588,7 +589,7 @@ def test_a_forked_child_makes_its_own_spans():
         check=False,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -632,7 +633,7 @@ def test_nothing_of_opentelemetry_is_imported_unless_asked_for():
         "except MissingExtraError as error:\n"
         "    print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)  # noqa: S603
     assert done.stdout.strip() == "`marcorank.otel` needs opentelemetry-api: pip install 'marcorank[otel]'"
 
 
@@ -650,7 +651,7 @@ def test_a_tool_that_instruments_every_program_imports_little():
         "Reranker(WordOverlapScorer()).rank('red', ['red'])\n"
         "print('marcorank.otel' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)  # noqa: S603
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=PATIENCE_S)  # noqa: S603
     assert done.stdout.strip() == "True"
 
 

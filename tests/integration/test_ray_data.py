@@ -27,6 +27,7 @@ from marcorank.jobs.planning import plan
 from marcorank.ray.datasets import _cores_of_an_actor, rerank_dataset
 from marcorank.reranker import scorer_fingerprint
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning"),  # Ray leaves files and sockets to the collector
@@ -37,7 +38,6 @@ pytestmark = [
 WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]
 ROWS = 40
 # More than any of these runs takes; it turns a hang into a failure.
-PATIENCE_S = 120
 
 
 @pytest.fixture

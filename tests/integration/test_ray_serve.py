@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from marcorank import Reranker
+from patience import PATIENCE_S
 from ray_server import local_server
 
 QUERY = "how do I open a file?"
@@ -33,7 +34,7 @@ def server():
 
 @pytest.fixture
 def client(server):
-    with httpx.Client(base_url=server, timeout=60) as client:
+    with httpx.Client(base_url=server, timeout=PATIENCE_S) as client:
         yield client
 
 
@@ -183,7 +184,7 @@ async def test_concurrent_requests_get_their_own_scores(server, reranker):
     """Each request gets the scores of its own query, the same as alone."""
     queries = [f"what is number {number}?" for number in range(40)]
     passages = [f"number {number} is {number * number}" for number in range(20)]
-    async with httpx.AsyncClient(base_url=server, timeout=60) as client:
+    async with httpx.AsyncClient(base_url=server, timeout=PATIENCE_S) as client:
 
         async def ask(query):
             response = await client.post("/rerank", json={"query": query, "texts": passages, "raw_scores": True})
@@ -198,7 +199,7 @@ def test_a_small_request_does_not_wait_for_a_large_one(server):
     """A request with one passage returns while one with 40 long passages is computed."""
 
     async def both():
-        async with httpx.AsyncClient(base_url=server, timeout=60) as client:
+        async with httpx.AsyncClient(base_url=server, timeout=PATIENCE_S) as client:
             texts = [f"{number} {'long words ' * 200}" for number in range(40)]
             body = json.dumps({"query": QUERY, "texts": texts, "truncate": True}).encode()
             sent = asyncio.Event()
@@ -225,7 +226,7 @@ def test_the_api_key_is_required_if_one_is_set(server, monkeypatch):
     monkeypatch.setenv("MARCORANK_SERVE_API_KEY", KEY)
     serve.run(build_app({"num_cpus": 0, "served_name": "house/reranker"}), name="locked", route_prefix="/locked")
     try:
-        with httpx.Client(base_url=f"{server}/locked", timeout=60) as client:
+        with httpx.Client(base_url=f"{server}/locked", timeout=PATIENCE_S) as client:
             payload = {"query": QUERY, "documents": ["a"], "model": "house/reranker"}
             for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": ""}):
                 refused = client.post("/v2/rerank", json=payload, headers=header)

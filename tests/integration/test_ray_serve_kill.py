@@ -10,12 +10,12 @@ import pytest
 
 from marcorank import RemoteError, Reranker
 from marcorank.remote import RemoteScorer
+from patience import PATIENCE_S
 from ray_server import cluster_server
 
 QUERIES = [f"what is known about topic {number}?" for number in range(12)]
 PASSAGES = [f"passage {number} is about topic {number % 12}, at some length, " * 3 for number in range(20)]
 CLIENTS = 6
-PATIENCE_S = 90
 # As for RemoteScorer. A request whose node dies may never get a response.
 TIMEOUT_S = 10
 

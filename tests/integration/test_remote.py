@@ -35,6 +35,7 @@ from marcorank.errors import (
 from marcorank.remote import DIALECTS, RemoteScorer
 from marcorank.remote.connection import Connection
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 from remote_server import (
     MAX_WORDS,
     PATHS,
@@ -396,7 +397,7 @@ def test_a_thousand_requests_to_a_failing_server():
             def call(number: int) -> None:
                 passages = [f"{PASSAGES[(number + index) % 6]} {number}" for index in range(1 + number % 5)]
                 try:
-                    scores = scorer.submit([(QUERY, passages)]).result(timeout=60)
+                    scores = scorer.submit([(QUERY, passages)]).result(timeout=PATIENCE_S)
                 except RemoteError as error:
                     outcomes[type(error).__name__] += 1
                 else:
@@ -709,8 +710,8 @@ def test_a_program_can_exit_with_running_calls(tei):
     command = [sys.executable, "-W", "error", "-c", code, tei.url]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
     with subprocess.Popen(command, text=True, **pipes) as program:  # noqa: S603
-        assert all(tei.arrived.acquire(timeout=60) for _ in range(2))
-        stdout, stderr = program.communicate(timeout=60)
+        assert all(tei.arrived.acquire(timeout=PATIENCE_S) for _ in range(2))
+        stdout, stderr = program.communicate(timeout=PATIENCE_S)
     assert (program.returncode, stdout, stderr) == (0, "[5.0]\n", "")
 
 
@@ -791,7 +792,9 @@ def test_httpx_is_imported_on_first_use():
         "except MissingExtraError as error:\n"
         "    print(error)\n"
     )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+    ended = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert (ended.stdout, ended.stderr) == ("Scoring on a server needs httpx: pip install 'marcorank[remote]'\n", "")
 
 

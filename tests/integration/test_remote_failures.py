@@ -18,6 +18,7 @@ import marcorank.llama_index
 from marcorank import InvalidInputError, RemoteError, RemoteProtocolError, Reranker, RerankTimeoutError
 from marcorank.remote import RemoteScorer
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 from random_models import QUERY, passages
 from remote_server import dribbles, fails_at_random, never_answers, remote_server, responds
 from untrusted_server import untrusted_server
@@ -72,7 +73,7 @@ def test_a_thousand_requests_to_a_server_that_fails_at_random(server, attempts):
         thread.start()
     asyncio.run(in_tasks(range(REQUESTS // 2, REQUESTS)))
     for thread in threads:
-        thread.join(120)
+        thread.join(PATIENCE_S)
         assert not thread.is_alive()
     passed = 0
     for index, (_, texts) in enumerate(requests):
@@ -136,7 +137,7 @@ def test_a_timed_out_call_closes_its_connection(server):
     server.fault = never_answers
     with pytest.raises(RerankTimeoutError, match="did not answer within"):
         Reranker(server.url, timeout_s=2.0).rank(QUERY, PASSAGES)
-    assert server.gone.wait(20)
+    assert server.gone.wait(PATIENCE_S)
 
 
 def test_settings_with_a_server_round_trip_without_the_key(server):

@@ -25,11 +25,11 @@ from marcorank import InvalidInputError, Logistic, Reranker
 from marcorank.cli import main
 from marcorank.jobs.planning import plan
 from marcorank.testing import WordOverlapScorer
+from patience import PATIENCE_S
 
 WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]
 COMMAND = [sys.executable, "-m", "marcorank", "rerank"]
 # More than any of these commands takes; it turns a hang into a failure.
-PATIENCE_S = 120
 
 
 def make_rows(count, *, seed=1):

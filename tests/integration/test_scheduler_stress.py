@@ -16,6 +16,7 @@ import marcorank
 from fake_backend import schedulers
 from marcorank import Reranker
 from marcorank._inference.scheduler import Job
+from patience import PATIENCE_S
 from random_models import WORDS
 
 THREADS, TASKS, LOOPS = 16, 200, 4
@@ -114,7 +115,7 @@ def test_every_answer_is_the_serial_one_and_nothing_is_left(reranker, request):
     async def in_loop(seed):
         chance = random.Random(seed)  # noqa: S311
         for _ in range(rounds):
-            await asyncio.wait_for(asyncio.gather(*(in_task(chance) for _ in range(TASKS // LOOPS))), 120)
+            await asyncio.wait_for(asyncio.gather(*(in_task(chance) for _ in range(TASKS // LOOPS))), PATIENCE_S)
 
     workers = [threading.Thread(target=in_thread, args=(seed,), daemon=True) for seed in range(THREADS)]
     workers += [
@@ -124,7 +125,7 @@ def test_every_answer_is_the_serial_one_and_nothing_is_left(reranker, request):
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=120)
+        worker.join(timeout=PATIENCE_S)
         assert not worker.is_alive()
     assert not wrong
     assert len(outcomes) == rounds * (THREADS * 3 + TASKS)
