@@ -58,10 +58,10 @@ MAX_LENGTH_TOKENS = 512
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def build(source: Path, output: Path, fp32_folder: Path) -> None:
+def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool) -> None:
     """Export `source` to `fp32_folder` in fp32 and write the int8 model with its tokenizer to `output`."""
     fp32_path = export_onnx(source, fp32_folder)
-    graph = Quantizer(onnx.load(fp32_path)).run()
+    graph = Quantizer(onnx.load(fp32_path), only_tables=only_tables).run()
     (output / MODEL_FILE).parent.mkdir(parents=True, exist_ok=True)
     fold_constants(graph, output / MODEL_FILE)
     tokenizer = Tokenizer.from_file(str(fp32_folder / "tokenizer.json"))
@@ -101,10 +101,11 @@ def fold_constants(model: onnx.ModelProto, path: Path) -> None:
 
 
 class Quantizer:
-    """Converts matrix products with weights, and large embedding tables, to int8 in a BERT-like graph."""
+    """Converts large embedding tables, and unless told otherwise matrix products, to int8 in a BERT-like graph."""
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, only_tables: bool) -> None:
         self.model = model
+        self.only_tables = only_tables
         self.constants = {tensor.name: tensor for tensor in model.graph.initializer}
         self.nodes: list[onnx.NodeProto] = []
         self.quantized: dict[str, str] = {}
@@ -121,7 +122,7 @@ class Quantizer:
         self._add("ReduceMax", ["attention_mask"], "one_int64", keepdims=0)
         self._add("Cast", ["one_int64"], "one", to=onnx.TensorProto.FLOAT)
         for node in graph.node:
-            if node.op_type == "MatMul" and node.input[1] in self.constants:
+            if node.op_type == "MatMul" and self._is_converted(node.input[1]):
                 self._product(node)
             elif node.op_type == "Gather" and self._is_large_table(node.input[0]):
                 self._lookup(node)
@@ -234,6 +235,9 @@ class Quantizer:
         self._add("Gather", [self._constant(f"{table}/pairs", pairs), f"{output}/places"], f"{output}/pairs")
         shape = self._constant(f"rows_{2 * codes.shape[1]}", np.array([0, 0, 2 * codes.shape[1]], np.int64))
         self._add("Reshape", [f"{output}/pairs", shape], output)
+
+    def _is_converted(self, weights: str) -> bool:
+        return self._is_large_table(weights) if self.only_tables else weights in self.constants
 
     def _is_large_table(self, name: str) -> bool:
         tensor = self.constants.get(name)
@@ -448,11 +452,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Build the model that ships in the wheel.")
     parser.add_argument("source", type=Path, help="folder with config.json, tokenizer files and safetensors")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: src/marcorank/bundled")
+    parser.add_argument(
+        "--only-tables", action="store_true", help="leave matrix products in fp32, as fast where they are narrow"
+    )
     parser.add_argument("--check", type=Path, metavar="COLLECTION_FOLDER", help="print the model card's figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fp32_folder = Path(folder, "fp32")
-        build(arguments.source, arguments.output, fp32_folder)
+        build(arguments.source, arguments.output, fp32_folder, only_tables=arguments.only_tables)
         if arguments.check:
             check(arguments.check, arguments.output, fp32_folder)
 

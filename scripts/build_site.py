@@ -52,6 +52,7 @@ _OTHER_PAGES = {
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
     "src/marcorank/bundled/README.md": "model-card.md",
+    "src/marcorank/bundled_tiny/README.md": "model-card-tiny.md",
 }
 _HOME = "docs/README.md"
 _API = f"{SITE}api/"

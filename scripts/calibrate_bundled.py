@@ -1,4 +1,4 @@
-"""Scale the logits of the source of the bundled model, so that their standard deviation is 4.
+"""Scale the logits of the source of a bundled model, so that their standard deviation is 4.
 
     python scripts/calibrate_bundled.py SOURCE_FOLDER COLLECTION...
 
@@ -21,18 +21,21 @@ import numpy as np
 import torch
 from calibration import fit
 from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification
 
+import marcorank.interaction  # noqa: F401  # registers the architectures with transformers
 from marcorank import Reranker
 from marcorank._models.export import export_onnx
-from marcorank.interaction import InteractionBertForSequenceClassification
 
 ANSWERS, CANDIDATES = 2, 20
 
 
 def main() -> None:
     """Parse the command line, score, and save the scaled layer."""
-    parser = argparse.ArgumentParser(description="Scale the logits of the source of the bundled model.")
-    parser.add_argument("source", type=Path, help="folder that scripts/initialise_bundled.py wrote")
+    parser = argparse.ArgumentParser(description="Scale the logits of the source of a bundled model.")
+    parser.add_argument(
+        "source", type=Path, help="folder that the script initialise_bundled or initialise_tiny wrote"
+    )
     parser.add_argument("collections", nargs="+", type=Path, metavar="COLLECTION", help="folder of a training set")
     parser.add_argument("--queries", type=int, default=5, help="of each collection (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=5)
@@ -49,10 +52,11 @@ def main() -> None:
                 answers += [number < answer_count for number in range(len(passages))]
     found = fit(np.array(logits), np.array(answers))
     print(f"{len(drawn):,} queries, {len(answers):,} candidates, {sum(answers):,} of them answers\n{found}")
-    model = InteractionBertForSequenceClassification.from_pretrained(args.source)
+    model = AutoModelForSequenceClassification.from_pretrained(args.source)
     with torch.no_grad():
-        for values in (*model.similarities.parameters(), *model.classifier.parameters()):
-            values.mul_(found.scale)
+        for name in ("similarities", "classifier"):
+            for values in getattr(model, name, torch.nn.Identity()).parameters():
+                values.mul_(found.scale)
         model.similarities.bias.sub_(found.zero * found.scale)
     model.save_pretrained(args.source)
 

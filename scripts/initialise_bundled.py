@@ -26,22 +26,13 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, BertForMaskedLM
 
 from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
+from marcorank.interaction.splade import SPLADE_SETTINGS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_LENGTH_TOKENS = 256
 CODES = 256
-SPLADE_SETTINGS = (
-    "hidden_act",
-    "hidden_size",
-    "intermediate_size",
-    "layer_norm_eps",
-    "max_position_embeddings",
-    "num_attention_heads",
-    "num_hidden_layers",
-    "type_vocab_size",
-)
 
 
 def main() -> None:

@@ -118,6 +118,14 @@ def small_roberta(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def splade_folder(tmp_path_factory) -> Path:
+    """A tiny SPLADE model."""
+    from random_models import Shape, splade
+
+    return splade(tmp_path_factory.mktemp("splade"), Shape(2, 16, 2, 32))
+
+
+@pytest.fixture(scope="session")
 def bundled_in_fp32(tmp_path_factory) -> Path:
     """The bundled weights as fp32 safetensors and ONNX."""
     from marcorank._models.export import export_onnx

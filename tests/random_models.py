@@ -183,6 +183,19 @@ def export_encoder(folder: Path) -> Path:
 NARROW_SPLADE = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
 
 
+def splade(folder: Path, shape: Shape = SMALL) -> Path:
+    """Save a random SPLADE model that gives about half of all terms a weight."""
+    import torch
+    from transformers import BertForMaskedLM
+
+    masked_language_model(folder, shape)
+    model = BertForMaskedLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.cls.predictions.bias.uniform_(-1, 1)
+    model.save_pretrained(folder)
+    return folder
+
+
 def interaction(folder: Path, *, seed: int = 0) -> Path:
     """Save a cross-encoder of `marcorank.interaction` on a small bi-encoder, with every part of it in use."""
     import torch

@@ -189,7 +189,7 @@ class ModelSettings:
     precision: Precision = setting(
         "auto",
         "Precision of the computation; `auto` is the fastest that ranks as fp32 does: bf16 if the backend and the "
-        "processor or GPU support it, else fp32. The bundled model is int8.",
+        "processor or GPU support it, else fp32. The bundled models are int8.",
         partial(one_of, allowed=PRECISIONS),
         choices=PRECISIONS,
     )
@@ -372,9 +372,9 @@ class RerankerSettings(SharedSettings):
 
     model: str | os.PathLike[str] | Scorer = setting(
         DEFAULT_MODEL,
-        "`bundled` for the small model in the wheel, a Hub name in any spelling, the path of a model folder, a server "
-        "such as `tei+http://host:8080`, or an object with `score(query, passages)`. Such an object and a server "
-        "refuse settings for local models.",
+        "`bundled` or `bundled-tiny` for the small models in the wheel, a Hub name in any spelling, the path of a "
+        "model folder, a server such as `tei+http://host:8080`, or an object with `score(query, passages)`. Such an "
+        "object and a server refuse settings for local models.",
         _model,
     )
     _: KW_ONLY

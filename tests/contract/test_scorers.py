@@ -38,6 +38,7 @@ def behind(dialect, folders) -> Reranker:
 MAKERS = {
     "fake": lambda folders: Reranker(WordOverlapScorer()),
     "bundled": lambda folders: Reranker("bundled"),
+    "bundled-tiny": lambda folders: Reranker("bundled-tiny"),
     "onnx": lambda folders: Reranker(folders["bert"], backend="onnx"),
     "onnx-roberta": lambda folders: Reranker(folders["roberta"], backend="onnx"),
     "onnx-dynamic-int8": lambda folders: Reranker(folders["dynamic-int8"], backend="onnx", precision="int8"),

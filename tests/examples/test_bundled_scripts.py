@@ -11,14 +11,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from onnx import numpy_helper
 from sentence_transformers import CrossEncoder
-from transformers import BertForMaskedLM
 
 import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
 from marcorank import Reranker
-from random_models import SMALL, Shape, bi_encoder, masked_language_model, passages
+from random_models import SMALL, Shape, bi_encoder, masked_language_model, passages, splade
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 # Narrow, but with a table of words that is large enough to be rounded.
@@ -37,11 +35,7 @@ def folder(tmp_path_factory):
     """Both models, a training set, and the source of the bundled model before its logits are scaled."""
     folder = tmp_path_factory.mktemp("bundled")
     bi_encoder(folder / "bi-encoder", NARROW)
-    masked_language_model(folder / "splade", NARROW)
-    splade = BertForMaskedLM.from_pretrained(folder / "splade")
-    with torch.no_grad():
-        splade.cls.predictions.bias.uniform_(-1, 1)
-    splade.save_pretrained(folder / "splade")
+    splade(folder / "splade", NARROW)
     rows = [{"id": f"p{number}", "text": text} for number, text in enumerate(TEXTS)]
     others = [row["id"] for row in rows]
     questions = [
@@ -89,6 +83,28 @@ def test_the_file_in_the_wheel_ranks_as_its_source(folder):
     ]
     kinds = sorted((list(tensors[name].dims), numpy_helper.to_array(tensors[name]).dtype.name) for name in tables)
     assert kinds == [([36, 30522], "int8"), ([30522, 18], "uint8")]
+
+
+def test_the_tiny_file_ranks_as_its_source(folder):
+    """Its logits too have standard deviation 4; of its tables, that of words alone is int8, and there once."""
+    source, built = folder / "tiny", folder / "tiny-built"
+    done = run("initialise_tiny.py", folder / "splade", "--output", source)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before = logits(source)
+    done = run("calibrate_bundled.py", source, folder / "set", "--queries", 100)
+    assert done.returncode == 0, done.stderr[-3000:]
+    after = logits(source)
+    np.testing.assert_allclose(after.std(), 4.0, rtol=1e-3)
+    np.testing.assert_array_equal(before.argsort(1), after.argsort(1))
+
+    done = run("build_bundled.py", source, "--output", built, "--only-tables")
+    assert done.returncode == 0, done.stderr[-3000:]
+    with Reranker(built, backend="onnx", precision="int8") as reranker:
+        found = np.array([reranker.score(" ".join(text.split()[:6]), TEXTS) for text in TEXTS])
+    assert np.corrcoef(found.ravel(), after.ravel())[0, 1] > 0.99
+    tensors = [numpy_helper.to_array(tensor) for tensor in onnx.load(built / "onnx/model_int8.onnx").graph.initializer]
+    assert [(table.shape, table.dtype.name) for table in tensors if table.size > 1_000_000] == [((36, 30522), "int8")]
+    assert not [values for values in tensors if values.dtype == np.int8 and values.size < 1_000_000]
 
 
 def test_models_with_other_words_are_refused(folder, tmp_path):

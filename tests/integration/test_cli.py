@@ -22,7 +22,7 @@ import pytest
 from hub_server import HubServer
 from marcorank import Logistic, ModelLoadError, Reranker, __version__
 from marcorank._models import loading
-from marcorank._models.catalogue import CATALOGUE
+from marcorank._models.catalogue import BUNDLED_MODELS, CATALOGUE
 from marcorank._models.selection import choose
 from marcorank._text import cells
 from marcorank.cli import main
@@ -514,10 +514,10 @@ def test_models_lists_the_catalogue(run):
     assert ms_marco[0] == ["model", "size", "DL19", "V100/s", "MTEB", "CPU/s", "here"]
     assert others[0] == ["model", "size", "lang", "max", "MTEB", "CPU/s", "here"]
     assert [row[0] for row in ms_marco[1:] + others[1:]] == [
-        "bundled",
+        *BUNDLED_MODELS,
         *(info.name.split("/")[1] for info in CATALOGUE),
     ]
-    assert ms_marco[5][1:6] == ["22.7M", "74.30", "1800", "0.5082", "143.9"]
+    assert ms_marco[6][1:6] == ["22.7M", "74.30", "1800", "0.5082", "143.9"]
     assert others[1][1:6] == ["16.9M", "en", "7999", "0.5576", "267.4"]
     assert [row[2] for row in others[-3:]] == ["14", "2", "many"]
 
@@ -533,8 +533,9 @@ def test_the_list_of_models_fits_the_terminal(columns):
 def test_models_as_json(run, arguments, tmp_path):
     """Programs read the same list; nothing of a model is on a machine whose cache is empty."""
     _, out, _ = run(*arguments, "--cache-folder", tmp_path)
-    bundled, *others = json.loads(out)
+    bundled, tiny, *others = json.loads(out)
     assert (bundled["name"], bundled["layers"], bundled["present"]) == ("bundled", 6, ["bundled"])
+    assert (tiny["name"], tiny["layers"], tiny["present"]) == ("bundled-tiny", 2, ["bundled"])
     assert [entry["name"] for entry in others] == [info.name for info in CATALOGUE]
     assert others[3] == {
         "name": MINILM_L6.name,
@@ -622,7 +623,8 @@ def test_a_folder_is_exported_in_place_or_elsewhere(run, small_bert, tmp_path):
     [
         (["download", "."], "is on this machine already"),
         (["download", "no-such-model"], "Model 'no-such-model' is unknown"),
-        (["export", "bundled"], "is an ONNX file already"),
+        (["export", "bundled"], "bundled is an ONNX file already"),
+        (["export", "bundled-tiny"], "bundled-tiny is an ONNX file already"),
         (["export", "some/model", "--offline"], "is not cached and the network is off"),
     ],
 )
@@ -633,10 +635,11 @@ def test_what_cannot_be_fetched_or_exported_is_told(run, arguments, complaint):
     assert complaint in error
 
 
-def test_the_bundled_model_counts_as_downloaded(run):
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_a_bundled_model_counts_as_downloaded(run, name):
     """A script that downloads all models it needs may name it; nothing happens, and the status is 0."""
-    out = "bundled is part of the package; there is nothing to download.\n"
-    assert run("models", "download", "bundled") == (0, out, "")
+    out = f"{name} is part of the package; there is nothing to download.\n"
+    assert run("models", "download", name) == (0, out, "")
 
 
 # --- doctor
@@ -688,7 +691,7 @@ def test_doctor_fails_where_the_bundled_model_does_not_run(run, tmp_path, monkey
     damaged = tmp_path / "bundled"
     shutil.copytree(bundled_folder(), damaged)
     (damaged / "onnx" / "model_int8.onnx").write_bytes(b"damaged")
-    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", damaged)
+    monkeypatch.setattr(loading, "_PACKAGE_FOLDER", tmp_path)
     status, out, _ = run("doctor")
     assert status == 1
     told = " ".join(out.split())
@@ -699,7 +702,7 @@ def test_doctor_fails_where_the_bundled_model_does_not_run(run, tmp_path, monkey
 def test_doctor_fails_where_files_of_a_folder_are_missing(run, tmp_path, monkeypatch):
     """A bundled model without its files, or an empty model folder, is a problem and not a model to download."""
     (tmp_path / "empty").mkdir()
-    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", tmp_path / "gone")
+    monkeypatch.setattr(loading, "_PACKAGE_FOLDER", tmp_path / "gone")
     status, out, _ = run("doctor", "--model", tmp_path / "empty", "--json")
     assert status == 1
     bundled, empty = json.loads(out)["problems"]
@@ -779,7 +782,7 @@ def test_doctor_notices_a_vocabulary_without_english(run, tmp_path, monkeypatch)
     kept = special | {"how", "many", "people", "live", "in", "berlin", "?", ".", "query", "passage"}
     tokenizer["model"]["vocab"] = {word: token_id for word, token_id in vocabulary.items() if word in kept}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
-    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", folder)
+    monkeypatch.setattr(loading, "_PACKAGE_FOLDER", tmp_path)
     status, out, _ = run("doctor")
     told = " ".join(out.split())
     assert status == 1
@@ -798,7 +801,7 @@ def test_doctor_notices_a_wrong_order(run, tmp_path, monkeypatch):
     last.output[0] = "upright"
     graph.graph.node.append(onnx.helper.make_node("Neg", ["upright"], ["logits"]))
     onnx.save(graph, file)
-    monkeypatch.setattr(loading, "_BUNDLED_FOLDER", reversed_model)
+    monkeypatch.setattr(loading, "_PACKAGE_FOLDER", tmp_path)
     status, out, _ = run("doctor", "--json")
     assert status == 1
     assert re.fullmatch(

@@ -8,8 +8,9 @@ import torch
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from transformers import BertForMaskedLM
 
+from interaction_models import logits, only, tokens
 from marcorank.interaction import InteractionBertConfig, InteractionBertForSequenceClassification
-from random_models import NARROW_SPLADE, QUERY, Shape, bi_encoder, bundled_folder, masked_language_model, passages
+from random_models import NARROW_SPLADE, QUERY, bi_encoder, passages
 
 TEXTS = [text for text in passages() if text.strip() and len(text) < 600]
 SHUT = -1e4
@@ -24,33 +25,6 @@ def start(tmp_path_factory):
 def model(start):
     config = InteractionBertConfig.from_pretrained(start, num_labels=1, splade=NARROW_SPLADE)
     return InteractionBertForSequenceClassification.from_pretrained(start, config=config).eval()
-
-
-def tokens(texts, query=QUERY):
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(bundled_folder() / "tokenizer.json"))
-    tokenizer.enable_padding()
-    pairs = tokenizer.encode_batch([(query, text) for text in texts])
-    return {
-        "input_ids": torch.tensor([pair.ids for pair in pairs]),
-        "attention_mask": torch.tensor([pair.attention_mask for pair in pairs]),
-        "token_type_ids": torch.tensor([pair.type_ids for pair in pairs]),
-    }
-
-
-@torch.no_grad()
-def logits(model, batch):
-    return model(**batch).logits[:, 0].numpy()
-
-
-@torch.no_grad()
-def only(model, place):
-    """Let one similarity alone be the logit."""
-    model.similarities.weight.zero_()
-    model.similarities.weight[0, place] = 1.0
-    model.similarities.bias.zero_()
-    return model
 
 
 def test_with_shut_gates_it_is_the_bi_encoder(start, model):
@@ -94,40 +68,13 @@ def test_rare_words_count_more(model):
     assert model.word_weights.weight[berlin].item() == 1.0
 
 
-@pytest.fixture
-def splade(tmp_path):
-    """A SPLADE model that gives about half of all terms a weight."""
-    folder = masked_language_model(tmp_path / "splade", Shape(2, 16, 2, 32))
-    model = BertForMaskedLM.from_pretrained(folder)
-    with torch.no_grad():
-        model.cls.predictions.bias.uniform_(-1, 1)
-    model.save_pretrained(folder)
-    return folder
-
-
-def test_terms_match_as_splade_says(model, splade):
+def test_terms_match_as_splade_says(model, splade_folder):
     """The last similarity is sentence-transformers' dot product with the query's 32 heaviest terms."""
-    model.splade.copy_from(BertForMaskedLM.from_pretrained(splade))
-    encoder = SparseEncoder(str(splade), device="cpu")
+    model.splade.copy_from(BertForMaskedLM.from_pretrained(splade_folder))
+    encoder = SparseEncoder(str(splade_folder), device="cpu")
     asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
     expected = encoder.encode(TEXTS).to_dense() @ asked
     np.testing.assert_allclose(logits(only(model, 4), tokens(TEXTS)), expected, rtol=1e-4)
-
-
-def test_each_row_has_the_terms_of_its_own_query(model, splade):
-    """Queries of different lengths in one batch, some of them twice, score as each does alone."""
-    model.splade.copy_from(BertForMaskedLM.from_pretrained(splade))
-    only(model, 4)
-    queries = ["a museum", QUERY, "a museum", "[PAD] people of berlin"]
-    parts = [tokens([TEXTS[0]], query) for query in queries]
-    longest = max(part["input_ids"].shape[1] for part in parts)
-    batch = {
-        name: torch.cat([torch.nn.functional.pad(part[name], (0, longest - part[name].shape[1])) for part in parts])
-        for name in parts[0]
-    }
-    alone = [logits(model, part)[0] for part in parts]
-    np.testing.assert_allclose(logits(model, batch), alone, rtol=1e-4)
-    assert len(set(alone)) == 3
 
 
 def test_padding_neighbours_and_training_change_nothing(model):

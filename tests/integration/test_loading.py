@@ -20,6 +20,7 @@ from marcorank._inference.backends.onnx import OnnxBackend
 from marcorank._inference.backends.openvino import OpenvinoBackend, shared_core
 from marcorank._inference.backends.torch import TorchBackend
 from marcorank._inference.cpu import usable_cores
+from marcorank._models.catalogue import BUNDLED_MODELS
 from marcorank._models.export import export_onnx
 from patience import PATIENCE_S
 from random_models import QUERY, bert, bundled_folder, passages, save, with_weights_beside
@@ -267,7 +268,7 @@ def test_a_file_is_no_folder(small_bert):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"backend": "torch"}, "bundled model is an int8 ONNX file; found `backend='torch'`"),
+        ({"backend": "torch"}, "bundled is an int8 ONNX file; found `backend='torch'`"),
         ({"precision": "fp32"}, "found .*`precision='fp32'`"),
         ({"device": "tpu"}, "`device` is 'tpu'.*can use 'cpu'"),
         ({"device": "cuda"}, "`device` is 'cuda'.*can use 'cpu'"),
@@ -399,13 +400,14 @@ except MissingExtraError as error:
     assert "pip install 'marcorank[torch]'" in done.stdout
 
 
-def test_the_bundled_model_needs_no_torch():
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_a_bundled_model_needs_no_torch(name):
     """The first ranking of a fresh process imports neither torch nor transformers, and is a sensible one."""
-    code = """
+    code = f"""
 import sys
 from marcorank import Reranker
-ranking = Reranker("bundled").rank("how do I open a file?", ["Lists are mutable.", "open() opens a file."])
-print(ranking[0].index, {"torch", "transformers"} & set(sys.modules))
+ranking = Reranker({name!r}).rank("how do I open a file?", ["Lists are mutable.", "open() opens a file."])
+print(ranking[0].index, {{"torch", "transformers"}} & set(sys.modules))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
     assert done.stdout.strip() == "1 set()"

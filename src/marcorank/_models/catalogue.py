@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 BUNDLED = "bundled"
+BUNDLED_TINY = "bundled-tiny"
+BUNDLED_MODELS = (BUNDLED, BUNDLED_TINY)
 ORGANISATION = "cross-encoder"
 # In place of languages, where the authors list none.
 MULTILINGUAL = "multilingual"
@@ -291,7 +293,7 @@ def find(name: str) -> ModelInfo | None:
 def unknown_model(name: str, reason: str) -> UnknownModelError:
     """Return the error for an unknown model name, with suggestions of similar names."""
     short = {_short(spelling): info.name for info in CATALOGUE for spelling in info.spellings}
-    matches = difflib.get_close_matches(name[-100:].rpartition("/")[2], [*short, BUNDLED], n=3, cutoff=0.6)
+    matches = difflib.get_close_matches(name[-100:].rpartition("/")[2], [*short, *BUNDLED_MODELS], n=3, cutoff=0.6)
     suggested = dict.fromkeys(short.get(match, match) for match in matches)
     hint = f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested else ""
     return UnknownModelError(

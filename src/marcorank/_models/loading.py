@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("marcorank")
 
-_BUNDLED_FOLDER = Path(__file__).parents[1] / "bundled"
+_PACKAGE_FOLDER = Path(__file__).parents[1]
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Without a limit of the user's or the model's.
 _DEFAULT_LENGTH = 512
@@ -137,8 +137,8 @@ def _check_unused(settings: RerankerSettings, unused: dict[str, Any], where: str
 def locate(settings: RerankerSettings) -> ModelFiles:
     """Find out where the files of a model are, without downloading anything."""
     name = settings.name
-    if name == catalogue.BUNDLED:
-        return LocalFolder(_BUNDLED_FOLDER, name)
+    if name in catalogue.BUNDLED_MODELS:
+        return LocalFolder(_PACKAGE_FOLDER / name.replace("-", "_"), name)
     if not name.strip():
         raise catalogue.unknown_model(name, "it is blank")
     try:

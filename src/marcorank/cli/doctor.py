@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank import __version__
 from marcorank._inference.cpu import cpu_features, processor_name, usable_cores
 from marcorank._inference.scorer import CrossEncoderScorer
-from marcorank._models.catalogue import BUNDLED
+from marcorank._models.catalogue import BUNDLED, BUNDLED_MODELS
 from marcorank._models.loading import LocalFolder, load_scorer, locate, resolve
 from marcorank._models.selection import choose
 from marcorank.cli.models import present_files
@@ -109,7 +109,7 @@ def _check(name: str, cache_folder: str | None) -> dict[str, Any]:
     except UnknownModelError as error:
         return entry | {"problem": str(error)}
     except (MarcoRankError, ImportError, OSError) as error:
-        advice = " Reinstall marcorank: pip install --force-reinstall marcorank" if name == BUNDLED else ""
+        advice = " Reinstall marcorank: pip install --force-reinstall marcorank" if name in BUNDLED_MODELS else ""
         return entry | {"problem": f"{name} does not run: {error}{advice}"}
     relevant, other = scores.logits.tolist()
     unknown = None if scores.unknown_tokens is None else int(scores.unknown_tokens.sum())

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from marcorank._inference.cpu import cpu_features
 from marcorank._models.catalogue import (
     BUNDLED,
+    BUNDLED_MODELS,
+    BUNDLED_TINY,
     FP32_IR_FILES,
     FP32_ONNX_FILES,
     MS_MARCO,
@@ -65,7 +67,8 @@ table are English and read 512. All as published; - is unknown.
 here: which files are on this machine.
 You may omit the owner of a name. --json shows full names, licences, the
 commits to which the models are pinned, and all figures.
-{BUNDLED} comes with marcorank; nDCG@10 on TREC DL 2021: 0.620 (BM25: 0.446)."""
+{BUNDLED} and {BUNDLED_TINY} come with marcorank; nDCG@10 on TREC DL 2021: 0.620
+and 0.573 (BM25: 0.446)."""
 
 
 def add_command(commands: Any) -> None:
@@ -138,7 +141,7 @@ def _add_list_options(parser: Any) -> None:
 
 
 def _list(args: argparse.Namespace) -> int:
-    ms_marco = [_bundled_entry(), *(_entry(info, args.cache_folder) for info in MS_MARCO)]
+    ms_marco = [*map(_bundled_entry, BUNDLED_MODELS), *(_entry(info, args.cache_folder) for info in MS_MARCO)]
     others = [_entry(info, args.cache_folder) for info in OTHERS]
     if args.json:
         print(json.dumps([*ms_marco, *others], indent=2))
@@ -154,12 +157,12 @@ def _entry(info: ModelInfo, cache_folder: str | None) -> dict[str, Any]:
     return {**asdict(info), "present": present_files(settings)}
 
 
-def _bundled_entry() -> dict[str, Any]:
-    settings = RerankerSettings(BUNDLED, local_files_only=True)
+def _bundled_entry(name: str) -> dict[str, Any]:
+    settings = RerankerSettings(name, local_files_only=True)
     file = locate(settings).fetch("config.json")
     config = json.loads(file.read_text(encoding="utf-8")) if file else {}
     return {
-        "name": BUNDLED,
+        "name": name,
         "layers": config.get("num_hidden_layers"),
         "hidden_size": config.get("hidden_size"),
         "present": ["bundled"] if present_files(settings) else [],
@@ -179,8 +182,8 @@ def _row(entry: dict[str, Any], columns: Sequence[str]) -> list[str]:
 
 
 def _download(args: argparse.Namespace) -> int:
-    if args.name == BUNDLED:
-        print(f"{BUNDLED} is part of the package; there is nothing to download.")
+    if args.name in BUNDLED_MODELS:
+        print(f"{args.name} is part of the package; there is nothing to download.")
         return 0
     if Path(args.name).expanduser().is_dir():
         raise InvalidInputError(f"{quoted_path(args.name)} is on this machine already; there is nothing to download.")
@@ -193,8 +196,8 @@ def _download(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    if args.name == BUNDLED:
-        raise InvalidInputError("The bundled model is an ONNX file already; there is nothing to export.")
+    if args.name in BUNDLED_MODELS:
+        raise InvalidInputError(f"{args.name} is an ONNX file already; there is nothing to export.")
     from marcorank._models.export import export_onnx
 
     files = locate(RerankerSettings(args.name, **settings_of(args)))

@@ -12,7 +12,7 @@ import numpy as np
 from marcorank._inference.cpu import Workers
 from marcorank._inference.scheduler import Scheduler
 from marcorank._inference.scorer import CrossEncoderScorer
-from marcorank._models.catalogue import BUNDLED
+from marcorank._models.catalogue import BUNDLED_MODELS
 from marcorank._models.loading import TEXT_FILES, LocalFolder, load_scorer, locate, resolve
 from marcorank._models.modules import read_modules
 from marcorank._models.quantization import import_packages, quantize
@@ -73,8 +73,8 @@ def add_command(actions: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Quantise the model; with `--collection`, measure it."""
-    if args.name == BUNDLED:
-        raise InvalidInputError("The bundled model is int8 already; there is nothing to quantise.")
+    if args.name in BUNDLED_MODELS:
+        raise InvalidInputError(f"{args.name} is int8 already; there is nothing to quantise.")
     import_packages()
     pairs = _calibration_pairs(args.calibrate)
     with Progress() as progress:

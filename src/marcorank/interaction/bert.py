@@ -8,11 +8,8 @@ As in every cross-encoder, BERT reads query and passage in one sequence, but
   tokens.
 
 With closed gates, all similarities but the last are those of the bi-encoder; the gates do not affect SPLADE, which
-reads each side alone. Training opens the gates. A cross-encoder with a new
-output layer would first have to learn what the two models already know.
-
-Needs torch and transformers. Importing this module registers the architecture with transformers, so that
-`CrossEncoder(folder)` of sentence-transformers and `Reranker(folder)` load it.
+reads each side alone. Training opens the gates. A cross-encoder with a new output layer would first have to learn what
+the two models already know.
 
 Sources: the best match of each query token is the MaxSim of ColBERT (Khattab and Zaharia, 2020); the share of the
 query's words, each with its inverse document frequency, is as old as retrieval; terms and their weights are those of
@@ -21,22 +18,21 @@ SPLADE (Formal, Lassance, Piwowarski and Clinchant, 2021).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification, BertConfig, BertModel, BertPreTrainedModel
+from transformers import BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
-from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
+
+from marcorank.interaction.pairs import MASKED, Pair, PairConfig, read_pair
+from marcorank.interaction.splade import Splade
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from torch import Tensor
-    from transformers import BertForMaskedLM
-
-__all__ = ["InteractionBertConfig", "InteractionBertForSequenceClassification"]
 
 # Added to attention scores: the other side gets exp(-3), about 5 %, of its usual attention.
 _INITIAL_GATE = -3.0
@@ -44,33 +40,20 @@ _INITIAL_GATE = -3.0
 _INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 0.2)
 # Centres the logits of first-stage candidates around 0.
 _INITIAL_BIAS = -16.0
-_MASKED = -1e4
-# SPLADE gives a short query about 20 terms.
-_MOST_QUERY_TERMS = 32
 
 
-class InteractionBertConfig(BertConfig):  # type: ignore[misc]
+class InteractionBertConfig(PairConfig):
     """Configuration of BERT, with the ids of the special tokens and the shape of the SPLADE model.
 
     Attributes:
-        cls_token_id: The passage gets its own copy of this token, as in the bi-encoder.
-        sep_token_id: Marks the end of the query and of the passage.
         splade: Settings of the SPLADE model's `BertConfig`, such as `hidden_size`; those left out are `BertConfig`'s
             defaults.
     """
 
     model_type = "interaction-bert"
 
-    def __init__(
-        self,
-        cls_token_id: int = 101,
-        sep_token_id: int = 102,
-        splade: dict[str, Any] | None = None,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, splade: dict[str, Any] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
-        self.cls_token_id = cls_token_id
-        self.sep_token_id = sep_token_id
         self.splade = splade or {}
 
 
@@ -91,7 +74,7 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         # By layer, direction (query to passage, passage to query) and head.
         self.gates = nn.Parameter(torch.empty(config.num_hidden_layers, 2, config.num_attention_heads))
         self.word_weights = nn.Embedding(config.vocab_size, 1)
-        self.splade = SpladeTerms(config)
+        self.splade = Splade(config.splade, config.vocab_size)
         self.similarities = nn.Linear(len(_INITIAL_WEIGHTS), 1)
         self.classifier = nn.Linear(2 * config.hidden_size, 1)
         self.post_init()
@@ -133,14 +116,15 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
             input_ids, attention_mask, token_type_ids: (batch, tokens), int64; segment 0 is the query.
             logits: (batch, 1), float32.
         """
-        pair = _read_pair(input_ids, attention_mask, token_type_ids, self.config)
+        pair = read_pair(input_ids, attention_mask, token_type_ids, self.config)
         hidden = _encode(self.bert, pair, self.gates).float()
         summaries = torch.cat([hidden[:, 1], hidden[:, 0]], 1)
         with torch.autocast(hidden.device.type, enabled=False):
-            similarities = torch.stack([*self._similarities(pair, hidden), self.splade(pair)], 1)
+            terms, _ = self.splade(pair)
+            similarities = torch.stack([*self._similarities(pair, hidden), terms], 1)
             return SequenceClassifierOutput(logits=self.similarities(similarities) + self.classifier(summaries))
 
-    def _similarities(self, pair: _Pair, hidden: Tensor) -> tuple[Tensor, ...]:
+    def _similarities(self, pair: Pair, hidden: Tensor) -> tuple[Tensor, ...]:
         """Return the similarities of the two sides but for that of terms. Shape: (batch,) each, from -1 or 0 to 1."""
         means = (_mean(hidden, pair.query) * _mean(hidden, pair.passage)).sum(-1)
         query_word, passage_word = (pair.query * pair.word).to(hidden.dtype), pair.passage * pair.word
@@ -155,89 +139,7 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         return means, (best * evenly).sum(1), (best * weights).sum(1), (shared * weights).sum(1)
 
 
-class SpladeTerms(nn.Module):  # type: ignore[misc]
-    """The dot product of the terms that a SPLADE model gives to query and passage, each read alone."""
-
-    def __init__(self, config: InteractionBertConfig) -> None:
-        super().__init__()
-        fixed = {
-            "vocab_size": config.vocab_size,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-            # Fused kernels of attention cannot be exported with a free length.
-            "attn_implementation": "eager",
-        }
-        own = BertConfig(**{**config.splade, **fixed})
-        self.bert = BertModel(own, add_pooling_layer=False)
-        self.transform = BertPredictionHeadTransform(own)
-        self.bias = nn.Parameter(torch.empty(own.vocab_size))
-
-    def copy_from(self, model: BertForMaskedLM) -> None:
-        """Copy the weights of a SPLADE model."""
-        self.bert.load_state_dict(model.bert.state_dict())
-        self.transform.load_state_dict(model.cls.predictions.transform.state_dict())
-        self.bias.data.copy_(model.cls.predictions.bias.data)
-
-    def forward(self, pair: _Pair) -> Tensor:
-        """Return the dot products. Shape: (batch,), float32."""
-        terms, in_query = self._query_terms(pair)
-        states = self._states(pair.ids, pair.passage, pair.positions)
-        logits = states @ self.bert.embeddings.word_embeddings(terms).transpose(1, 2)
-        in_passage = _term_weights(logits, pair.passage, self.bias[terms])
-        return (in_query * in_passage).sum(1)
-
-    def _query_terms(self, pair: _Pair) -> tuple[Tensor, Tensor]:
-        """Return the ids and weights of the heaviest terms of the query. Shape: (batch, terms) each."""
-        # All passages of a batch usually have the same query: the product with the vocabulary is needed once.
-        numbered = ((pair.ids + 1) * pair.query)[:, 1 : 1 + pair.query.sum(1).max()]
-        numbered, row = torch.unique(numbered, dim=0, return_inverse=True)
-        real = (numbered > 0).to(pair.ids.dtype)
-        positions = torch.arange(numbered.shape[1], device=numbered.device)[None]
-        states = self._states((numbered - 1).clamp(min=0), real, positions)
-        logits = states @ self.bert.embeddings.word_embeddings.weight.T
-        weights, terms = _term_weights(logits, real, self.bias).topk(_MOST_QUERY_TERMS)
-        return terms[row], weights[row]
-
-    def _states(self, ids: Tensor, read: Tensor, positions: Tensor) -> Tensor:
-        """Return the hidden states that are compared with word embeddings. Shape: (rows, tokens, width), float32."""
-        positions = positions.clamp(max=self.bert.config.max_position_embeddings - 1)
-        return self.transform(self.bert(ids, read, position_ids=positions).last_hidden_state)
-
-
-class _Pair(NamedTuple):
-    """Tokens of query and passage, with a `[CLS]` for the passage before them. Shape: (batch, tokens) each.
-
-    Attributes:
-        ids: `[CLS] [CLS] query [SEP] passage [SEP]`, then padding.
-        real: 0 for padding.
-        query, passage: 1 for the tokens of that side.
-        positions: In the token's own side, from 0.
-        word: False for `[CLS]` and `[SEP]`.
-    """
-
-    ids: Tensor
-    real: Tensor
-    query: Tensor
-    passage: Tensor
-    positions: Tensor
-    word: Tensor
-
-
-def _read_pair(input_ids: Tensor, attention_mask: Tensor, segments: Tensor, config: InteractionBertConfig) -> _Pair:
-    one = torch.ones_like(input_ids[:, :1])
-    ids = torch.cat([one * config.cls_token_id, input_ids], 1)
-    real = torch.cat([one, attention_mask], 1)
-    passage = torch.cat([one, segments], 1) * real
-    query = real - passage
-    # Positions of each side start at 0, as in the bi-encoder. The [CLS] of the passage comes before the query.
-    places = torch.arange(ids.shape[1], device=ids.device)[None] - 1
-    positions = torch.where(passage.bool(), places + 1 - query.sum(1, keepdim=True), places)
-    positions = torch.cat([torch.zeros_like(one), positions[:, 1:]], 1).clamp(0, config.max_position_embeddings - 1)
-    word = (ids != config.cls_token_id) & (ids != config.sep_token_id)
-    return _Pair(ids, real, query, passage, positions, word)
-
-
-def _encode(bert: BertModel, pair: _Pair, gates: Tensor) -> Tensor:
+def _encode(bert: BertModel, pair: Pair, gates: Tensor) -> Tensor:
     """Return the hidden states. Shape: (batch, tokens, width)."""
     rows, tokens = pair.ids.shape
     embeddings = bert.embeddings
@@ -277,7 +179,7 @@ def _layer(layer: Any, hidden: Tensor, sides: Tensor, gates: Tensor, kept: Tenso
         attention.query(hidden) * scale,
         of_query * to_passage,
         of_passage * to_query,
-        torch.full_like(of_query, _MASKED),
+        torch.full_like(of_query, MASKED),
     )
     keys = heads(attention.key(hidden), of_passage, of_query, padding)
     read = torch.softmax(queries @ keys.transpose(2, 3), -1) @ heads(attention.value(hidden))
@@ -293,16 +195,7 @@ def _spread(values: Tensor, kept: Tensor | None, count: int) -> Tensor:
     return values if kept is None else values.new_zeros(count, values.shape[-1]).index_copy(0, kept, values)
 
 
-def _term_weights(logits: Tensor, read: Tensor, bias: Tensor) -> Tensor:
-    """Return SPLADE's weight of each term: the logarithm of 1 and its largest logit. Shape: (rows, terms)."""
-    return torch.log1p((logits.masked_fill(read[:, :, None] == 0, _MASKED).amax(1) + bias).clamp(min=0))
-
-
 def _mean(hidden: Tensor, chosen: Tensor) -> Tensor:
     """Return the normalised mean of the chosen tokens. Shape: (batch, width)."""
     weights = chosen.to(hidden.dtype)[..., None]
     return functional.normalize((hidden * weights).sum(1), dim=-1)
-
-
-AutoConfig.register(InteractionBertConfig.model_type, InteractionBertConfig)
-AutoModelForSequenceClassification.register(InteractionBertConfig, InteractionBertForSequenceClassification)
