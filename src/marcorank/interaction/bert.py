@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 # Added to attention scores: the other side gets exp(-3), about 5 %, of its usual attention.
 _INITIAL_GATE = -3.0
 # Means, best tokens, best tokens by idf, words by idf, terms.
-_INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 0.2)
+_INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 3.0)
 # Centres the logits of first-stage candidates around 0.
 _INITIAL_BIAS = -16.0
 

@@ -33,7 +33,7 @@ SPLADE_SETTINGS = (
     "type_vocab_size",
 )
 # Terms, best tokens.
-_INITIAL_WEIGHTS = (1.0, 35.0)
+_INITIAL_WEIGHTS = (8.0, 30.0)
 # SPLADE gives a short query about 20 terms.
 _MOST_QUERY_TERMS = 32
 
@@ -110,7 +110,8 @@ class Splade(nn.Module):  # type: ignore[misc]
     def forward(self, pair: Pair) -> tuple[Tensor, Tensor]:
         """Return two similarities. Shape: (batch,), float32, each.
 
-        The first is the dot product of the terms. The second is the mean, over the query's tokens, of the best cosine
+        The first is the dot product of the terms, divided by the number of query tokens: the product alone grows with
+        the query, which no other similarity does. The second is the mean, over the query's tokens, of the best cosine
         with a passage token; a token counts as much as its word does among the query's terms.
         """
         # All passages of a batch usually have the same query: the product with the vocabulary is needed once.
@@ -125,11 +126,12 @@ class Splade(nn.Module):  # type: ignore[misc]
 
         read = self._states(pair.ids, pair.passage, pair.positions)
         in_passage = _term_weights(read @ words(terms[row]).transpose(1, 2), pair.passage, self.bias[terms[row]])
-        weights = of_own_words[row] * (pair.query * pair.word)[:, query]
+        is_word = (pair.query * pair.word)[:, query]
+        weights = of_own_words[row] * is_word
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
         cosines = functional.normalize(asked, dim=-1)[row] @ functional.normalize(read, dim=-1).transpose(1, 2)
         best = cosines.masked_fill((pair.passage * pair.word)[:, None, :] == 0, -1.0).amax(-1)
-        return (heaviest[row] * in_passage).sum(1), (best * weights).sum(1)
+        return (heaviest[row] * in_passage).sum(1) / is_word.sum(1).clamp(min=1), (best * weights).sum(1)
 
     def _states(self, ids: Tensor, read: Tensor, positions: Tensor) -> Tensor:
         """Return the hidden states that are compared with word embeddings. Shape: (rows, tokens, width), float32."""
