@@ -3,7 +3,7 @@ FROM python:3.13-slim AS build
 # The tags are not in the context. On the commit of a tag:
 # docker build --build-arg VERSION="$(git describe --tags --exact-match | sed s/^v//)" .
 ARG VERSION=0.1.dev0
-# The bundled model needs no more. `serve,openvino` is faster for models of the Hub and your own.
+# The bundled models need no more. `serve,openvino` is faster for models of the Hub and your own.
 ARG EXTRAS=serve
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 
@@ -20,7 +20,7 @@ FROM python:3.13-slim
 RUN useradd --system --uid 10001 --home-dir /nonexistent --shell /usr/sbin/nologin marcorank
 COPY --from=build /app /app
 
-# The bundled model is in /app; nothing is downloaded when it runs.
+# The bundled models are in /app; nothing is downloaded when it runs.
 ENV PATH=/app/bin:$PATH HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001
 EXPOSE 8080

@@ -1,7 +1,8 @@
-"""Build the model that ships in the wheel from a folder of weights.
+"""Build a model that ships in the wheel from a folder of weights.
 
     python scripts/build_bundled.py SOURCE_FOLDER
     python scripts/build_bundled.py SOURCE_FOLDER --check COLLECTION_FOLDER
+    python scripts/build_bundled.py SOURCE_FOLDER --output FOLDER --only-tables --batch-tokens 1024
 
 Writes config.json, tokenizer.json and onnx/model_int8.onnx; the model card in the same folder is edited by hand.
 `--check` prints the card's figures: ranking quality, difference to fp32, speed and start-up time on a collection
@@ -43,7 +44,7 @@ Floats = npt.NDArray[np.float32]
 
 OUTPUT = Path(__file__).parents[1] / "src" / "marcorank" / "bundled"
 MODEL_FILE = Path("onnx", "model_int8.onnx")
-# The wheel must stay small enough to be an unproblematic dependency.
+# Each model must stay small, so that the wheel is an unproblematic dependency.
 SIZE_LIMIT_BYTES = 25_000_000
 # x86 processors without VNNI add two u8*s8 products in 16 bits: 2 * 255 * 63 still fits, 2 * 255 * 127 saturates.
 WEIGHT_LIMIT = 63
@@ -58,12 +59,14 @@ MAX_LENGTH_TOKENS = 512
 # ---------------------------------------------------------------------------------------------------- building
 
 
-def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool) -> None:
+def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool, batch_tokens: int | None) -> None:
     """Export `source` to `fp32_folder` in fp32 and write the int8 model with its tokenizer to `output`."""
     fp32_path = export_onnx(source, fp32_folder)
     graph = Quantizer(onnx.load(fp32_path), only_tables=only_tables).run()
     (output / MODEL_FILE).parent.mkdir(parents=True, exist_ok=True)
     fold_constants(graph, output / MODEL_FILE)
+    if batch_tokens is not None:
+        add_batch_tokens(output / MODEL_FILE, batch_tokens)
     tokenizer = Tokenizer.from_file(str(fp32_folder / "tokenizer.json"))
     # Training saves its own maximum length in the file; at inference the caller chooses it.
     tokenizer.no_truncation()
@@ -76,7 +79,7 @@ def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool) -
     total = sum(file.stat().st_size for file in files)
     print(f"{total:>12,} bytes  together")
     if total > SIZE_LIMIT_BYTES:
-        raise SystemExit(f"The files have {total:,} bytes: at most {SIZE_LIMIT_BYTES:,} may ship.")
+        raise SystemExit(f"The files have {total:,} bytes: at most {SIZE_LIMIT_BYTES:,} may ship for one model.")
 
 
 def fold_constants(model: onnx.ModelProto, path: Path) -> None:
@@ -100,8 +103,15 @@ def fold_constants(model: onnx.ModelProto, path: Path) -> None:
     onnx.save(folded, path)
 
 
+def add_batch_tokens(path: Path, count: int) -> None:
+    """Say in the file's metadata that batches of this many padded tokens save time."""
+    model = onnx.load(path)
+    helper.set_model_props(model, {"marcorank.batch_tokens": str(count)})
+    onnx.save(model, path)
+
+
 class Quantizer:
-    """Converts large embedding tables, and unless told otherwise matrix products, to int8 in a BERT-like graph."""
+    """Converts large tables, and matrix products unless `only_tables` is set, to int8 in a BERT-like graph."""
 
     def __init__(self, model: onnx.ModelProto, *, only_tables: bool) -> None:
         self.model = model
@@ -449,17 +459,31 @@ def start_ms(model: Path, tokenizer: Path) -> float:
 
 def main() -> None:
     """Parse the command line, build, and check if requested."""
-    parser = argparse.ArgumentParser(description="Build the model that ships in the wheel.")
+    parser = argparse.ArgumentParser(description="Build a model that ships in the wheel.")
     parser.add_argument("source", type=Path, help="folder with config.json, tokenizer files and safetensors")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="default: src/marcorank/bundled")
     parser.add_argument(
-        "--only-tables", action="store_true", help="leave matrix products in fp32, as fast where they are narrow"
+        "--only-tables",
+        action="store_true",
+        help="quantise only large tables, such as word embeddings",
+    )
+    parser.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="N",
+        help="let onnxruntime read several pairs at once, up to N padded tokens",
     )
     parser.add_argument("--check", type=Path, metavar="COLLECTION_FOLDER", help="print the model card's figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         fp32_folder = Path(folder, "fp32")
-        build(arguments.source, arguments.output, fp32_folder, only_tables=arguments.only_tables)
+        build(
+            arguments.source,
+            arguments.output,
+            fp32_folder,
+            only_tables=arguments.only_tables,
+            batch_tokens=arguments.batch_tokens,
+        )
         if arguments.check:
             check(arguments.check, arguments.output, fp32_folder)
 

@@ -33,9 +33,7 @@ ANSWERS, CANDIDATES = 2, 20
 def main() -> None:
     """Parse the command line, score, and save the scaled layer."""
     parser = argparse.ArgumentParser(description="Scale the logits of the source of a bundled model.")
-    parser.add_argument(
-        "source", type=Path, help="folder that the script initialise_bundled or initialise_tiny wrote"
-    )
+    parser.add_argument("source", type=Path, help="folder written by initialise_bundled.py or initialise_tiny.py")
     parser.add_argument("collections", nargs="+", type=Path, metavar="COLLECTION", help="folder of a training set")
     parser.add_argument("--queries", type=int, default=5, help="of each collection (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=5)
@@ -54,8 +52,8 @@ def main() -> None:
     print(f"{len(drawn):,} queries, {len(answers):,} candidates, {sum(answers):,} of them answers\n{found}")
     model = AutoModelForSequenceClassification.from_pretrained(args.source)
     with torch.no_grad():
-        for name in ("similarities", "classifier"):
-            for values in getattr(model, name, torch.nn.Identity()).parameters():
+        for name, values in model.named_parameters():
+            if name.startswith(("similarities.", "classifier.")):
                 values.mul_(found.scale)
         model.similarities.bias.sub_(found.zero * found.scale)
     model.save_pretrained(args.source)

@@ -2,7 +2,7 @@
 
     python scripts/initialise_tiny.py SPLADE --output SOURCE_FOLDER
     python scripts/calibrate_bundled.py SOURCE_FOLDER COLLECTION...
-    python scripts/build_bundled.py SOURCE_FOLDER --output src/marcorank/bundled_tiny
+    python scripts/build_bundled.py SOURCE_FOLDER --output FOLDER --only-tables --batch-tokens 1024
 
 SPLADE is a BERT with a masked language head. Its weights do not change.
 """

@@ -107,6 +107,17 @@ def small_interaction(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small_splade(tmp_path_factory, splade_folder) -> Path:
+    """A tiny cross-encoder made of a SPLADE model, with safetensors and ONNX weights."""
+    from marcorank._models.export import export_onnx
+    from random_models import splade_reranker
+
+    folder = splade_reranker(tmp_path_factory.mktemp("splade-reranker"), splade_folder)
+    export_onnx(folder, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def small_roberta(tmp_path_factory) -> Path:
     """A tiny RoBERTa cross-encoder with safetensors and ONNX weights."""
     from marcorank._models.export import export_onnx

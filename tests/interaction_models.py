@@ -1,4 +1,4 @@
-"""Reads of the similarities that a model of `marcorank.interaction` computes."""
+"""Helpers that read the similarities which a model of `marcorank.interaction` computes."""
 
 from __future__ import annotations
 

@@ -1,3 +1,3 @@
-"""How long a test waits for another process: a loaded machine may take its time, and a hang still ends."""
+"""How long a test waits: longer than anything takes on a loaded machine, so that only a hang fails."""
 
 PATIENCE_S = 600

@@ -218,6 +218,22 @@ def interaction(folder: Path, *, seed: int = 0) -> Path:
     return folder
 
 
+def splade_reranker(folder: Path, start: Path) -> Path:
+    """Save a cross-encoder of `marcorank.interaction` on a SPLADE model."""
+    import torch
+    from transformers import BertForMaskedLM
+
+    from marcorank.interaction import SpladeBertConfig, SpladeBertForSequenceClassification
+
+    config = SpladeBertConfig.from_pretrained(start, num_labels=1)
+    config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
+    model = SpladeBertForSequenceClassification(config)
+    model.splade.copy_from(BertForMaskedLM.from_pretrained(start, dtype=torch.float32))
+    save(model, folder)
+    _spread_logits(model, model.similarities, folder)
+    return folder
+
+
 def roberta(folder: Path, *, family: str = "Roberta", seed: int = 0) -> Path:
     """Save a random RoBERTa cross-encoder: one segment, positions that start behind the padding's id.
 

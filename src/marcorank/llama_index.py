@@ -75,7 +75,8 @@ class MarcoRerank(AdapterSettings, BaseNodePostprocessor):
     with those of the other nodes.
 
     Attributes:
-        model: `"bundled"`, the name of a model, or the path of its folder. Beside a `reranker`: its name.
+        model: `"bundled"`, `"bundled-tiny"`, the name of a model, or the path of its folder. Beside a `reranker`: its
+            name.
         top_n: Maximum number of nodes to return; None for all.
         score_threshold: Minimum score of a node, on the scale of the activation; applied before `top_n`.
         metadata_mode: Which metadata are part of the text that is scored, as in `BaseNode.get_content`.

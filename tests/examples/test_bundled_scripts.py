@@ -16,6 +16,8 @@ from sentence_transformers import CrossEncoder
 
 import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
 from marcorank import Reranker
+from marcorank._models.loading import load_scorer
+from marcorank.settings import RerankerSettings
 from random_models import SMALL, Shape, bi_encoder, masked_language_model, passages, splade
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -97,11 +99,13 @@ def test_the_tiny_file_ranks_as_its_source(folder):
     np.testing.assert_allclose(after.std(), 4.0, rtol=1e-3)
     np.testing.assert_array_equal(before.argsort(1), after.argsort(1))
 
-    done = run("build_bundled.py", source, "--output", built, "--only-tables")
+    done = run("build_bundled.py", source, "--output", built, "--only-tables", "--batch-tokens", 64)
     assert done.returncode == 0, done.stderr[-3000:]
     with Reranker(built, backend="onnx", precision="int8") as reranker:
         found = np.array([reranker.score(" ".join(text.split()[:6]), TEXTS) for text in TEXTS])
     assert np.corrcoef(found.ravel(), after.ravel())[0, 1] > 0.99
+    scorer = load_scorer(RerankerSettings(str(built), backend="onnx", precision="int8"))
+    assert scorer.scheduler.backend.max_padded_tokens == 64
     tensors = [numpy_helper.to_array(tensor) for tensor in onnx.load(built / "onnx/model_int8.onnx").graph.initializer]
     assert [(table.shape, table.dtype.name) for table in tensors if table.size > 1_000_000] == [((36, 30522), "int8")]
     assert not [values for values in tensors if values.dtype == np.int8 and values.size < 1_000_000]

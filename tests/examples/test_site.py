@@ -55,11 +55,18 @@ def page(site: Path, name: str) -> str:
 
 
 def test_the_site_holds_every_page_once(site):
-    """Every page of docs/, the changelog, the model card and CONTRIBUTING are built and stand in the navigation."""
+    """Every page of docs/, the changelog, the model cards and CONTRIBUTING are built and stand in the navigation."""
     docs = ROOT / "docs"
     files = [path for path in docs.rglob("*") if path.suffix in {".md", ".ipynb"}]
     pages = {path.relative_to(docs).with_suffix("").as_posix() for path in files} - {"README"}
-    pages |= {"changelog", "model-card", "contributing", "api", *(f"api/{module}" for module in PUBLIC)}
+    pages |= {
+        "changelog",
+        "model-card",
+        "model-card-tiny",
+        "contributing",
+        "api",
+        *(f"api/{module}" for module in PUBLIC),
+    }
     linked = re.findall(r'<a href="(?:\./)?([^"]+)/" class="md-nav__link', page(site, "."))
     assert sorted(linked) == sorted(pages)
     assert [name for name in pages if not (site / name / "index.html").exists()] == []

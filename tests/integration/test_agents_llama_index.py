@@ -210,7 +210,7 @@ async def test_an_agent_leaves_the_event_loop_free(index, agent_of):
     scorer = GatedScorer()
     tools = [search_tool(index, rerank_of(scorer)), ask_tool(index, rerank_of(scorer))]
     tasks = [asyncio.create_task(results(agent_of(scripted(call(QUERY, name)), tools))) for name in ("search", "ask")]
-    assert await asyncio.to_thread(scorer.started.wait, 30)
+    assert await asyncio.to_thread(scorer.started.wait, PATIENCE_S)
     assert not any(task.done() for task in tasks)
     scorer.gate.set()
     for found in await asyncio.gather(*tasks):

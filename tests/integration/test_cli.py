@@ -38,7 +38,6 @@ PASSAGES = [
 ]
 MINILM_L6 = CATALOGUE[3]
 COMMAND = [sys.executable, "-m", "marcorank"]
-# More than any of these commands takes; it turns a hang into a failure.
 
 
 @pytest.fixture
@@ -623,8 +622,8 @@ def test_a_folder_is_exported_in_place_or_elsewhere(run, small_bert, tmp_path):
     [
         (["download", "."], "is on this machine already"),
         (["download", "no-such-model"], "Model 'no-such-model' is unknown"),
-        (["export", "bundled"], "bundled is an ONNX file already"),
-        (["export", "bundled-tiny"], "bundled-tiny is an ONNX file already"),
+        (["export", "bundled"], "'bundled' is an ONNX file already"),
+        (["export", "bundled-tiny"], "'bundled-tiny' is an ONNX file already"),
         (["export", "some/model", "--offline"], "is not cached and the network is off"),
     ],
 )

@@ -33,7 +33,6 @@ ROWS = [
     {"query": "how to open a file", "passages": ["lists are mutable", "open() opens a file"], "relevant": [1]},
     {"query": "what is a tuple", "passages": ["a list that cannot change", "rain"], "relevant": [0]},
 ]
-# More than any of these commands takes; it turns a hang into a failure.
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def test_a_child_forked_during_a_load_loads_for_itself(small_bert, expected, hel
     assert held.begun.wait(PATIENCE_S)
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(PATIENCE_S)
         held.go_on.set()
         scores = Reranker(small_bert, backend="onnx").score(QUERY, PASSAGES)
         os._exit(0 if np.array_equal(scores, expected) else 1)
@@ -175,7 +175,7 @@ def test_a_lock_of_the_process_is_free_in_a_forked_child(in_thread):
     assert held.wait(PATIENCE_S)
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(PATIENCE_S)
         with lock:
             os._exit(0)
     go_on.set()

@@ -98,7 +98,7 @@ print(json.dumps(found))
 """
 
 
-def run(program, *arguments, timeout=600):
+def run(program, *arguments, timeout=PATIENCE_S):
     return subprocess.run(  # noqa: S603
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False, timeout=timeout
     )

@@ -73,7 +73,8 @@ def test_terms_match_as_splade_says(model, splade_folder):
     model.splade.copy_from(BertForMaskedLM.from_pretrained(splade_folder))
     encoder = SparseEncoder(str(splade_folder), device="cpu")
     asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
-    expected = encoder.encode(TEXTS).to_dense() @ asked / len(tokens([""])["input_ids"][0, 1:-2])
+    query_tokens = tokens([""])["input_ids"][0, 1:-2]
+    expected = encoder.encode(TEXTS).to_dense() @ asked / len(query_tokens)
     np.testing.assert_allclose(logits(only(model, 4), tokens(TEXTS)), expected, rtol=1e-4)
 
 

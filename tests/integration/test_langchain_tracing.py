@@ -202,7 +202,7 @@ async def test_a_cancelled_call_ends_its_run(tracer):
             return [0.0] * len(passages)
 
     task = asyncio.create_task(MarcoRerank(reranker=Waiting()).acompress_documents(DOCUMENTS, "red", [tracer]))
-    await asyncio.to_thread(started.wait, 30)
+    assert await asyncio.to_thread(started.wait, PATIENCE_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError, match=r"^$"):
         await task

@@ -78,7 +78,7 @@ async def test_the_event_loop_runs_while_the_model_works():
             return [0.0] * len(passages)
 
     async def tick():
-        await asyncio.to_thread(started.wait, 60)
+        assert await asyncio.to_thread(started.wait, PATIENCE_S)
         for _ in range(100):
             await asyncio.sleep(0)
         ticked.set()

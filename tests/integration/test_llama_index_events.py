@@ -179,7 +179,7 @@ async def test_a_cancelled_task_ends_its_events_and_its_work(events, legacy, nod
     scorer = HeldScorer()
     rerank = MarcoRerank(reranker=scorer, callback_manager=CallbackManager([legacy]))
     first = asyncio.create_task(rerank.apostprocess_nodes(nodes, query_str="first"))
-    await asyncio.to_thread(scorer.started.wait, 60)
+    assert await asyncio.to_thread(scorer.started.wait, PATIENCE_S)
     second = asyncio.create_task(rerank.apostprocess_nodes(nodes, query_str="second"))
     third = asyncio.create_task(rerank.apostprocess_nodes(nodes, query_str="third"))
     await asyncio.sleep(0)  # both tasks run until they wait for the model

@@ -268,16 +268,17 @@ def test_a_file_is_no_folder(small_bert):
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"backend": "torch"}, "bundled is an int8 ONNX file; found `backend='torch'`"),
+        ({"backend": "torch"}, "' is an int8 ONNX file; found `backend='torch'`"),
         ({"precision": "fp32"}, "found .*`precision='fp32'`"),
         ({"device": "tpu"}, "`device` is 'tpu'.*can use 'cpu'"),
         ({"device": "cuda"}, "`device` is 'cuda'.*can use 'cpu'"),
     ],
 )
-def test_the_bundled_model_names_what_it_can_do(settings, match):
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_a_bundled_model_names_what_it_can_do(name, settings, match):
     """What the one file cannot do is said with what it can."""
     with pytest.raises(InvalidInputError, match=match):
-        Reranker("bundled", **settings).rank(QUERY, PASSAGES)
+        Reranker(name, **settings).rank(QUERY, PASSAGES)
 
 
 @pytest.mark.parametrize(

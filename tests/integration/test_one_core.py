@@ -154,7 +154,7 @@ async def test_the_event_loop_is_free_while_a_model_computes(way):
         "llama-index": lambda: engine_over(reranker).aquery(QUESTIONS[0]),
     }
     call = asyncio.ensure_future(ask[way]())
-    assert await asyncio.to_thread(scorer.begun.wait, 30)
+    assert await asyncio.to_thread(scorer.begun.wait, PATIENCE_S)
     assert not call.done()
     scorer.go_on.set()
     await call

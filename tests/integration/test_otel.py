@@ -329,7 +329,7 @@ async def test_a_cancelled_task_ends_the_span(spans):
     """Its status is an error, and what the scorer finishes later changes nothing."""
     hanging = Hanging()
     task = asyncio.create_task(Reranker(hanging).arank(QUERY, PASSAGES))
-    assert await asyncio.to_thread(hanging.begun.wait, 30)
+    assert await asyncio.to_thread(hanging.begun.wait, PATIENCE_S)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -609,7 +609,7 @@ with provider.get_tracer("parent").start_as_current_span("outer") as outer:
     reranker.rank("red", ["red"])
     child = os.fork()
     if child == 0:
-        signal.alarm(60)
+        signal.alarm(PATIENCE_S)
         reranker.rank("pear", ["pear"])
         _, span = exporter.get_finished_spans()
         same = span.parent.span_id == outer.context.span_id and span.attributes["reranker.query"] == "pear"

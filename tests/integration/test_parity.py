@@ -77,11 +77,13 @@ def test_no_model_reads_behind_its_positions(family, tmp_path):
         np.testing.assert_allclose([result.logit for result in ranking], expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize("model", ["small_interaction", "small_splade"])
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
-def test_the_interaction_architecture_scores_as_sentence_transformers(small_interaction, backend):
-    """The bundled model's architecture equals `CrossEncoder.predict`, together and alone."""
-    expected = predict(small_interaction, QUERY, TEXTS)
-    reranker = Reranker(small_interaction, backend=backend, precision="fp32")
+def test_the_bundled_architectures_score_as_sentence_transformers(request, model, backend):
+    """Both equal `CrossEncoder.predict`, together and alone."""
+    folder = request.getfixturevalue(model)
+    expected = predict(folder, QUERY, TEXTS)
+    reranker = Reranker(folder, backend=backend, precision="fp32")
     np.testing.assert_allclose(reranker.score(QUERY, TEXTS), expected, atol=TOLERANCE, rtol=0)
     alone = [reranker.score(QUERY, [text])[0] for text in TEXTS[-5:]]
     np.testing.assert_allclose(alone, expected[-5:], atol=TOLERANCE, rtol=0)
@@ -103,7 +105,7 @@ def test_special_tokens_in_texts_score_as_in_sentence_transformers(request, mode
         assert changed[2] == pytest.approx(found[2], abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("model", ["small_bert", "small_roberta"])
+@pytest.mark.parametrize("model", ["small_bert", "small_roberta", "small_splade"])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_rounds_no_logit(request, model, precision):
     """The head of a model in half precision computes in fp32, so that logits are not rounded into ties."""

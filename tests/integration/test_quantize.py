@@ -271,8 +271,8 @@ def test_models_that_cannot_be_quantised_are_told(small_bert, tmp_path, write, r
     (labels / "config.json").write_text(json.dumps({**config, "id2label": {"0": "no", "1": "yes"}}))
     (tmp_path / "empty").mkdir()
     for name, complaint in {
-        "bundled": "bundled is int8 already",
-        "bundled-tiny": "bundled-tiny is int8 already",
+        "bundled": "'bundled' is int8 already",
+        "bundled-tiny": "'bundled-tiny' is int8 already",
         torch_only: f"`marcorank models export {torch_only}`",
         labels: "has 2 labels ('no', 'yes')",
         tmp_path / "empty": "has no weights",

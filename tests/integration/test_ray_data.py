@@ -37,7 +37,6 @@ pytestmark = [
 
 WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]
 ROWS = 40
-# More than any of these runs takes; it turns a hang into a failure.
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from patience import PATIENCE_S
 
 WORDS = ["berlin", "museum", "lake", "house", "river", "bread", "open", "file", "people", "city", "known", "population"]
 COMMAND = [sys.executable, "-m", "marcorank", "rerank"]
-# More than any of these commands takes; it turns a hang into a failure.
 
 
 def make_rows(count, *, seed=1):

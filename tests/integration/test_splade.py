@@ -28,7 +28,8 @@ def test_terms_match_as_splade_says(model, splade_folder):
     """The first similarity is sentence-transformers' dot product with the query's 32 heaviest terms, per token."""
     encoder = SparseEncoder(str(splade_folder), device="cpu")
     asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
-    expected = encoder.encode(TEXTS).to_dense() @ asked / len(tokens([""])["input_ids"][0, 1:-2])
+    query_tokens = tokens([""])["input_ids"][0, 1:-2]
+    expected = encoder.encode(TEXTS).to_dense() @ asked / len(query_tokens)
     np.testing.assert_allclose(logits(only(model, 0), tokens(TEXTS)), expected, rtol=1e-4)
 
 
@@ -64,7 +65,8 @@ def test_each_row_has_its_own_query(model, place):
 def test_sides_without_a_word_have_a_logit(model):
     """An empty query matches nothing, and an empty passage is the worst match."""
     assert np.isfinite(logits(model, tokens(TEXTS, ""))).all()
-    np.testing.assert_allclose(logits(only(model, 1), tokens(["", "museum"], "museum")), [-1.0, 1.0], atol=0.3)
+    only(model, 1)
+    np.testing.assert_allclose(logits(model, tokens(["", "museum"], "museum")), [-1.0, 1.0], atol=0.3)
     np.testing.assert_allclose(logits(model, tokens([""])), [-1.0], atol=1e-5)
     np.testing.assert_allclose(logits(model, tokens(TEXTS, "")), 0.0, atol=1e-5)
 
@@ -82,7 +84,7 @@ def test_every_weight_learns(model):
     """One backward pass reaches the encoder and every part of the head."""
     model.train()(**tokens(TEXTS)).logits.sum().backward()
     for name, values in model.named_parameters():
-        assert values.grad is not None, name
+        assert values.grad.abs().sum() > 0, name
 
 
 def test_saved_and_loaded_it_is_the_same(model, tmp_path):

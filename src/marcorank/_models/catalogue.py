@@ -297,6 +297,6 @@ def unknown_model(name: str, reason: str) -> UnknownModelError:
     suggested = dict.fromkeys(short.get(match, match) for match in matches)
     hint = f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested else ""
     return UnknownModelError(
-        f"Model {quoted_path(name)} is unknown: {reason}.{hint} Expected 'bundled', a Hub name such as "
+        f"Model {quoted_path(name)} is unknown: {reason}.{hint} Expected 'bundled', 'bundled-tiny', a Hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."
     )

@@ -63,7 +63,7 @@ class HubModel:
         except ImportError as error:
             raise MissingExtraError(
                 f"Model {quoted(self.name)} needs the package huggingface-hub: pip install huggingface-hub. "
-                "The bundled model and model folders work without it."
+                "The bundled models and model folders work without it."
             ) from error
         # HTTP libraries quote an invalid header in their errors, and the token with it.
         if self.token is not None and re.fullmatch(r"[!-~]+", self.token) is None:
@@ -337,7 +337,7 @@ class HubModel:
             message = (
                 f": {what} cannot be downloaded from {self.location}: {_reason(error)}."
                 f"{certificate_hint(error) or ' Try again.'} To work offline, set HF_HUB_OFFLINE=1 if the model is "
-                "cached, or pass 'bundled' or the path of a model folder."
+                "cached, or pass 'bundled', 'bundled-tiny' or the path of a model folder."
             )
         return ModelLoadError(f"Model `{self.name}`{message}")
 

@@ -73,10 +73,10 @@ def choose(settings: RerankerSettings) -> Choice:
 def _bundled(settings: RerankerSettings) -> Choice:
     if settings.backend not in {"auto", "onnx"} or settings.precision not in {"auto", "int8"}:
         raise InvalidInputError(
-            f"{settings.name} is an int8 ONNX file; found `backend={settings.backend!r}` and "
+            f"{settings.name!r} is an int8 ONNX file; found `backend={settings.backend!r}` and "
             f"`precision={settings.precision!r}`. Leave both at 'auto', or choose another model."
         )
-    return Choice("onnx", settings.device or "cpu", "int8", f"{settings.name} is an int8 ONNX file")
+    return Choice("onnx", settings.device or "cpu", "int8", f"{settings.name!r} is an int8 ONNX file")
 
 
 def _backend(settings: RerankerSettings) -> tuple[str, str, str]:

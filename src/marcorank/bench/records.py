@@ -87,7 +87,7 @@ class Row:
     """One contestant with one model, and its measurements.
 
     Attributes:
-        model: `"bundled"`, a hub name or a folder.
+        model: `"bundled"`, `"bundled-tiny"`, a hub name or a folder.
         contestant: `"marcorank"` or the name of a peer.
         backend: Backend of marcorank; empty for a peer.
         precision: Precision that it computes in.

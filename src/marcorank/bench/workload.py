@@ -22,17 +22,7 @@ _SKEW = 1.44
 _TRIES = 50
 _MAX_TOKENS = 512
 # Encoders with the layers of BERT: four square products, and two with the intermediate size.
-_KNOWN_SHAPES = [
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "electra",
-    "camembert",
-    "mpnet",
-    "distilbert",
-    "interaction-bert",
-    "splade-bert",
-]
+_KNOWN_SHAPES = ["bert", "roberta", "xlm-roberta", "electra", "camembert", "mpnet", "distilbert", "interaction-bert"]
 
 
 def pair_lengths(count: int, low: int, high: int) -> list[int]:

@@ -45,7 +45,7 @@ def add_command(commands: Any) -> None:
     summary = "measure how fast this machine reranks"
     parser = new_parser(commands, "bench", summary=summary, run=run, usage=_USAGE, epilog=_EXAMPLES)
     parser.set_defaults(usage_error=parser.error)
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="bundled, Hub names or folders")
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="bundled, bundled-tiny, Hub names or folders")
 
     who = parser.add_argument_group("contestants")
     _add_choices(who, "--backend", "backends", BACKENDS[1:], "one or several (default: all)")

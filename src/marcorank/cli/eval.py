@@ -97,7 +97,7 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[BUNDLED],
         metavar="NAME",
-        help="bundled, Hub names, model folders or servers (default: bundled)",
+        help="bundled, bundled-tiny, Hub names, model folders or servers (default: bundled)",
     )
     model.add_argument(
         "--skim",

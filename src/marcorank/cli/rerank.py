@@ -50,7 +50,7 @@ examples:
   grep -rh file docs | marcorank rerank "how to open a file"
   marcorank rerank --requests queries.jsonl --activation sigmoid
   marcorank rerank "how to open a file" hits.jsonl --blend 0.3 --top-n 5
-  marcorank rerank --requests queries.jsonl --model my-reranker --skim bundled
+  marcorank rerank --requests queries.jsonl --model my-reranker --skim bundled-tiny
   marcorank rerank --input 'candidates/*.parquet' --output ranked --engine ray
 """
 
@@ -103,7 +103,8 @@ def add_command(commands: Any) -> None:
         "--model",
         default=BUNDLED,
         metavar="NAME",
-        help="bundled, a Hub name, a model's folder, or a server such as tei+http://host:8080 (default: bundled)",
+        help="bundled, bundled-tiny, a Hub name, a model's folder, or a server such as tei+http://host:8080 "
+        "(default: bundled)",
     )
     add_settings(model)
     parser.set_defaults(usage_error=parser.error, surplus_hint=" Put a query of several words in quotes.")

@@ -1,6 +1,6 @@
 """The architectures of the bundled models: cross-encoders that rank well before any training.
 
-Both are made of models that read a query and a passage each alone, and compare the two sides:
+Both are built from models that read query and passage separately, and compare the two:
 
 * `InteractionBertForSequenceClassification`, of a bi-encoder and a SPLADE model: `"bundled"`;
 * `SpladeBertForSequenceClassification`, of a SPLADE model: `"bundled-tiny"`.

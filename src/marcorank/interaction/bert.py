@@ -26,7 +26,7 @@ from torch.nn import functional
 from transformers import BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from marcorank.interaction.pairs import MASKED, Pair, PairConfig, read_pair
+from marcorank.interaction.pairs import Pair, PairConfig, read_pair
 from marcorank.interaction.splade import Splade
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ _INITIAL_GATE = -3.0
 _INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 3.0)
 # Centres the logits of first-stage candidates around 0.
 _INITIAL_BIAS = -16.0
+# Far below every attention score, but not so far that half precision overflows.
+_MASKED = -1e4
 
 
 class InteractionBertConfig(PairConfig):
@@ -120,7 +122,7 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         hidden = _encode(self.bert, pair, self.gates).float()
         summaries = torch.cat([hidden[:, 1], hidden[:, 0]], 1)
         with torch.autocast(hidden.device.type, enabled=False):
-            terms, _ = self.splade(pair)
+            terms = self.splade.match_terms(self.splade(pair))
             similarities = torch.stack([*self._similarities(pair, hidden), terms], 1)
             return SequenceClassifierOutput(logits=self.similarities(similarities) + self.classifier(summaries))
 
@@ -179,7 +181,7 @@ def _layer(layer: Any, hidden: Tensor, sides: Tensor, gates: Tensor, kept: Tenso
         attention.query(hidden) * scale,
         of_query * to_passage,
         of_passage * to_query,
-        torch.full_like(of_query, MASKED),
+        torch.full_like(of_query, _MASKED),
     )
     keys = heads(attention.key(hidden), of_passage, of_query, padding)
     read = torch.softmax(queries @ keys.transpose(2, 3), -1) @ heads(attention.value(hidden))

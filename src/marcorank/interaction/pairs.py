@@ -10,9 +10,6 @@ from transformers import BertConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Far below every logit, but not so far that half precision overflows.
-MASKED = -1e4
-
 
 class PairConfig(BertConfig):  # type: ignore[misc]
     """Configuration of a BERT that tells the two sides of a pair apart.

@@ -6,7 +6,7 @@ of each query token is the MaxSim of ColBERT (Khattab and Zaharia, 2020).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from transformers import BertConfig, BertModel, BertPreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from marcorank.interaction.pairs import MASKED, Pair, PairConfig, read_pair
+from marcorank.interaction.pairs import Pair, PairConfig, read_pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ SPLADE_SETTINGS = (
 # Terms, best tokens.
 _INITIAL_WEIGHTS = (8.0, 30.0)
 # SPLADE gives a short query about 20 terms.
-_MOST_QUERY_TERMS = 32
+_MAX_QUERY_TERMS = 32
 
 
 class SpladeBertConfig(PairConfig):
@@ -43,18 +43,20 @@ class SpladeBertConfig(PairConfig):
 
     model_type = "splade-bert"
 
-    # transformers 5 gives a class without a constructor another one.
+    # transformers 5 generates a constructor for a config class that defines none.
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
 
 
 class SpladeBertForSequenceClassification(BertPreTrainedModel):  # type: ignore[misc]
-    """One logit for `[CLS] query [SEP] passage [SEP]`: a weighted sum of what SPLADE says of the two sides.
+    """One logit for `[CLS] query [SEP] passage [SEP]`: a weighted sum of two similarities that a SPLADE model gives.
 
     Its SPLADE model starts random: call `splade.copy_from` afterwards.
     """
 
     config_class = SpladeBertConfig
+    # The part that is not the head, for those who convert models to half precision.
+    base_model_prefix = "splade"
 
     def __init__(self, config: SpladeBertConfig) -> None:
         super().__init__(config)
@@ -81,11 +83,40 @@ class SpladeBertForSequenceClassification(BertPreTrainedModel):  # type: ignore[
             logits: (batch, 1), float32.
         """
         pair = read_pair(input_ids, attention_mask, token_type_ids, self.config)
-        return SequenceClassifierOutput(logits=self.similarities(torch.stack(self.splade(pair), 1)))
+        with torch.autocast(pair.ids.device.type, enabled=False):
+            sides = self.splade(pair)
+            similarities = torch.stack([self.splade.match_terms(sides), self.splade.match_tokens(sides)], 1)
+            return SequenceClassifierOutput(logits=self.similarities(similarities))
+
+
+class Query(NamedTuple):
+    """The distinct queries of a batch.
+
+    Attributes:
+        rows: The query of each pair. Shape: (batch,).
+        ids: Shape: (queries, query tokens).
+        states: Hidden states that are compared with word embeddings. Shape: (queries, query tokens, width).
+        term_logits: The largest logit of each term. Shape: (queries, vocabulary).
+        word: 1 for the tokens of a pair's query but `[CLS]` and `[SEP]`. Shape: (batch, query tokens).
+    """
+
+    rows: Tensor
+    ids: Tensor
+    states: Tensor
+    term_logits: Tensor
+    word: Tensor
+
+
+class Sides(NamedTuple):
+    """Query and passage, each read alone. The shape of the passages' states is (batch, tokens, width)."""
+
+    pair: Pair
+    query: Query
+    passage_states: Tensor
 
 
 class Splade(nn.Module):  # type: ignore[misc]
-    """Compares the terms that a SPLADE model gives to query and passage, and their tokens; it reads each side alone."""
+    """Reads each side alone with a SPLADE model, and compares their terms and their tokens."""
 
     def __init__(self, settings: dict[str, Any], vocab_size: int) -> None:
         super().__init__()
@@ -107,38 +138,52 @@ class Splade(nn.Module):  # type: ignore[misc]
         self.transform.load_state_dict(model.cls.predictions.transform.state_dict())
         self.bias.data.copy_(model.cls.predictions.bias.data)
 
-    def forward(self, pair: Pair) -> tuple[Tensor, Tensor]:
-        """Return two similarities. Shape: (batch,), float32, each.
-
-        The first is the dot product of the terms, divided by the number of query tokens: the product alone grows with
-        the query, which no other similarity does. The second is the mean, over the query's tokens, of the best cosine
-        with a passage token; a token counts as much as its word does among the query's terms.
-        """
+    def forward(self, pair: Pair) -> Sides:
+        """Read both sides."""
         # All passages of a batch usually have the same query: the product with the vocabulary is needed once.
-        query = slice(1, 1 + pair.query.sum(1).max())
-        numbered, row = torch.unique(((pair.ids + 1) * pair.query)[:, query], dim=0, return_inverse=True)
+        columns = slice(1, 1 + pair.query.sum(1).max())
+        numbered, rows = torch.unique(((pair.ids + 1) * pair.query)[:, columns], dim=0, return_inverse=True)
         ids, real = (numbered - 1).clamp(min=0), (numbered > 0).to(pair.ids.dtype)
-        asked = self._states(ids, real, torch.arange(ids.shape[1], device=ids.device)[None])
-        words = self.bert.embeddings.word_embeddings
-        in_query = _term_weights(asked @ words.weight.T, real, self.bias)
-        heaviest, terms = in_query.topk(_MOST_QUERY_TERMS)
-        of_own_words = in_query.gather(1, ids)
+        states = self._states(ids, real, torch.arange(ids.shape[1], device=ids.device)[None])
+        logits = (states @ self.bert.embeddings.word_embeddings.weight.float().T).amax(1) + self.bias
+        query = Query(rows, ids, states, logits, (pair.query * pair.word)[:, columns])
+        return Sides(pair, query, self._states(pair.ids, pair.passage, pair.positions))
 
-        read = self._states(pair.ids, pair.passage, pair.positions)
-        in_passage = _term_weights(read @ words(terms[row]).transpose(1, 2), pair.passage, self.bias[terms[row]])
-        is_word = (pair.query * pair.word)[:, query]
-        weights = of_own_words[row] * is_word
+    def match_terms(self, sides: Sides) -> Tensor:
+        """Return the dot product of the terms, divided by the number of query tokens. Shape: (batch,), float32.
+
+        The product alone grows with the query, which no other similarity does.
+        """
+        query = sides.query
+        in_query, terms = query.term_logits.topk(_MAX_QUERY_TERMS)
+        terms = terms[query.rows]
+        words = self.bert.embeddings.word_embeddings(terms).float()
+        in_passage = (sides.passage_states @ words.transpose(1, 2)).amax(1) + self.bias[terms]
+        products = _term_weights(in_query)[query.rows] * _term_weights(in_passage)
+        return products.sum(1) / query.word.sum(1).clamp(min=1)
+
+    def match_tokens(self, sides: Sides) -> Tensor:
+        """Return the mean, over the query's tokens, of the best cosine with a passage token. Shape: (batch,), float32.
+
+        A token counts as much as its word does among the query's terms.
+        """
+        query, pair = sides.query, sides.pair
+        weights = _term_weights(query.term_logits.gather(1, query.ids))[query.rows] * query.word
         weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-        cosines = functional.normalize(asked, dim=-1)[row] @ functional.normalize(read, dim=-1).transpose(1, 2)
+        passages = functional.normalize(sides.passage_states, dim=-1)
+        cosines = functional.normalize(query.states, dim=-1)[query.rows] @ passages.transpose(1, 2)
         best = cosines.masked_fill((pair.passage * pair.word)[:, None, :] == 0, -1.0).amax(-1)
-        return (heaviest[row] * in_passage).sum(1) / is_word.sum(1).clamp(min=1), (best * weights).sum(1)
+        return (best * weights).sum(1)
 
     def _states(self, ids: Tensor, read: Tensor, positions: Tensor) -> Tensor:
-        """Return the hidden states that are compared with word embeddings. Shape: (rows, tokens, width), float32."""
+        """Return the hidden states that are compared with word embeddings. Shape: (rows, tokens, width), float32.
+
+        Tokens that are not read get the state of the first one, and so no largest logit.
+        """
         positions = positions.clamp(max=self.bert.config.max_position_embeddings - 1)
-        return self.transform(self.bert(ids, read, position_ids=positions).last_hidden_state)
+        states = self.transform(self.bert(ids, read, position_ids=positions).last_hidden_state).float()
+        return torch.where(read[:, :, None] > 0, states, states[:, :1])
 
 
-def _term_weights(logits: Tensor, read: Tensor, bias: Tensor) -> Tensor:
-    """Return SPLADE's weight of each term: the logarithm of 1 and its largest logit. Shape: (rows, terms)."""
-    return torch.log1p((logits.masked_fill(read[:, :, None] == 0, MASKED).amax(1) + bias).clamp(min=0))
+def _term_weights(largest_logits: Tensor) -> Tensor:
+    return torch.log1p(largest_logits.clamp(min=0))

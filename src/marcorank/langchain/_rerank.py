@@ -59,7 +59,7 @@ class MarcoRerank(LangChainSettings, BaseDocumentCompressor):
     of dumps, pickles, messages and traces.
 
     Attributes:
-        model_name: `"bundled"`, the name of a model, or the path of its folder.
+        model_name: `"bundled"`, `"bundled-tiny"`, the name of a model, or the path of its folder.
         top_n: Maximum number of documents to return; None for all.
         score_threshold: Minimum score of a document, on the scale of the activation; applied before `top_n`.
         text_fields: Metadata keys whose values are put before the text that is scored, each on a line of its own:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # On a CPU each pair runs alone: larger batches only add padding, and a logit then depends on its pair only.
 _MAX_PADDED_TOKENS = {"cpu": 1, "cuda": 32768}
+# A number in the metadata of a file whose graph reads a query once for all its passages: there, batches save time.
+_BATCH_TOKENS = "marcorank.batch_tokens"
 _SEVERITY_FATAL = 4
 
 
@@ -71,8 +73,13 @@ class OnnxBackend:
         hidden = hidden_output(file, set(inputs), outputs, head)
         self.device = device
         self.precision = precision
-        # Dynamic quantisation uses one scale per batch; a pair that runs alone does not depend on others.
-        self.max_padded_tokens = 1 if mentions(file, "DynamicQuantizeLinear") else _MAX_PADDED_TOKENS[kind]
+        wished = session.get_modelmeta().custom_metadata_map.get(_BATCH_TOKENS, "")
+        self.max_padded_tokens = _MAX_PADDED_TOKENS[kind]
+        if mentions(file, "DynamicQuantizeLinear"):
+            # It uses one scale per batch; a pair that runs alone does not depend on others.
+            self.max_padded_tokens = 1
+        elif kind == "cpu" and wished.isdecimal():
+            self.max_padded_tokens = min(max(int(wished), 1), _MAX_PADDED_TOKENS["cuda"])
         self.parallel_batches = workers.count if kind == "cpu" else 1
         self.runs_in_callers = kind == "cpu"
         self._session = session
