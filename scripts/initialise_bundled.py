@@ -1,6 +1,7 @@
 """Turn a bi-encoder and a SPLADE model into the source of the bundled model (`marcorank.interaction`).
 
     python scripts/initialise_bundled.py BI_ENCODER SPLADE COLLECTION... --output SOURCE_FOLDER
+    python scripts/calibrate_bundled.py SOURCE_FOLDER COLLECTION...
     python scripts/build_bundled.py SOURCE_FOLDER
 
 Both are BERTs with the same word pieces, such as sentence-transformers/all-MiniLM-L6-v2 and a small SPLADE model. Their

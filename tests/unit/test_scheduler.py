@@ -125,6 +125,13 @@ def test_batches_run_side_by_side():
     assert len(threads_of(backend)) == 2
 
 
+def test_the_threads_share_a_small_call():
+    """A call that would fit into one batch is split, so that each thread has its part of it."""
+    backend = FakeBackend(max_padded_tokens=1000, parallel_batches=3)
+    assert result(begin(Scheduler(backend), range(6))) == list(range(6))
+    assert sorted(backend.batches) == [[0, 1], [2, 3], [4, 5]]
+
+
 def test_a_short_call_passes_a_long_one():
     """Behind 1,000 passages 20 wait for a round of 4,096 tokens, and then share the engine with the long call."""
     backend = FakeBackend(max_padded_tokens=1, gated=True)

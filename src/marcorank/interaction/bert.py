@@ -2,7 +2,7 @@
 
 As in every cross-encoder, BERT reads query and passage in one sequence, but
 
-* a learned gate per layer and head reduces the attention between the two sides, and
+* a gate per layer and head, which training can move, reduces the attention between the two sides, and
 * the logit is a weighted sum of similarities between the two sides (of their means, of each query token with its best
   passage token, of shared words, of the terms that a SPLADE model gives them) and of a classifier on the `[CLS]`
   tokens.
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _INITIAL_GATE = -3.0
 # Means, best tokens, best tokens by idf, words by idf, terms.
 _INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 3.0)
-# Centres the logits of first-stage candidates around 0.
+# Brings logits near 0; scripts/calibrate_bundled.py sets the zero.
 _INITIAL_BIAS = -16.0
 # Far below every attention score, but not so far that half precision overflows.
 _MASKED = -1e4

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from marcorank._inference.pairs import TokenBatch
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-# On a CPU each pair runs alone: larger batches only add padding, and a logit then depends on its pair only.
+# On a CPU each pair runs alone unless the file asks for batches: they add padding, and alone, a logit depends on its
+# pair only.
 _MAX_PADDED_TOKENS = {"cpu": 1, "cuda": 32768}
 # A number in the metadata of a file whose graph reads a query once for all its passages: there, batches save time.
 _BATCH_TOKENS = "marcorank.batch_tokens"
