@@ -403,12 +403,12 @@ class _SharedState:
                 if job.waiting_parts:
                     next_parts.append(job)
         self.queue.update(dict.fromkeys(next_parts))
-        tokens = np.concatenate(lengths)
+        counts = np.concatenate(lengths)
         budget, threads = self.backend.max_padded_tokens, self.backend.parallel_batches
         if threads > 1:
             # The threads share what waits, rather than that some compute large batches while others have none.
-            budget = min(budget, max(1, int(tokens.sum() * (1 + MAX_PADDING) / threads)))
-        plan = plan_batches(tokens, budget)
+            budget = min(budget, max(1, int(counts.sum() * (1 + MAX_PADDING) / threads)))
+        plan = plan_batches(counts, budget)
         if self.backend.max_padded_tokens == 1:
             # Pairs run one by one, so jobs with few tokens go first and need not wait for the longest sequences.
             plan.sort(key=lambda positions: shares[rows[positions[0]][0].job])
