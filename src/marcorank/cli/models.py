@@ -197,7 +197,7 @@ def _download(args: argparse.Namespace) -> int:
 
 def _export(args: argparse.Namespace) -> int:
     if args.name in BUNDLED_MODELS:
-        raise InvalidInputError(f"{args.name!r} is an ONNX file already; there is nothing to export.")
+        raise InvalidInputError(f"{quoted_path(args.name)} is an ONNX file already; there is nothing to export.")
     from marcorank._models.export import export_onnx
 
     files = locate(RerankerSettings(args.name, **settings_of(args)))

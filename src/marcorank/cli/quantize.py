@@ -74,7 +74,7 @@ def add_command(actions: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Quantise the model; with `--collection`, measure it."""
     if args.name in BUNDLED_MODELS:
-        raise InvalidInputError(f"{args.name!r} is int8 already; there is nothing to quantise.")
+        raise InvalidInputError(f"{quoted_path(args.name)} is int8 already; there is nothing to quantise.")
     import_packages()
     pairs = _calibration_pairs(args.calibrate)
     with Progress() as progress:
