@@ -74,13 +74,13 @@ class OnnxBackend:
         hidden = hidden_output(file, set(inputs), outputs, head)
         self.device = device
         self.precision = precision
-        wished = session.get_modelmeta().custom_metadata_map.get(_BATCH_TOKENS, "")
+        batch_tokens = session.get_modelmeta().custom_metadata_map.get(_BATCH_TOKENS, "")
         self.max_padded_tokens = _MAX_PADDED_TOKENS[kind]
         if mentions(file, "DynamicQuantizeLinear"):
             # It uses one scale per batch; a pair that runs alone does not depend on others.
             self.max_padded_tokens = 1
-        elif kind == "cpu" and wished.isdecimal():
-            self.max_padded_tokens = min(max(int(wished), 1), _MAX_PADDED_TOKENS["cuda"])
+        elif kind == "cpu" and batch_tokens.isdecimal():
+            self.max_padded_tokens = min(max(int(batch_tokens[:9]), 1), _MAX_PADDED_TOKENS["cuda"])
         self.parallel_batches = workers.count if kind == "cpu" else 1
         self.runs_in_callers = kind == "cpu"
         self._session = session
