@@ -127,10 +127,11 @@ for name in ("langchain_core", "llama_index", "openvino", "ray", "torch"):
     sys.modules[name] = None
 real = builtins.__import__
 
-def guarded(name, caller=None, *rest):
+def guarded(name, *rest, **named):
+    caller = rest[0] if rest else named.get("globals")
     if name.partition(".")[0] in {_POSIX_MODULES!r} and caller and str(caller.get("__name__")).startswith("marcorank"):
         raise AssertionError(f"{{caller['__name__']}} imports {{name}}")
-    return real(name, caller, *rest)
+    return real(name, *rest, **named)
 
 builtins.__import__ = guarded
 import marcorank

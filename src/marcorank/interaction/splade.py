@@ -181,7 +181,9 @@ class Splade(nn.Module):  # type: ignore[misc]
         Tokens that are not read get the state of the first one, and so no largest logit.
         """
         positions = positions.clamp(max=self.bert.config.max_position_embeddings - 1)
-        states = self.transform(self.bert(ids, read, position_ids=positions).last_hidden_state).float()
+        # The buffers of older transformers end before the second [CLS] of the longest pair.
+        segments = torch.zeros_like(ids)
+        states = self.transform(self.bert(ids, read, segments, positions).last_hidden_state).float()
         return torch.where(read[:, :, None] > 0, states, states[:, :1])
 
 
