@@ -575,7 +575,7 @@ def test_a_download_is_all_that_offline_use_needs(run, hub, tmp_path, write):
     hub.stop()
     status, out, _ = run("rerank", QUERY, write(PASSAGES), "--model", "ms-marco-MiniLM-L-6-v2", "--offline", *folder)
     assert (status, len(rows(out))) == (0, 3)
-    assert json.loads(run("models", "--json", *folder)[1])[4]["present"] == ["fp32 onnx"]
+    assert json.loads(run("models", "--json", *folder)[1])[5]["present"] == ["fp32 onnx"]
 
 
 def test_an_exported_model_is_found_by_its_name(hub, small_bert, tmp_path, write):
@@ -593,7 +593,7 @@ def test_an_exported_model_is_found_by_its_name(hub, small_bert, tmp_path, write
     assert (status, error) == (0, "")
     assert out.startswith(f"Wrote {tmp_path}")
     listed = json.loads(finish(process("models", "--json", **settings))[1])
-    assert listed[4]["present"] == ["torch", "exported onnx"]
+    assert listed[5]["present"] == ["torch", "exported onnx"]
     hub.stop()
     status, out, error = finish(process(*ranking, "--offline", **settings))
     assert (status, error) == (0, "")

@@ -50,7 +50,7 @@ examples:
   grep -rh file docs | marcorank rerank "how to open a file"
   marcorank rerank --requests queries.jsonl --activation sigmoid
   marcorank rerank "how to open a file" hits.jsonl --blend 0.3 --top-n 5
-  marcorank rerank --requests queries.jsonl --model my-reranker --skim bundled-tiny
+  marcorank rerank --requests queries.jsonl --model my-model --skim bundled-tiny
   marcorank rerank --input 'candidates/*.parquet' --output ranked --engine ray
 """
 
