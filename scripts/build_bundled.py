@@ -38,6 +38,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 from tokenizers import Encoding, Tokenizer
 
+from marcorank._inference.backends.onnx import BATCH_TOKENS
 from marcorank._models.export import export_onnx
 
 Floats = npt.NDArray[np.float32]
@@ -106,7 +107,7 @@ def fold_constants(model: onnx.ModelProto, path: Path) -> None:
 def add_batch_tokens(path: Path, count: int) -> None:
     """Say in the file's metadata that batches of this many padded tokens save time."""
     model = onnx.load(path)
-    helper.set_model_props(model, {"marcorank.batch_tokens": str(count)})
+    helper.set_model_props(model, {BATCH_TOKENS: str(count)})
     onnx.save(model, path)
 
 

@@ -140,6 +140,16 @@ def test_the_image_has_the_same_wheel(built, tmp_path):
     assert next((tmp_path / "dist").iterdir()).read_bytes() == wheel.read_bytes()
 
 
+def test_nothing_but_the_tokenizer_is_in_the_wheel_twice(built):
+    """Both bundled models have the same; check-wheel-contents, which looks for copies too, can only ignore all."""
+    by_content: dict[bytes, list[str]] = {}
+    with zipfile.ZipFile(built[MARCORANK][1]) as wheel:
+        for name in wheel.namelist():
+            by_content.setdefault(wheel.read(name), []).append(name)
+    copies = [names for content, names in by_content.items() if content and len(names) > 1]
+    assert copies == [["marcorank/bundled/tokenizer.json", "marcorank/bundled_tiny/tokenizer.json"]]
+
+
 def test_the_index_accepts_them(built):
     """Names, versions and descriptions are valid, READMEs render, and wheels have no known mistake."""
     files = [path for pair in built.values() for path in pair]

@@ -27,7 +27,7 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 # pair only.
 _MAX_PADDED_TOKENS = {"cpu": 1, "cuda": 32768}
 # A number in the metadata of a file whose graph reads a query once for all its passages: there, batches save time.
-_BATCH_TOKENS = "marcorank.batch_tokens"
+BATCH_TOKENS = "marcorank.batch_tokens"
 _SEVERITY_FATAL = 4
 
 
@@ -74,7 +74,7 @@ class OnnxBackend:
         hidden = hidden_output(file, set(inputs), outputs, head)
         self.device = device
         self.precision = precision
-        batch_tokens = session.get_modelmeta().custom_metadata_map.get(_BATCH_TOKENS, "")
+        batch_tokens = session.get_modelmeta().custom_metadata_map.get(BATCH_TOKENS, "")
         self.max_padded_tokens = _MAX_PADDED_TOKENS[kind]
         if mentions(file, "DynamicQuantizeLinear"):
             # It uses one scale per batch; a pair that runs alone does not depend on others.
