@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BertModel, BertPreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import BertModel
 
-from marcorank.interaction.pairs import Pair, PairConfig, read_pair
+from marcorank.interaction.pairs import Pair, PairClassifier, PairConfig
 from marcorank.interaction.splade import Splade
 
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ class InteractionBertConfig(PairConfig):
         self.splade = splade or {}
 
 
-class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ignore[misc]
+class InteractionBertForSequenceClassification(PairClassifier):
     """One logit for `[CLS] query [SEP] passage [SEP]`.
 
     `from_pretrained` loads a folder of this architecture or of a BERT bi-encoder. Parameters that a bi-encoder lacks
@@ -109,22 +108,13 @@ class InteractionBertForSequenceClassification(BertPreTrainedModel):  # type: ig
         idf = torch.log1p((documents - frequencies + 0.5) / (frequencies + 0.5))
         self.word_weights.weight.copy_((idf / idf.max())[:, None])
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any
-    ) -> SequenceClassifierOutput:
-        """Return one logit per row.
-
-        Shape:
-            input_ids, attention_mask, token_type_ids: (batch, tokens), int64; segment 0 is the query.
-            logits: (batch, 1), float32.
-        """
-        pair = read_pair(input_ids, attention_mask, token_type_ids, self.config)
+    def _logits(self, pair: Pair) -> Tensor:
         hidden = _encode(self.bert, pair, self.gates).float()
         summaries = torch.cat([hidden[:, 1], hidden[:, 0]], 1)
         with torch.autocast(hidden.device.type, enabled=False):
             terms = self.splade.match_terms(self.splade(pair))
             similarities = torch.stack([*self._similarities(pair, hidden), terms], 1)
-            return SequenceClassifierOutput(logits=self.similarities(similarities) + self.classifier(summaries))
+            return self.similarities(similarities) + self.classifier(summaries)
 
     def _similarities(self, pair: Pair, hidden: Tensor) -> tuple[Tensor, ...]:
         """Return the similarities of the two sides but for that of terms. Shape: (batch,) each, from -1 or 0 to 1."""

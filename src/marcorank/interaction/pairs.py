@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from transformers import BertConfig
+from transformers import BertConfig, BertPreTrainedModel
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,3 +58,22 @@ def read_pair(input_ids: Tensor, attention_mask: Tensor, segments: Tensor, confi
     positions = torch.cat([torch.zeros_like(one), positions[:, 1:]], 1).clamp(0, config.max_position_embeddings - 1)
     word = (ids != config.cls_token_id) & (ids != config.sep_token_id)
     return Pair(ids, real, query, passage, positions, word)
+
+
+class PairClassifier(BertPreTrainedModel):  # type: ignore[misc]
+    """A BERT that returns one logit for `[CLS] query [SEP] passage [SEP]`. Subclasses define `_logits`."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any
+    ) -> SequenceClassifierOutput:
+        """Return one logit per row.
+
+        Shape:
+            input_ids, attention_mask, token_type_ids: (batch, tokens), int64; segment 0 is the query.
+            logits: (batch, 1), float32.
+        """
+        pair = read_pair(input_ids, attention_mask, token_type_ids, self.config)
+        return SequenceClassifierOutput(logits=self._logits(pair))
+
+    def _logits(self, pair: Pair) -> Tensor:
+        raise NotImplementedError

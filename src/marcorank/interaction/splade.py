@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn import functional
-from transformers import BertConfig, BertModel, BertPreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers import BertConfig, BertModel
 from transformers.models.bert.modeling_bert import BertPredictionHeadTransform
 
-from marcorank.interaction.pairs import Pair, PairConfig, read_pair
+from marcorank.interaction.pairs import Pair, PairClassifier, PairConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +47,7 @@ class SpladeBertConfig(PairConfig):
         super().__init__(**settings)
 
 
-class SpladeBertForSequenceClassification(BertPreTrainedModel):  # type: ignore[misc]
+class SpladeBertForSequenceClassification(PairClassifier):
     """One logit for `[CLS] query [SEP] passage [SEP]`: a weighted sum of two similarities that a SPLADE model gives.
 
     Its SPLADE model starts random: call `splade.copy_from` afterwards.
@@ -73,20 +72,11 @@ class SpladeBertForSequenceClassification(BertPreTrainedModel):  # type: ignore[
         elif module is self.similarities:
             module.weight.copy_(torch.tensor([_INITIAL_WEIGHTS]))
 
-    def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any
-    ) -> SequenceClassifierOutput:
-        """Return one logit per row.
-
-        Shape:
-            input_ids, attention_mask, token_type_ids: (batch, tokens), int64; segment 0 is the query.
-            logits: (batch, 1), float32.
-        """
-        pair = read_pair(input_ids, attention_mask, token_type_ids, self.config)
+    def _logits(self, pair: Pair) -> Tensor:
         with torch.autocast(pair.ids.device.type, enabled=False):
             sides = self.splade(pair)
             similarities = torch.stack([self.splade.match_terms(sides), self.splade.match_tokens(sides)], 1)
-            return SequenceClassifierOutput(logits=self.similarities(similarities))
+            return self.similarities(similarities)
 
 
 class Query(NamedTuple):
