@@ -20,8 +20,6 @@ The int8 arithmetic differs from onnxruntime's `quantize_dynamic` in these ways,
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import subprocess
 import sys
 import tempfile
@@ -35,6 +33,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
+from json_lines import read_texts
 from onnx import helper, numpy_helper
 from tokenizers import Encoding, Tokenizer
 
@@ -328,14 +327,10 @@ def check(collection_folder: Path, output: Path, fp32_folder: Path) -> None:
 def read_collection(folder: Path, tokenizer_path: Path) -> Collection:
     """Read and tokenise the queries that have judgements."""
 
-    def texts(name: str) -> dict[str, str]:
-        with gzip.open(folder / name, "rt", encoding="utf-8") as lines:
-            return {row["id"]: row["text"] for row in map(json.loads, lines)}
-
     def rows(name: str) -> list[list[str]]:
         return [line.split("\t") for line in (folder / name).read_text(encoding="utf-8").splitlines()]
 
-    queries, passages = texts("queries.jsonl.gz"), texts("corpus.jsonl.gz")
+    queries, passages = read_texts(folder / "queries.jsonl.gz"), read_texts(folder / "corpus.jsonl.gz")
     qrels: dict[str, dict[str, int]] = defaultdict(dict)
     for query, passage, grade in rows("qrels.tsv"):
         qrels[query][passage] = int(grade)

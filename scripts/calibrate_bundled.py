@@ -11,8 +11,6 @@ answers and as many others as make 20 candidates. The order of passages does not
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 import random
 import tempfile
 from pathlib import Path
@@ -20,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from calibration import fit
+from json_lines import read_rows, read_texts
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
@@ -61,7 +60,7 @@ def main() -> None:
 
 def draw(folder: Path, count: int, chance: random.Random) -> list[tuple[str, list[str], int]]:
     """Draw queries. Return each with its passages, answers first, and the number of answers."""
-    passages = {row["id"]: row["text"] for row in read_rows(folder / "corpus.jsonl.gz")}
+    passages = read_texts(folder / "corpus.jsonl.gz")
     rows = read_rows(folder / "train.jsonl.gz")
     drawn = []
     for row in chance.sample(rows, min(count, len(rows))):
@@ -69,12 +68,6 @@ def draw(folder: Path, count: int, chance: random.Random) -> list[tuple[str, lis
         ids = [*answers, *row["neg"]][:CANDIDATES]
         drawn.append((row["query"], [passages[passage_id] for passage_id in ids], len(answers)))
     return drawn
-
-
-def read_rows(file: Path) -> list[dict[str, str | list[str]]]:
-    """Read one JSON object per line."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 if __name__ == "__main__":

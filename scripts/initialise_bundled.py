@@ -14,14 +14,13 @@ one object per line with `text`.
 from __future__ import annotations
 
 import argparse
-import gzip
-import json
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from json_lines import read_rows
 from sklearn.cluster import KMeans
 from tqdm import tqdm
 from transformers import AutoTokenizer, BertForMaskedLM
@@ -54,7 +53,9 @@ def main() -> None:
     config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     model = InteractionBertForSequenceClassification.from_pretrained(args.bi_encoder, config=config)
     model.splade.copy_from(splade)
-    texts = list(dict.fromkeys(text for folder in args.collections for text in passages_of(folder)))
+    texts = list(
+        dict.fromkeys(row["text"] for folder in args.collections for row in read_rows(folder / "corpus.jsonl.gz"))
+    )
     seen: Counter[int] = Counter()
     for ids in tokenizer(texts, add_special_tokens=False, truncation=True, max_length=MAX_LENGTH_TOKENS)["input_ids"]:
         seen.update(set(ids))
@@ -81,12 +82,6 @@ def round_pairs(table: NDArray[np.float32], weights: NDArray[np.float64]) -> NDA
         codes = means.fit_predict(pairs, sample_weight=weights)
         rounded[:, start : start + 2] = means.cluster_centers_[codes]
     return rounded
-
-
-def passages_of(folder: Path) -> list[str]:
-    """Read the texts of a collection's passages."""
-    with gzip.open(folder / "corpus.jsonl.gz", "rt", encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines]
 
 
 if __name__ == "__main__":

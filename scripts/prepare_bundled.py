@@ -17,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import gzip
-import json
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import bm25s
 import numpy as np
 import torch
+from json_lines import read_rows, read_texts
 from scipy import sparse
 from sentence_transformers import SentenceTransformer, SparseEncoder
 from tqdm import tqdm
@@ -51,30 +50,19 @@ class Texts(NamedTuple):
     passage_sets: NDArray[np.str_]
 
 
-def read_texts(distill: Path, collections: Path) -> Texts:
+def read_pool(distill: Path, collections: Path) -> Texts:
     """Read the questions and the texts of the pool."""
-    names = [line.partition("/") for line in read_lines(distill / "passages.txt.gz")]
-    wanted: dict[str, dict[str, int]] = defaultdict(dict)
-    for number, (folder, _, passage_id) in enumerate(names):
-        wanted[folder][passage_id] = number
-    passages = [""] * len(names)
-    for folder, numbers in wanted.items():
-        for row in map(json.loads, read_lines(collections / folder / "corpus.jsonl.gz")):
-            if row["id"] in numbers:
-                passages[numbers[row["id"]]] = row["text"]
-    rows = [json.loads(line) for line in read_lines(distill / "queries.jsonl.gz")]
+    with gzip.open(distill / "passages.txt.gz", "rt", encoding="utf-8") as lines:
+        names = [line.rstrip("\n").partition("/") for line in lines]
+    folders = {folder for folder, _, _ in names}
+    texts = {folder: read_texts(collections / folder / "corpus.jsonl.gz") for folder in folders}
+    rows = read_rows(distill / "queries.jsonl.gz")
     return Texts(
         [row["query"] for row in rows],
         np.array([row["set"] for row in rows]),
-        passages,
+        [texts[folder][passage_id] for folder, _, passage_id in names],
         np.array([folder for folder, _, _ in names]),
     )
-
-
-def read_lines(file: Path) -> list[str]:
-    """Read the lines of a compressed text file."""
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        return [line.rstrip("\n") for line in lines]
 
 
 def find_more(
@@ -181,7 +169,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="file to write, .npz")
     parser.add_argument("--seed", type=int, default=3)
     args = parser.parse_args()
-    texts = read_texts(args.distill, args.collections)
+    texts = read_pool(args.distill, args.collections)
     given = np.load(args.distill / "candidates.npz")
     bi_encoder, splade = SentenceTransformer(args.bi_encoder), SparseEncoder(args.splade)
     terms = [

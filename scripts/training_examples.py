@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 from calibration import LOGIT_STD
-from prepare_bundled import read_texts
+from prepare_bundled import read_pool
 from scipy import sparse
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class TrainingExamples:
     """
 
     def __init__(self, distill: Path, collections: Path, prepared: Path, tokenizer: Tokenizer) -> None:
-        texts = read_texts(distill, collections)
+        texts = read_pool(distill, collections)
         # `np.load` reads an array anew at each look-up.
         self._given: dict[str, Any] = dict(np.load(prepared))
         self._terms = {
