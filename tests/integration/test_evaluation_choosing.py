@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -67,8 +68,17 @@ def knows_nothing(relevant, logits, chance):
     return chance.normal(size=len(relevant))
 
 
+def knows_nearly_all(relevant, logits, chance):
+    # The noise of the logits as well, so that the model adds nothing.
+    return 3 * relevant + logits
+
+
 def knows_the_same(relevant, logits, chance):
     return logits
+
+
+def knows_a_little_less(relevant, logits, chance):
+    return logits + 0.3 * chance.normal(size=len(relevant))
 
 
 def noisy(logits, sigma, seed=1):
@@ -113,6 +123,34 @@ def test_a_first_stage_that_hurts_or_adds_nothing_is_left_off(first_stage, seed)
     assert choices.code == {}
     assert "blend: leave it off; " in str(evaluation)
     assert "import" not in str(evaluation)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_model_that_a_stronger_first_stage_beats_is_left_off(seed):
+    """A weight gains, but the first stage alone ranks better still: there is no code to paste."""
+    collection, logits = made(knows_nearly_all, seed=seed)
+    evaluation = evaluate(collection, Reranker(ScriptedScorer(logits)), top_k=30, seed=seed)
+    (model,) = evaluation.models
+    (depth,) = model.depths
+    assert option(model.choices, "blend").recommended
+    assert model.choices.code == {}
+    (line,) = re.findall(r"^reranking: leave it off; .+\n.+$", str(evaluation), re.MULTILINE)
+    recommended, first_stage = map(float, re.findall(r"\d\.\d{4}", line))
+    assert depth.measures[0].value < recommended < first_stage == round(depth.measures[0].first_stage, 4)
+
+
+def test_a_model_that_changes_no_order_is_left_off():
+    """What the first stage gives already needs no model, and no options."""
+    collection, logits = made(knows_the_same)
+    text = str(evaluate(collection, Reranker(ScriptedScorer(logits)), top_k=30))
+    assert "reranking: leave it off; nDCG@10 is " in text
+    assert " with everything off, on all queries" in text
+
+
+def test_a_model_that_helps_is_not_left_off():
+    """The first stage ranks at random."""
+    collection, logits = made(knows_nothing)
+    assert "reranking: " not in str(evaluate(collection, Reranker(ScriptedScorer(logits)), top_k=30))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -336,12 +374,12 @@ def test_the_code_of_a_cascade_runs():
     """Skimming models by name and as objects are in the code."""
     from marcorank.evaluation.recommending import with_code
 
-    collection, logits = made(knows_the_same)
+    collection, logits = made(knows_a_little_less)
     sweep = Sweep(collection, logits, NDCG, skim_logits=logits)
     choices = choose(sweep, {30: 100.0}, skim="same", skim_latency_ms=1.0)
     with Reranker("bundled") as reranker:
         by_name = with_code(choices, reranker, "bundled", has_scores=True).code["core"]
-        assert 'Reranker("bundled", skim="bundled", skim_keep=10)' in by_name
+        assert 'Reranker("bundled", skim="bundled", skim_keep=20)' in by_name
         as_dict = with_code(choices, reranker, Reranker("bundled", max_length=64), has_scores=True).code["core"]
         assert "skim={'model': 'bundled', 'max_length': 64}" in as_dict
         as_object = with_code(choices, reranker, ScriptedScorer(logits), has_scores=True).code["core"]
@@ -349,8 +387,8 @@ def test_the_code_of_a_cascade_runs():
     for code in (by_name, as_dict, as_object):
         names = {
             "query": "q",
-            "passages": ["a", "b"] * 10,
-            "scores": [2.0, 1.0] * 10,
+            "passages": ["a", "b"] * 15,
+            "scores": [2.0, 1.0] * 15,
             "skim_scorer": ScriptedScorer({"q": {"a": 1.0, "b": 0.0}}),
         }
         exec(code, names)  # noqa: S102 -- what is printed is there to be run

@@ -55,16 +55,36 @@ def threshold_note(choices: Choices) -> str | None:
 
 
 def together_note(choices: Choices) -> str | None:
-    """Return what all that is recommended gives, beside reading all and beside not reranking; None if nothing is."""
-    if all(choice.recommended is None for choice in choices.options):
+    """Return what all that is recommended gives, beside reading all and beside not reranking.
+
+    None if nothing is recommended, unless the first stage alone ranks as well as the model.
+    """
+    recommended, off, first_stage = _values(choices)
+    none = _recommends_nothing(choices)
+    if first_stage >= recommended:
+        settings = "everything off" if none else "all that is recommended"
+        return (
+            f"reranking: leave it off; {choices.measure} is {value(recommended)} with {settings}, on all queries, and "
+            f"{value(first_stage)} for the first stage alone"
+        )
+    if none:
         return None
-    by_setting = {(point.top_k, point.skim_keep, point.blend): value(point.value) for point in choices.sweep}
-    off = Setting(choices.top_k)
-    recommended = by_setting[recommended_setting(choices.options, choices.top_k)]
     return (
-        f"all that is recommended together: {choices.measure} {recommended} on all queries, not held out; off "
-        f"{by_setting[off]}; the first stage alone {by_setting[off.having('blend', 1.0)]}"
+        f"all that is recommended together: {choices.measure} {value(recommended)} on all queries, not held out; off "
+        f"{value(off)}; the first stage alone {value(first_stage)}"
     )
+
+
+def _recommends_nothing(choices: Choices) -> bool:
+    return all(choice.recommended is None for choice in choices.options)
+
+
+def _values(choices: Choices) -> tuple[float, float, float]:
+    """Return the values on all queries of what is recommended, of everything off, and of the first stage alone."""
+    by_setting = {Setting(point.top_k, point.skim_keep, point.blend): point.value for point in choices.sweep}
+    off = Setting(choices.top_k)
+    recommended = recommended_setting(choices.options, choices.top_k)
+    return by_setting[recommended], by_setting[off], by_setting[off.having("blend", 1.0)]
 
 
 def choice_lines(choices: Choices) -> list[str]:
@@ -112,7 +132,7 @@ def _tried(choices: Choices, option: str) -> str | None:
 
 
 def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores: bool) -> Choices:
-    """Add code with all that is recommended; nothing if all is left off.
+    """Add code with all that is recommended; nothing if all is left off, or reranking itself.
 
     Args:
         choices: What was chosen.
@@ -120,7 +140,10 @@ def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores:
         skim: The skimming model, as it was given.
         has_scores: Whether the first stage gave scores.
     """
-    if all(choice.recommended is None for choice in choices.options):
+    if _recommends_nothing(choices):
+        return choices
+    recommended, _, first_stage = _values(choices)
+    if first_stage >= recommended:
         return choices
     setting = recommended_setting(choices.options, choices.top_k)
     given = {name: one for name, one in changed_settings(reranker).items() if name != "model" and _is_plain(one)}

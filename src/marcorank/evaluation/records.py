@@ -267,7 +267,8 @@ class Choices:
         threshold: What a `score_threshold` keeps; None if it cannot be chosen.
         sweep: All settings that were tried.
         note: Why nothing could be chosen, if so.
-        code: Code with all that is recommended, for `"core"`, `"langchain"` and `"llama_index"`; empty if nothing is.
+        code: Code with all that is recommended, for `"core"`, `"langchain"` and `"llama_index"`; empty if nothing is,
+            or if the first stage alone ranks as well.
     """
 
     measure: str
