@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentence_transformers import SparseEncoder
 from tokenizers import Tokenizer
 
 from random_models import QUERY, bundled_folder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     import numpy as np
 
@@ -41,3 +43,11 @@ def only(model: Any, place: int) -> Any:
     model.similarities.weight[0, place] = 1.0
     model.similarities.bias.zero_()
     return model
+
+
+def products_of_terms(splade_folder: Path, texts: Sequence[str]) -> np.ndarray:
+    """Return sentence-transformers' dot products with the query's 32 heaviest terms, divided by its tokens."""
+    encoder = SparseEncoder(str(splade_folder), device="cpu")
+    asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
+    query_tokens = tokens([""])["input_ids"][0, 1:-2]
+    return (encoder.encode(list(texts)).to_dense() @ asked / len(query_tokens)).numpy()

@@ -99,7 +99,7 @@ def test_search_queries_get_more_candidates_and_none_twice(examples):
 
 def test_teachers_score_as_their_libraries_do(folder, scripts, examples):
     """SPLADE's dot product, the large model's cosine, and the best cosines of the query's tokens, for one question."""
-    texts = scripts.prepare.read_texts(folder / "distill", folder / "sets")
+    texts = scripts.prepare.read_pool(folder / "distill", folder / "sets")
     question = examples.questions[3]
     passages = [texts.passages[place] for place in question.passages]
     splade = SparseEncoder(str(folder / "splade"), device="cpu")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sentence_transformers import SparseEncoder
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertForMaskedLM
 
-from interaction_models import logits, only, tokens
+from interaction_models import logits, only, products_of_terms, tokens
 from marcorank.interaction import SpladeBertConfig, SpladeBertForSequenceClassification
 from random_models import QUERY, passages
 
@@ -26,10 +25,7 @@ def model(splade_folder):
 
 def test_terms_match_as_splade_says(model, splade_folder):
     """The first similarity is sentence-transformers' dot product with the query's 32 heaviest terms, per token."""
-    encoder = SparseEncoder(str(splade_folder), device="cpu")
-    asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
-    query_tokens = tokens([""])["input_ids"][0, 1:-2]
-    expected = encoder.encode(TEXTS).to_dense() @ asked / len(query_tokens)
+    expected = products_of_terms(splade_folder, TEXTS)
     np.testing.assert_allclose(logits(only(model, 0), tokens(TEXTS)), expected, rtol=1e-4)
 
 
