@@ -424,6 +424,8 @@ def test_choices_stand_in_the_page(timed):
     text = check(html).text
     assert "skim_keep: 10 is recommended; " in text
     assert "blend: leave it off; " in text
+    assert "all that is recommended together: nDCG@10 " in text
+    assert "reranking: " not in text
     assert "skim_keep half 1 10 half 2" in text
     assert "blend half 1" not in text
     assert 'Reranker("bundled", skim="skimming", skim_keep=10)' in text
@@ -437,6 +439,18 @@ def test_choices_stand_in_the_page(timed):
     assert sorted(labels) == sorted(["20", "50", "60", "10", "20", "30", "50"])
     assert ("are not measured but added" in text) == timed
     assert "Choose settings" not in check(render_report(evaluation)).text
+
+
+def test_the_page_says_to_leave_reranking_off():
+    """The model is worse than the first stage, so that nothing is recommended."""
+    of = collection(40, relevant=2)
+    logits = noisy(of, skill=-1)
+    (measure,) = parse_measures(["nDCG@10"])
+    choices = choose(Sweep(of, logits, measure, skim_logits=None), {10: None})
+    evaluation = evaluated(of, logits=logits, names=("nDCG@10",))
+    (model,) = evaluation.models
+    html = render_report(Evaluation(of, evaluation.measures, (replace(model, choices=choices),)))
+    assert re.search(r"reranking: leave it off; nDCG@10 is 0\.\d{4} with ", check(html).text)
 
 
 @pytest.mark.parametrize(
