@@ -20,6 +20,7 @@ The int8 arithmetic differs from onnxruntime's `quantize_dynamic` in these ways,
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -72,7 +73,11 @@ def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool, b
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.save(str(output / "tokenizer.json"), pretty=False)
-    (output / "config.json").write_bytes((fp32_folder / "config.json").read_bytes())
+    config = json.loads((fp32_folder / "config.json").read_text(encoding="utf-8"))
+    # transformers knows this name, so that CrossEncoder, for one, can run the file with onnxruntime. The graph is what
+    # `architectures` says.
+    config["model_type"] = "bert"
+    (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     files = [output / "config.json", output / "tokenizer.json", output / MODEL_FILE]
     for file in files:
         print(f"{file.stat().st_size:>12,} bytes  {file.relative_to(output)}")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import transformers
 
+import marcorank
 from marcorank import Reranker
+from marcorank._models.catalogue import BUNDLED_MODELS
 from marcorank._models.export import export_onnx
+from patience import PATIENCE_S
 from random_models import MINILM_L6, MINILM_L12, QUERY, TINYBERT_L2, bert, passages, predict, roberta
 
 # sentence-transformers moves its own logits by 1e-4 with its batch size, at a standard deviation of about 4.
@@ -41,6 +47,45 @@ def test_the_bundled_weights_score_as_sentence_transformers(bundled_in_fp32):
     for backend in ("onnx", "openvino", "torch"):
         found = Reranker(bundled_in_fp32, backend=backend, precision="fp32").score(QUERY, TEXTS)
         np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0, err_msg=backend)
+
+
+# What CrossEncoder does with `backend="onnx"`, whose package optimum-onnx does not work with transformers 5 yet.
+WITHOUT_MARCORANK = """
+import json
+import sys
+from pathlib import Path
+
+import onnxruntime
+from transformers import AutoConfig, AutoTokenizer
+
+folder = Path(sys.argv[1])
+query, texts = json.load(sys.stdin)
+config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+tokens = tokenizer(
+    [query] * len(texts), texts, padding=True, truncation=True, max_length=config.max_position_embeddings,
+    return_tensors="np",
+)
+session = onnxruntime.InferenceSession(folder / "onnx" / "model_int8.onnx", providers=["CPUExecutionProvider"])
+(logits,) = session.run(None, {given.name: tokens[given.name] for given in session.get_inputs()})
+assert config.num_labels == 1
+assert not any(name.startswith("marcorank") for name in sys.modules)
+print(json.dumps(logits[:, 0].tolist()))
+"""
+
+
+@pytest.mark.parametrize("name", BUNDLED_MODELS)
+def test_the_bundled_models_run_without_marcorank(name):
+    """With the folder in the wheel, transformers reads configuration and tokenizer; onnxruntime gives our logits."""
+    folder = Path(marcorank.__file__).parent / name.replace("-", "_")
+    found = subprocess.run(  # noqa: S603
+        [sys.executable, "-c", WITHOUT_MARCORANK, folder],
+        input=json.dumps([QUERY, TEXTS]),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_S,
+    )
+    np.testing.assert_allclose(json.loads(found.stdout), Reranker(name).score(QUERY, TEXTS), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("backend", ["onnx", "openvino", "torch"])
