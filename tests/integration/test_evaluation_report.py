@@ -450,7 +450,7 @@ def test_the_page_says_to_leave_reranking_off():
     evaluation = evaluated(of, logits=logits, names=("nDCG@10",))
     (model,) = evaluation.models
     html = render_report(Evaluation(of, evaluation.measures, (replace(model, choices=choices),)))
-    assert re.search(r"reranking: leave it off; nDCG@10 is 0\.\d{4} with ", check(html).text)
+    assert re.search(r"reranking: leave it off; nDCG@10 of all queries is 0\.\d{4} for ", check(html).text)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def choose(
     # The last one is the order of the first stage, which no half chooses.
     tried += [off._replace(blend=weight) for weight in (*WEIGHTS, 1.0)]
     options: list[Choice] = []
-    threshold, note = None, None
+    threshold, note, helps = None, None, None
     queries = len(sweep.collection.qrels)
     if queries < _MIN_QUERIES:
         note = (
@@ -89,7 +89,10 @@ def choose(
         ]
         options = times.without_slower(options, off)
         threshold = _held_out_threshold(sweep, folds.halves, relevant_grade)
-        tried.append(recommended_setting(options, off.top_k))
+        recommended = recommended_setting(options, off.top_k)
+        tried.append(recommended)
+        first_stage = mean(sweep.values(off.having("blend", 1.0)))
+        helps = max(mean(sweep.values(setting)) for setting in (off, recommended)) > first_stage
     return Choices(
         measure=str(sweep.measure),
         top_k=off.top_k,
@@ -101,6 +104,7 @@ def choose(
             for setting in dict.fromkeys(tried)
         ),
         note=note,
+        reranking_helps=helps,
     )
 
 
@@ -143,8 +147,8 @@ class _Folds:
             return replace(choice, reason=f"on {_which(chosen)} no weight gains more than chance could explain")
         low = choice.held_out.interval[0]
         if low <= 0:
-            return replace(choice, reason="on the half that did not choose it, its gain may be chance")
-        reason = f"it gains {signed(choice.held_out.difference)} on the half that did not choose it"
+            return replace(choice, reason="what each half chose may gain on the other half by chance only")
+        reason = f"what each half chose gains {signed(choice.held_out.difference)} on the other half"
         return replace(choice, recommended=min(given), reason=reason)
 
     def saving(self, option: str, sizes: Sequence[int], weights: Sequence[float]) -> Choice:
@@ -172,8 +176,8 @@ class _Folds:
             return replace(choice, reason=reason)
         low, high = choice.held_out.interval
         if low < -MARGIN:
-            return replace(choice, reason=f"on the half that did not choose it, it may lose more than {MARGIN}")
-        reason = f"on the half that did not choose it, the difference is {signed(low)} to {signed(high)}"
+            return replace(choice, reason=f"what each half chose may lose more than {MARGIN} on the other half")
+        reason = f"what each half chose changes the other half by {signed(low)} to {signed(high)}"
         return replace(choice, recommended=max(given), reason=reason)
 
     def _choice(self, option: str, tested: Sequence[tuple[float | None, Setting, Setting]]) -> Choice:

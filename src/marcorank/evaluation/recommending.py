@@ -36,8 +36,20 @@ def criterion(choices: Choices) -> str:
     )
 
 
-def verdict(choice: Choice) -> str:
-    """Return what is recommended, and why."""
+def advice(choices: Choices) -> list[str]:
+    """Return what is recommended, and why: for reranking itself, if it does not help, and for each option."""
+    found = []
+    if choices.reranking_helps is False:
+        recommended, off, first_stage = _values(choices)
+        with_all = "" if _recommends_nothing(choices) else f" and {recommended} with all that is recommended below"
+        found.append(
+            f"reranking: leave it off; {choices.measure} of all queries is {first_stage} for these candidates in "
+            f"first-stage order, {off} in the order of the model's scores{with_all}"
+        )
+    return found + [_verdict(choice) for choice in choices.options]
+
+
+def _verdict(choice: Choice) -> str:
     if choice.recommended is None:
         return f"{choice.option}: leave it off; {choice.reason}"
     return f"{choice.option}: {choice.recommended:g} is recommended; {choice.reason}"
@@ -55,23 +67,13 @@ def threshold_note(choices: Choices) -> str | None:
 
 
 def together_note(choices: Choices) -> str | None:
-    """Return what all that is recommended gives, beside reading all and beside not reranking.
-
-    None if nothing is recommended, unless the first stage alone ranks as well as the model.
-    """
-    recommended, off, first_stage = _values(choices)
-    none = _recommends_nothing(choices)
-    if first_stage >= recommended:
-        settings = "everything off" if none else "all that is recommended"
-        return (
-            f"reranking: leave it off; {choices.measure} is {value(recommended)} with {settings}, on all queries, and "
-            f"{value(first_stage)} for the first stage alone"
-        )
-    if none:
+    """Return what all that is recommended gives, beside reading all and beside not reranking; None without any."""
+    if _recommends_nothing(choices) or not choices.reranking_helps:
         return None
+    recommended, off, first_stage = _values(choices)
     return (
-        f"all that is recommended together: {choices.measure} {value(recommended)} on all queries, not held out; off "
-        f"{value(off)}; the first stage alone {value(first_stage)}"
+        f"all that is recommended together: {choices.measure} {recommended} on all queries, not held out; off {off}; "
+        f"these candidates in first-stage order {first_stage}"
     )
 
 
@@ -79,9 +81,9 @@ def _recommends_nothing(choices: Choices) -> bool:
     return all(choice.recommended is None for choice in choices.options)
 
 
-def _values(choices: Choices) -> tuple[float, float, float]:
-    """Return the values on all queries of what is recommended, of everything off, and of the first stage alone."""
-    by_setting = {Setting(point.top_k, point.skim_keep, point.blend): point.value for point in choices.sweep}
+def _values(choices: Choices) -> tuple[str, str, str]:
+    """Return the values on all queries of what is recommended, of everything off, and of the first-stage order."""
+    by_setting = {Setting(point.top_k, point.skim_keep, point.blend): value(point.value) for point in choices.sweep}
     off = Setting(choices.top_k)
     recommended = recommended_setting(choices.options, choices.top_k)
     return by_setting[recommended], by_setting[off], by_setting[off.having("blend", 1.0)]
@@ -106,7 +108,7 @@ def choice_lines(choices: Choices) -> list[str]:
     if rows:
         lines += table(_HEADER, rows, left=["option", "chosen on", "measured on"])
     notes = [
-        *map(verdict, choices.options),
+        *advice(choices),
         threshold_note(choices),
         *map(partial(_tried, choices), _SHOWN),
         together_note(choices),
@@ -127,12 +129,12 @@ def _tried(choices: Choices, option: str) -> str | None:
         for point in choices.sweep
         if (point.top_k, point.skim_keep, point.blend) == off.having(option, getattr(point, option)) != off
     ]
-    ends = " (1 is the first stage alone)" if option == "blend" else ""
+    ends = " (1 is the first-stage order)" if option == "blend" else ""
     return f"{choices.measure} of all queries, not held out, by {option}: {', '.join(points)}{ends}" if points else None
 
 
 def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores: bool) -> Choices:
-    """Add code with all that is recommended; nothing if all is left off, or reranking itself.
+    """Add code with all that is recommended; nothing if that is nothing, or if reranking does not help.
 
     Args:
         choices: What was chosen.
@@ -140,10 +142,7 @@ def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores:
         skim: The skimming model, as it was given.
         has_scores: Whether the first stage gave scores.
     """
-    if _recommends_nothing(choices):
-        return choices
-    recommended, _, first_stage = _values(choices)
-    if first_stage >= recommended:
+    if _recommends_nothing(choices) or not choices.reranking_helps:
         return choices
     setting = recommended_setting(choices.options, choices.top_k)
     given = {name: one for name, one in changed_settings(reranker).items() if name != "model" and _is_plain(one)}

@@ -267,8 +267,11 @@ class Choices:
         threshold: What a `score_threshold` keeps; None if it cannot be chosen.
         sweep: All settings that were tried.
         note: Why nothing could be chosen, if so.
+        reranking_helps: Whether the model ranks all queries better than the first stage alone does, as it is or with
+            all that is recommended. If not, leave reranking off, whatever the options say. None if there are too few
+            queries.
         code: Code with all that is recommended, for `"core"`, `"langchain"` and `"llama_index"`; empty if nothing is,
-            or if the first stage alone ranks as well.
+            or if reranking does not help.
     """
 
     measure: str
@@ -278,6 +281,7 @@ class Choices:
     threshold: HeldOutThreshold | None
     sweep: tuple[SweepPoint, ...]
     note: str | None = None
+    reranking_helps: bool | None = None
     code: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -17,7 +17,7 @@ from marcorank.errors import MissingExtraError
 from marcorank.evaluation import figures
 from marcorank.evaluation.calibration import probabilities
 from marcorank.evaluation.changes import query_changes
-from marcorank.evaluation.recommending import criterion, threshold_note, together_note, verdict
+from marcorank.evaluation.recommending import advice, criterion, threshold_note, together_note
 from marcorank.evaluation.thresholds import judged_candidates
 from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
 
@@ -87,7 +87,7 @@ def render_report(
         shown_index=[result.label for result in models].index(shown.label),
         choices=shown.choices,
         criterion=criterion,
-        verdict=verdict,
+        advice=advice,
         threshold_note=threshold_note,
         together_note=together_note,
         sweep_figures=_present(drawn, "sweep", "blend"),
