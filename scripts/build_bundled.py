@@ -116,7 +116,10 @@ def add_batch_tokens(path: Path, count: int) -> None:
 
 
 class Quantizer:
-    """Converts large tables, and matrix products unless `only_tables` is set, to int8 in a BERT-like graph."""
+    """Converts a BERT-like graph to int8: large tables and the products with them, and all others unless `only_tables`.
+
+    Products of two activations stay in fp32.
+    """
 
     def __init__(self, model: onnx.ModelProto, *, only_tables: bool) -> None:
         self.model = model
@@ -466,7 +469,7 @@ def main() -> None:
     parser.add_argument(
         "--only-tables",
         action="store_true",
-        help="quantise only large tables, such as word embeddings",
+        help="quantise only large tables, such as word embeddings, and the products with them",
     )
     parser.add_argument(
         "--batch-tokens",

@@ -1,4 +1,4 @@
-"""Prepare the training of the bundled model: further candidates, and the vectors of its teachers for all texts.
+"""Prepare what train_bundled.py learns from: further candidates, and the vectors of its teachers for all texts.
 
     python scripts/prepare_bundled.py DISTILL_FOLDER COLLECTIONS_FOLDER SPLADE BI_ENCODER LARGE_BI_ENCODER --output FILE
 
@@ -160,7 +160,7 @@ def _encode(bi_encoder: SentenceTransformer, texts: list[str]) -> Iterator[tuple
 
 def main() -> None:
     """Parse the command line, find candidates, encode all texts, and save."""
-    parser = argparse.ArgumentParser(description="Prepare the training of the bundled model.")
+    parser = argparse.ArgumentParser(description="Prepare what train_bundled.py learns from.")
     parser.add_argument("distill", type=Path, help="folder of the questions and candidates")
     parser.add_argument("collections", type=Path, help="folder of the folders with the passages")
     parser.add_argument("splade", help="a SPLADE model")

@@ -1,4 +1,6 @@
-"""Train the cross-encoder that ships in the wheel on the scores of its teachers; for your own data see examples/.
+"""Train a plain cross-encoder for the wheel on the scores of its teachers; for your own data see examples/.
+
+None has ranked better yet than the model that ships, which is not trained: the model card has the figures.
 
     python scripts/prepare_bundled.py DISTILL_FOLDER COLLECTIONS_FOLDER SPLADE BI_ENCODER LARGE_BI_ENCODER --output FILE
     python scripts/train_bundled.py DISTILL_FOLDER COLLECTIONS_FOLDER FILE START_FOLDER --output FOLDER --minutes 600
@@ -367,7 +369,7 @@ class Training:
 
 def main() -> None:
     """Parse the command line, train, calibrate, and save."""
-    parser = argparse.ArgumentParser(description="Train the cross-encoder of the wheel on teacher scores.")
+    parser = argparse.ArgumentParser(description="Train a plain cross-encoder for the wheel on teacher scores.")
     parser.add_argument("distill", type=Path, help="folder of the questions, candidates and scores")
     parser.add_argument("collections", type=Path, help="folder of the folders with the passages")
     parser.add_argument("prepared", type=Path, help="what scripts/prepare_bundled.py wrote")

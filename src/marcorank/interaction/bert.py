@@ -2,14 +2,14 @@
 
 As in every cross-encoder, BERT reads query and passage in one sequence, but
 
-* a gate per layer and head, which training can move, reduces the attention between the two sides, and
+* a gate per layer and head reduces the attention between the two sides, and
 * the logit is a weighted sum of similarities between the two sides (of their means, of each query token with its best
   passage token, of shared words, of the terms that a SPLADE model gives them) and of a classifier on the `[CLS]`
   tokens.
 
-With closed gates, all similarities but the last are those of the bi-encoder; the gates do not affect SPLADE, which
-reads each side alone. Training opens the gates. A cross-encoder with a new output layer would first have to learn what
-the two models already know.
+With closed gates, the similarities of means and of tokens are those of the bi-encoder. Shared words and SPLADE's terms
+do not depend on the gates, which start nearly closed; training can open them. A cross-encoder with a new output layer
+would first have to learn what the two models already know.
 
 Sources: the best match of each query token is the MaxSim of ColBERT (Khattab and Zaharia, 2020); the share of the
 query's words, each with its inverse document frequency, is as old as retrieval; terms and their weights are those of
@@ -70,7 +70,6 @@ class InteractionBertForSequenceClassification(PairClassifier):
 
     def __init__(self, config: InteractionBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = 1
         self.bert = BertModel(config, add_pooling_layer=False)
         # By layer, direction (query to passage, passage to query) and head.
         self.gates = nn.Parameter(torch.empty(config.num_hidden_layers, 2, config.num_attention_heads))

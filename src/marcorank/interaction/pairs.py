@@ -1,4 +1,4 @@
-"""The two sides of a pair, as a bi-encoder would read each."""
+"""The two sides of a pair, as a bi-encoder would read each, and what the models that compare them share."""
 
 from __future__ import annotations
 
@@ -62,6 +62,10 @@ def read_pair(input_ids: Tensor, attention_mask: Tensor, segments: Tensor, confi
 
 class PairClassifier(BertPreTrainedModel):  # type: ignore[misc]
     """A BERT that returns one logit for `[CLS] query [SEP] passage [SEP]`. Subclasses define `_logits`."""
+
+    def __init__(self, config: PairConfig) -> None:
+        super().__init__(config)
+        self.num_labels = 1
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor, **_: Any

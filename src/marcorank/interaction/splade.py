@@ -59,7 +59,6 @@ class SpladeBertForSequenceClassification(PairClassifier):
 
     def __init__(self, config: SpladeBertConfig) -> None:
         super().__init__(config)
-        self.num_labels = 1
         self.splade = Splade({name: getattr(config, name) for name in SPLADE_SETTINGS}, config.vocab_size)
         self.similarities = nn.Linear(len(_INITIAL_WEIGHTS), 1)
         self.post_init()
