@@ -204,7 +204,8 @@ class Ranking(Sequence[RankedPassage]):
     def __str__(self) -> str:
         outcome = None if self.status is None else self.status.outcome
         how = _UNSCORED.get(outcome, f"scored by {self.model}")
-        head = f"{len(self)} passages for {self.query!r}, {how}"
+        passages = "1 passage" if len(self) == 1 else f"{len(self)} passages"
+        head = f"{passages} for {self.query!r}, {how}"
         if self.status is not None:
             head = f"{head}\n{self.status}"
         if self.skipped:

@@ -185,6 +185,7 @@ def test_a_ranking_prints_as_a_table():
     assert lines[2].split() == ["1", "4", "0.7500", "1.1000", "the", "best", "passage"]
     assert lines[3].endswith("xxxxxx")
     assert len(str(Ranking("q", "tiny", ())).splitlines()) == 2
+    assert str(Ranking("q", "tiny", ranking().results[:1])).startswith("1 passage for 'q', scored by tiny\n")
 
 
 @pytest.mark.parametrize("logit", [0.75, None])
