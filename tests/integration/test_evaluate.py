@@ -188,6 +188,7 @@ def test_nothing_relevant_is_no_reason_to_fail():
     evaluation = results_of(replace(COLLECTION, qrels=qrels))
     assert found(evaluation, 3, "nDCG@10").value == found(evaluation, 3, "nDCG@10").best == 0
     assert (evaluation.models[0].cuts, evaluation.models[0].calibration) == (None, None)
+    assert "judged queries without a relevant passage, which count as 0: 4 of 4" in evaluation.notes
 
 
 def test_the_seed_decides_the_intervals():
@@ -450,8 +451,11 @@ def test_text_shows_the_table():
         f"{result.difference:+.4f}",
     ]
     assert line.endswith("2/1/1")
-    # Head, blank, label, header; and below the rows latency, thresholds, and settings.
-    assert len(text.splitlines()) == 4 + len(TOP_K) * 3 + 3
+    # Head, blank, label, header; and below the rows verdict, latency, thresholds, and settings.
+    assert len(text.splitlines()) == 4 + len(TOP_K) * 3 + 4
+    last = found(evaluation, TOP_K[-1], "nDCG@10")
+    verdict = f"reranking {last.verdict}: nDCG@10 goes from {last.identity:.4f} to {last.value:.4f}"
+    assert f"{verdict} (top_k {TOP_K[-1]})" in text.splitlines()
 
 
 def test_the_report_is_a_page(tmp_path):

@@ -133,12 +133,14 @@ def test_a_model_that_a_stronger_first_stage_beats_is_left_off(seed):
     (model,) = evaluation.models
     (depth,) = model.depths
     assert option(model.choices, "blend").recommended
-    assert model.choices.reranking_helps is False
+    assert model.choices.first_stage_suffices
     assert model.choices.code == {}
     (line,) = re.findall(r"^reranking: leave it off; .+\n.+$", str(evaluation), re.MULTILINE)
     first_stage, off, recommended = map(float, re.findall(r"\d\.\d{4}", line))
     assert (first_stage, off) == (round(depth.measures[0].identity, 4), round(depth.measures[0].value, 4))
     assert off < recommended < first_stage
+    assert "\nreranking hurts: nDCG@10 goes from " in str(evaluation)
+    assert f"blend: {option(model.choices, 'blend').recommended:g} if you rerank all the same; " in str(evaluation)
 
 
 def test_a_model_that_changes_no_order_is_left_off():
@@ -146,14 +148,24 @@ def test_a_model_that_changes_no_order_is_left_off():
     collection, logits = made(knows_the_same)
     text = str(evaluate(collection, Reranker(ScriptedScorer(logits)), top_k=30))
     assert re.search(r"^reranking: leave it off; .+\n  .+ in the order of the model's scores$", text, re.MULTILINE)
+    assert "\nreranking changes nothing: nDCG@10 goes from " in text
+
+
+def test_a_skimming_model_of_few_candidates_is_said_not_to_be_tried():
+    """There is nothing to leave unread."""
+    collection, logits = made(knows_nothing, candidates=10)
+    scorer = ScriptedScorer(logits)
+    text = str(evaluate(collection, Reranker(scorer), skim=ScriptedScorer(logits, "skimming")))
+    assert "\nskim_keep: not tried; 10 candidates are no more than the smallest number to keep, 10" in text
 
 
 def test_a_model_that_helps_is_not_left_off():
     """The first stage ranks at random."""
     collection, logits = made(knows_nothing)
     evaluation = evaluate(collection, Reranker(ScriptedScorer(logits)), top_k=30)
-    assert evaluation.models[0].choices.reranking_helps
+    assert evaluation.models[0].choices.first_stage_suffices is False
     assert "reranking: " not in str(evaluation)
+    assert "\nreranking helps: nDCG@10 goes from " in str(evaluation)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -242,7 +254,7 @@ def test_few_queries_choose_nothing():
     collection, logits = made(knows_more, queries=19)
     evaluation = evaluate(collection, Reranker(ScriptedScorer(logits)), top_k=30)
     choices = evaluation.models[0].choices
-    assert (choices.options, choices.code, choices.reranking_helps) == ((), {}, None)
+    assert (choices.options, choices.code, choices.first_stage_suffices) == ((), {}, None)
     assert "\nsettings: 19 judged queries are too few to choose from; at least 20 are needed" in str(evaluation)
 
 

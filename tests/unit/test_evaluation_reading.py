@@ -715,8 +715,11 @@ def test_a_passage_may_stand_in_several_rows(write):
             "passage 1: the id 'a' is in this row already, with another text",
         ),
         ({"query": "q", "passages": ["a"], "relevant": 0}, "'relevant' is 0; expected a list of indexes, ids or texts"),
-        ({"query": "q", "passages": ["a"], "relevant": [1]}, "has the index 1; there are 1 passages, counted from 0"),
-        ({"query": "q", "passages": ["a"], "relevant": [-1]}, "has the index -1; there are 1 passages"),
+        (
+            {"query": "q", "passages": ["a"], "relevant": [1]},
+            "has the index 1; expected the index of a passage, from 0 to 0",
+        ),
+        ({"query": "q", "passages": ["a"], "relevant": [-1]}, "has the index -1; expected the index of a passage"),
         ({"query": "q", "passages": ["a"], "relevant": [True]}, "'relevant' has true; expected an index, an id or"),
         ({"query": "q", "passages": ["a"], "relevant": {"0": 1.5}}, "gives '0' the grade 1.5; expected a whole number"),
         ({"query": "q", "passages": ["a"], "relevant": {"0": True}}, "gives '0' the grade true; expected a whole"),

@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="marcorank",
-        description="Rerank passages with MS MARCO cross-encoders.",
+        description="Rerank passages with cross-encoders.",
         epilog="`marcorank COMMAND --help` describes a command. Exit status: 0 success, 1 error, 2 wrong usage.",
     )
     parser.add_argument("--version", action="version", version=f"marcorank {__version__}")

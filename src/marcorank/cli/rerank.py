@@ -201,10 +201,7 @@ def _json(request: Request, ranking: Ranking, args: argparse.Namespace) -> Itera
 def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
     skipped = f"; near-duplicates left out: {len(ranking.skipped)}" if ranking.skipped else ""
     passages = "1 passage" if len(request.passages) == 1 else f"{len(request.passages)} passages"
-    yield (
-        f"{len(ranking)} of {passages} for '{one_line(ranking.query)}', "
-        f"ranked by {ranking.model}{skipped}\n"
-    )
+    yield (f"{len(ranking)} of {passages} for '{one_line(ranking.query)}', ranked by {ranking.model}{skipped}\n")
     if len(ranking):
         columns = {
             **({"blended": "blended_score"} if args.blend else {}),

@@ -209,8 +209,8 @@ def _doc_id(entry: object, candidates: _Candidates, location: str) -> str | None
     if is_index or (not candidates.of_id and name.isdecimal() and len(name) < 10):
         if not 0 <= int(name) < len(candidates.doc_ids):
             raise InvalidInputError(
-                f"{location}: 'relevant' has the index {name}; there are {len(candidates.doc_ids)} passages, counted "
-                "from 0."
+                f"{location}: 'relevant' has the index {name}; expected the index of a passage, from 0 to "
+                f"{len(candidates.doc_ids) - 1}."
             )
         return candidates.doc_ids[int(name)]
     if not candidates.of_id:

@@ -68,7 +68,7 @@ def choose(
     # The last one is the order of the first stage, which no half chooses.
     tried += [off._replace(blend=weight) for weight in (*WEIGHTS, 1.0)]
     options: list[Choice] = []
-    threshold, note, helps = None, None, None
+    threshold, note, suffices = None, None, None
     queries = len(sweep.collection.qrels)
     if queries < _MIN_QUERIES:
         note = (
@@ -92,7 +92,7 @@ def choose(
         recommended = recommended_setting(options, off.top_k)
         tried.append(recommended)
         first_stage = mean(sweep.values(off.having("blend", 1.0)))
-        helps = max(mean(sweep.values(setting)) for setting in (off, recommended)) > first_stage
+        suffices = first_stage >= max(mean(sweep.values(setting)) for setting in (off, recommended))
     return Choices(
         measure=str(sweep.measure),
         top_k=off.top_k,
@@ -104,7 +104,7 @@ def choose(
             for setting in dict.fromkeys(tried)
         ),
         note=note,
-        reranking_helps=helps,
+        first_stage_suffices=suffices,
     )
 
 

@@ -130,7 +130,7 @@ def evaluate(
         measures=tuple(map(str, parsed)),
         models=tuple(results),
         relevant_grade=grade,
-        notes=(*collection.notes, *_latency_notes(results)),
+        notes=(*collection.notes, *_relevance_notes(collection.qrels), *_latency_notes(results)),
     )
 
 
@@ -278,6 +278,14 @@ def _listed(models: object) -> list[Any]:
                 "wrap a custom scorer."
             )
     return listed
+
+
+def _relevance_notes(qrels: Qrels) -> list[str]:
+    """Say how many queries no ranking can answer."""
+    without = sum(max(grades.values(), default=0) < 1 for grades in qrels.values())
+    if not without:
+        return []
+    return [f"judged queries without a relevant passage, which count as 0: {without:,} of {len(qrels):,}"]
 
 
 def _latency_notes(results: Iterable[ModelResult]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from marcorank._text import table
-from marcorank.evaluation.choosing import MARGIN, recommended_setting
+from marcorank.evaluation.choosing import KEEPS, MARGIN, recommended_setting
 from marcorank.evaluation.sweep import Setting
 from marcorank.evaluation.wording import percent, signed, value
 from marcorank.reranker import Reranker, changed_settings
@@ -37,21 +37,28 @@ def criterion(choices: Choices) -> str:
 
 
 def advice(choices: Choices) -> list[str]:
-    """Return what is recommended, and why: for reranking itself, if it does not help, and for each option."""
+    """Return what is recommended, and why: to leave reranking off, if the first stage suffices, and each option."""
     found = []
-    if choices.reranking_helps is False:
+    if choices.first_stage_suffices:
         recommended, off, first_stage = _values(choices)
-        with_all = "" if _recommends_nothing(choices) else f" and {recommended} with all that is recommended below"
+        with_all = "" if _recommends_nothing(choices) else f" and {recommended} with the options below"
         found.append(
             f"reranking: leave it off; {choices.measure} of all queries is {first_stage} for these candidates in "
             f"first-stage order, {off} in the order of the model's scores{with_all}"
         )
-    return found + [_verdict(choice) for choice in choices.options]
+    found += [_verdict(choice, choices) for choice in choices.options]
+    if choices.skim is not None and all(choice.option != "skim_keep" for choice in choices.options):
+        found.append(
+            f"skim_keep: not tried; {choices.top_k} candidates are no more than the smallest number to keep, {KEEPS[0]}"
+        )
+    return found
 
 
-def _verdict(choice: Choice) -> str:
+def _verdict(choice: Choice, choices: Choices) -> str:
     if choice.recommended is None:
         return f"{choice.option}: leave it off; {choice.reason}"
+    if choices.first_stage_suffices:
+        return f"{choice.option}: {choice.recommended:g} if you rerank all the same; {choice.reason}"
     return f"{choice.option}: {choice.recommended:g} is recommended; {choice.reason}"
 
 
@@ -61,14 +68,14 @@ def threshold_note(choices: Choices) -> str | None:
     if found is None:
         return None
     return (
-        f"score_threshold: one that was chosen to keep {percent(found.aim)} of the relevant candidates kept "
-        f"{percent(found.recall)} of them on the other half, in {found.kept_per_query:.3g} results per query"
+        f"score_threshold: chosen on one half to keep {percent(found.aim)} of the relevant candidates, it kept "
+        f"{percent(found.recall)} of them on the other, in {found.kept_per_query:.3g} results per query"
     )
 
 
 def together_note(choices: Choices) -> str | None:
     """Return what all that is recommended gives, beside reading all and beside not reranking; None without any."""
-    if _recommends_nothing(choices) or not choices.reranking_helps:
+    if _recommends_nothing(choices) or choices.first_stage_suffices:
         return None
     recommended, off, first_stage = _values(choices)
     return (
@@ -134,7 +141,7 @@ def _tried(choices: Choices, option: str) -> str | None:
 
 
 def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores: bool) -> Choices:
-    """Add code with all that is recommended; nothing if that is nothing, or if reranking does not help.
+    """Add code with all that is recommended; nothing if that is nothing, or if the first stage suffices.
 
     Args:
         choices: What was chosen.
@@ -142,7 +149,7 @@ def with_code(choices: Choices, reranker: Reranker, skim: object, *, has_scores:
         skim: The skimming model, as it was given.
         has_scores: Whether the first stage gave scores.
     """
-    if _recommends_nothing(choices) or not choices.reranking_helps:
+    if _recommends_nothing(choices) or choices.first_stage_suffices:
         return choices
     setting = recommended_setting(choices.options, choices.top_k)
     given = {name: one for name, one in changed_settings(reranker).items() if name != "model" and _is_plain(one)}

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from marcorank.collections.records import Run
 
+# A difference with a smaller p-value is not taken for chance.
+_ALPHA = 0.05
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -34,6 +37,16 @@ class Comparison:
     wins: int
     ties: int
     losses: int
+
+    @property
+    def verdict(self) -> str:
+        """`"helps"`, `"hurts"`, `"changes nothing"`, or that the difference may be chance."""
+        low, high = self.interval
+        if not self.wins and not self.losses:
+            return "changes nothing"
+        if low <= 0 <= high or self.p_value >= _ALPHA:
+            return "makes no difference that can be distinguished from chance"
+        return "helps" if self.difference > 0 else "hurts"
 
     def row(self) -> dict[str, Any]:
         """Return the fields as columns of a table."""
@@ -267,11 +280,11 @@ class Choices:
         threshold: What a `score_threshold` keeps; None if it cannot be chosen.
         sweep: All settings that were tried.
         note: Why nothing could be chosen, if so.
-        reranking_helps: Whether the model ranks all queries better than the first stage alone does, as it is or with
-            all that is recommended. If not, leave reranking off, whatever the options say. None if there are too few
-            queries.
+        first_stage_suffices: Whether the first stage alone ranks at least as well, in the mean of all queries, as the
+            model does, with and without what is recommended. Then leave reranking off, whatever the options say. None
+            if there are too few queries.
         code: Code with all that is recommended, for `"core"`, `"langchain"` and `"llama_index"`; empty if nothing is,
-            or if reranking does not help.
+            or if the first stage suffices.
     """
 
     measure: str
@@ -281,7 +294,7 @@ class Choices:
     threshold: HeldOutThreshold | None
     sweep: tuple[SweepPoint, ...]
     note: str | None = None
-    reranking_helps: bool | None = None
+    first_stage_suffices: bool | None = None
     code: Mapping[str, str] = field(default_factory=dict)
 
 

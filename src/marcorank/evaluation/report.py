@@ -33,7 +33,6 @@ T = TypeVar("T")
 
 _NO_THRESHOLD = "No relevant passage is among the candidates, so no threshold can be chosen."
 _NO_SETTINGS = "No settings were tried for this model."
-_ALPHA = 0.05
 # Values of a measure that differ by less are the same.
 _TIE = 1e-9
 _PACKAGES = ("marcorank", "ir-measures", "scipy", "onnxruntime", "tokenizers", "torch", "sentence-transformers")
@@ -81,7 +80,7 @@ def render_report(
         relevant_grade=relevant_grade,
         models=models,
         colours=len(LIGHT.models),
-        verdicts=[_verdict(result.depths[-1].measures[0]) for result in models],
+        verdicts=[result.depths[-1].measures[0].verdict for result in models],
         quality_figure=drawn["quality"],
         shown=shown,
         shown_index=[result.label for result in models].index(shown.label),
@@ -174,15 +173,6 @@ KINDS = tuple(_CHARTS)
 
 def _present(drawn: Mapping[str, Drawing], *kinds: str) -> list[Drawing]:
     return [drawn[kind] for kind in kinds if drawn[kind].paint is not None]
-
-
-def _verdict(found: MeasureResult) -> str:
-    low, high = found.interval
-    if not found.wins and not found.losses:
-        return "same"
-    if low <= 0 <= high or found.p_value >= _ALPHA:
-        return "chance"
-    return "gain" if found.difference > 0 else "loss"
 
 
 def _setting(setting: object) -> str:

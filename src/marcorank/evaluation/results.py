@@ -21,7 +21,7 @@ from marcorank.evaluation.recommending import choice_lines
 from marcorank.evaluation.report import KINDS, drawing, render_report
 from marcorank.evaluation.scores import file_name
 from marcorank.evaluation.thresholds import SHOWN_RECALL
-from marcorank.evaluation.wording import milliseconds, p_value, percent, signed, value
+from marcorank.evaluation.wording import count, milliseconds, p_value, percent, signed, value
 
 if TYPE_CHECKING:
     import os
@@ -220,7 +220,8 @@ class Evaluation:
     def _heading(self) -> str:
         collection = self.collection
         candidates = max((len(collection.run.get(query_id, ())) for query_id in collection.queries), default=0)
-        return f"{collection.name}: {len(collection.queries)} judged queries, up to {candidates} candidates each"
+        queries = count(len(collection.queries), "judged query", "judged queries")
+        return f"{collection.name}: {queries}, up to {count(candidates, 'candidate')} each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,14 +329,20 @@ def _rows(result: ModelResult) -> list[tuple[str, ...]]:
 
 
 def _remarks(result: ModelResult) -> list[str]:
+    depth = result.depths[-1]
+    found = depth.measures[0]
+    verdict = (
+        f"reranking {found.verdict}: {found.measure} goes from {value(found.identity)} to {value(found.value)} "
+        f"(top_k {depth.top_k})"
+    )
     if (cuts := result.cuts) is None:
-        return [_latency(result)]
+        return [verdict, _latency(result)]
     point = cuts.for_recall[SHOWN_RECALL]
     suggested = (
         f"suggested by these queries: top_n {cuts.top_n}; score_threshold {point.score_threshold:.4f} keeps "
         f"{percent(point.recall)} of the relevant candidates"
     )
-    return [_latency(result), suggested]
+    return [verdict, _latency(result), suggested]
 
 
 def _latency(result: ModelResult) -> str:
