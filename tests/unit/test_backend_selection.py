@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from marcorank import InvalidInputError
-from marcorank._models import selection
+from marcorank import InvalidInputError, Reranker
+from marcorank._models import loading, selection
+from marcorank._models.hub import HubModel
 from marcorank._models.selection import choose
+from marcorank.errors import MissingExtraError
 from marcorank.settings import RerankerSettings
 
 
@@ -100,3 +102,13 @@ def test_a_precision_that_a_backend_lacks_names_those_that_have_it(machine, sett
     machine("onnx", "openvino", "torch")
     with pytest.raises(InvalidInputError, match=match):
         choose(RerankerSettings("owner/model", **settings))
+
+
+@pytest.mark.parametrize("settings", [{"backend": "openvino"}, {"precision": "bf16"}])
+def test_nothing_is_downloaded_for_a_backend_that_is_not_installed(settings, monkeypatch, machine):
+    """The error says what to install, and not that the network is unreachable."""
+    machine("onnx", features=BF16)
+    monkeypatch.setattr(loading, "installed", lambda backend: backend == "onnx")
+    monkeypatch.setattr(HubModel, "fetch", lambda *_: pytest.fail("something was fetched"))
+    with pytest.raises(MissingExtraError, match=r"needs openvino: pip install 'marcorank\[openvino\]'"):
+        Reranker("owner/model", **settings).warm_up()

@@ -209,6 +209,9 @@ def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path
     choice = choose(settings)
     if choice.backend == "torch":
         return choice, None
+    if choice.backend == "openvino" and not installed("openvino"):
+        # Before anything is downloaded.
+        raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'")
     # The large file comes last: an interrupted download must not leave a model without its small settings files.
     for name in TEXT_FILES:
         files.fetch(name)
