@@ -180,6 +180,9 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
         return server
     files = locate(settings)
     try:
+        if choose(settings).backend == "openvino" and not installed("openvino"):
+            # Before anything is downloaded. A job is planned without the packages that its workers have.
+            raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'")
         choice, graph = resolve(files, settings)
         if graph is None:
             return _load_torch(files, choice, settings)
@@ -209,9 +212,6 @@ def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path
     choice = choose(settings)
     if choice.backend == "torch":
         return choice, None
-    if choice.backend == "openvino" and not installed("openvino"):
-        # Before anything is downloaded.
-        raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'")
     # The large file comes last: an interrupted download must not leave a model without its small settings files.
     for name in TEXT_FILES:
         files.fetch(name)
