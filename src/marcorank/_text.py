@@ -82,6 +82,11 @@ def first_few(values: Collection[object], count: int = 3) -> str:
     return shown if len(values) <= count else f"{shown}, …"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def _excerpt(value: object, levels: int) -> str:
     shown = f"<{type(value).__name__} object>"
     # Such as an int of too many digits, or the repr of a subclass.

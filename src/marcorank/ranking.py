@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args, overl
 import numpy as np
 
 from marcorank._arguments import finite_number
-from marcorank._text import encodable, html_table, message_of, quoted, shorten, table
+from marcorank._text import counted, encodable, html_table, message_of, quoted, shorten, table
 from marcorank.errors import InvalidInputError, ScoreError
 
 if TYPE_CHECKING:
@@ -204,8 +204,7 @@ class Ranking(Sequence[RankedPassage]):
     def __str__(self) -> str:
         outcome = None if self.status is None else self.status.outcome
         how = _UNSCORED.get(outcome, f"scored by {self.model}")
-        passages = "1 passage" if len(self) == 1 else f"{len(self)} passages"
-        head = f"{passages} for {self.query!r}, {how}"
+        head = f"{counted(len(self), 'passage')} for {self.query!r}, {how}"
         if self.status is not None:
             head = f"{head}\n{self.status}"
         if self.skipped:

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("marcorank")
 
 _PACKAGE_FOLDER = Path(__file__).parents[1]
+# What the extra of a backend installs.
+_PACKAGES = {"openvino": "openvino", "torch": "sentence-transformers and torch"}
 TEXT_FILES = ("config.json", "tokenizer.json", "tokenizer_config.json")
 # Without a limit of the user's or the model's.
 _DEFAULT_LENGTH = 512
@@ -180,10 +182,9 @@ def load_scorer(settings: RerankerSettings) -> RequestScorer:
         return server
     files = locate(settings)
     try:
-        if choose(settings).backend == "openvino" and not installed("openvino"):
-            # Before anything is downloaded. A job is planned without the packages that its workers have.
-            raise MissingExtraError("The openvino backend needs openvino: pip install 'marcorank[openvino]'")
-        choice, graph = resolve(files, settings)
+        choice = choose(settings)
+        _check_installed(choice.backend)
+        choice, graph = resolve(files, settings, choice)
         if graph is None:
             return _load_torch(files, choice, settings)
         return _load_graph(files, graph, choice, settings)
@@ -207,9 +208,21 @@ def _remote_scorer(settings: RerankerSettings) -> RemoteScorer:
     )
 
 
-def resolve(files: ModelFiles, settings: RerankerSettings) -> tuple[Choice, Path | None]:
-    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend."""
-    choice = choose(settings)
+def _check_installed(backend: str) -> None:
+    """Check before anything is downloaded. `resolve` does not: a job is planned without the packages of its workers."""
+    if backend in _PACKAGES and not installed(backend):
+        raise MissingExtraError(f"The {backend} backend needs {_PACKAGES[backend]}: pip install 'marcorank[{backend}]'")
+
+
+def resolve(files: ModelFiles, settings: RerankerSettings, choice: Choice | None = None) -> tuple[Choice, Path | None]:
+    """Return what runs a model on this machine, and the graph that it reads; None for the torch backend.
+
+    Args:
+        files: The files of the model.
+        settings: The settings of the model.
+        choice: What was chosen for these settings, if that is known.
+    """
+    choice = choice or choose(settings)
     if choice.backend == "torch":
         return choice, None
     # The large file comes last: an interrupted download must not leave a model without its small settings files.
@@ -347,10 +360,6 @@ def _with_supported_precision(choice: Choice, settings: RerankerSettings) -> Cho
 
 
 def _load_torch(files: ModelFiles, choice: Choice, settings: RerankerSettings) -> RequestScorer:
-    if not installed("torch"):
-        raise MissingExtraError(
-            "The torch backend needs sentence-transformers and torch: pip install 'marcorank[torch]'"
-        )
     from tokenizers import Tokenizer
 
     from marcorank._inference.backends.torch import TorchBackend

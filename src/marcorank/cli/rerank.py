@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from marcorank._arguments import score_threshold_or_none
 from marcorank._files import json_line
 from marcorank._models.catalogue import BUNDLED
-from marcorank._text import one_line, quoted, quoted_path, table
+from marcorank._text import counted, one_line, quoted, quoted_path, table
 from marcorank.cli import rerank_files
 from marcorank.cli.options import add_settings, at_least, new_parser, settings_of
 from marcorank.cli.progress import Progress
@@ -200,8 +200,8 @@ def _json(request: Request, ranking: Ranking, args: argparse.Namespace) -> Itera
 
 def _table(request: Request, ranking: Ranking, args: argparse.Namespace) -> Iterator[str]:
     skipped = f"; near-duplicates left out: {len(ranking.skipped)}" if ranking.skipped else ""
-    passages = "1 passage" if len(request.passages) == 1 else f"{len(request.passages)} passages"
-    yield (f"{len(ranking)} of {passages} for '{one_line(ranking.query)}', ranked by {ranking.model}{skipped}\n")
+    passages = counted(len(request.passages), "passage")
+    yield f"{len(ranking)} of {passages} for '{one_line(ranking.query)}', ranked by {ranking.model}{skipped}\n"
     if len(ranking):
         columns = {
             **({"blended": "blended_score"} if args.blend else {}),

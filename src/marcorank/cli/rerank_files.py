@@ -6,7 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from marcorank._text import quoted_path
+from marcorank._text import counted, quoted_path
 from marcorank.cli.options import at_least
 from marcorank.cli.progress import Progress, duration
 from marcorank.jobs.joining import RunFiles
@@ -118,11 +118,7 @@ def _summary(run: ShardRun) -> str:
     parts = []
     if run.ranked or not run.skipped:
         speed = f" in {duration(run.seconds)}, {run.pairs_per_second:,.0f} a second" if run.pairs else ""
-        parts.append(f"ranked {_shards(run.ranked)} ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
+        parts.append(f"ranked {counted(run.ranked, 'shard')} ({run.requests:,} queries, {run.pairs:,} pairs{speed})")
     if run.skipped:
-        parts.append(f"skipped {_shards(run.skipped)} of an earlier run")
+        parts.append(f"skipped {counted(run.skipped, 'shard')} of an earlier run")
     return f"{', '.join(parts)}; {quoted_path(run.output)} holds all {run.shards}"
-
-
-def _shards(count: int) -> str:
-    return "1 shard" if count == 1 else f"{count} shards"

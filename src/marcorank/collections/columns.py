@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from marcorank._files import numbered_lines
-from marcorank._text import quoted, quoted_path
+from marcorank._text import counted, quoted, quoted_path
 from marcorank.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -109,6 +109,5 @@ def _by_spaces(line: str) -> list[str]:
 
 def _wrong_columns(shown: str, line: _Line, split: _Split, expected: str) -> InvalidInputError:
     number, text = line
-    count = len(split(text))
-    columns = "1 column" if count == 1 else f"{count} columns"
+    columns = counted(len(split(text)), "column")
     return InvalidInputError(f"{shown}, line {number} has {columns} ({quoted(text)}); expected {expected}.")

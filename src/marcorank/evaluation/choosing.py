@@ -147,7 +147,7 @@ class _Folds:
             return replace(choice, reason=f"on {_which(chosen)} no weight gains more than chance could explain")
         low = choice.held_out.interval[0]
         if low <= 0:
-            return replace(choice, reason="what each half chose may gain on the other half by chance only")
+            return replace(choice, reason="on the other half, the gain of what each half chose may be chance")
         reason = f"what each half chose gains {signed(choice.held_out.difference)} on the other half"
         return replace(choice, recommended=min(given), reason=reason)
 

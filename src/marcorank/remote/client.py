@@ -15,6 +15,7 @@ import numpy as np
 
 from marcorank._calls.tracing import request_headers
 from marcorank._inference.scorer import PassageScores
+from marcorank._text import counted
 from marcorank.errors import (
     RemoteError,
     RemoteProtocolError,
@@ -111,7 +112,7 @@ async def _request_scores(
     attempt = 0
     while True:
         attempt += 1
-        attempts = "1 attempt" if attempt == 1 else f"{attempt} attempts"
+        attempts = counted(attempt, "attempt")
         retry_after_s = 0.0
         error: RemoteError
         try:
