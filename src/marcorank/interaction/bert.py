@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 # Added to attention scores: the other side gets exp(-3), about 5 %, of its usual attention.
 _INITIAL_GATE = -3.0
 # Means, best tokens, best tokens by idf, words by idf, terms.
-_INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 3.0)
+_INITIAL_WEIGHTS = (10.0, 10.0, 6.0, 2.0, 3.75)
 # Brings logits near 0; scripts/calibrate_bundled.py sets the zero.
 _INITIAL_BIAS = -16.0
 # Far below every attention score, but not so far that half precision overflows.

@@ -32,7 +32,7 @@ SPLADE_SETTINGS = (
     "type_vocab_size",
 )
 # Terms, best tokens.
-_INITIAL_WEIGHTS = (8.0, 30.0)
+_INITIAL_WEIGHTS = (10.0, 30.0)
 # SPLADE gives a short query about 20 terms.
 _MAX_QUERY_TERMS = 32
 
@@ -139,9 +139,10 @@ class Splade(nn.Module):  # type: ignore[misc]
         return Sides(pair, query, self._states(pair.ids, pair.passage, pair.positions))
 
     def match_terms(self, sides: Sides) -> Tensor:
-        """Return the dot product of the terms, divided by the number of query tokens. Shape: (batch,), float32.
+        """Return the dot product of the terms, divided by the query's length in tokens. Shape: (batch,), float32.
 
-        The product alone grows with the query, which no other similarity does.
+        The product alone grows with the query, which no other similarity does. `[CLS]` and `[SEP]` count: without them,
+        the product of a query of one word would outweigh everything else.
         """
         query = sides.query
         in_query, terms = query.term_logits.topk(_MAX_QUERY_TERMS)
@@ -149,7 +150,7 @@ class Splade(nn.Module):  # type: ignore[misc]
         words = self.bert.embeddings.word_embeddings(terms).float()
         in_passage = (sides.passage_states @ words.transpose(1, 2)).amax(1) + self.bias[terms]
         products = _term_weights(in_query)[query.rows] * _term_weights(in_passage)
-        return products.sum(1) / query.word.sum(1).clamp(min=1)
+        return products.sum(1) / sides.pair.query.sum(1).clamp(min=1)
 
     def match_tokens(self, sides: Sides) -> Tensor:
         """Return the mean, over the query's tokens, of the best cosine with a passage token. Shape: (batch,), float32.
