@@ -46,7 +46,7 @@ def only(model: Any, place: int) -> Any:
 
 
 def products_of_terms(splade_folder: Path, texts: Sequence[str]) -> np.ndarray:
-    """Return sentence-transformers' dot products with the query's 32 heaviest terms, divided by its length."""
+    """Return sentence-transformers' dot products with the query's 32 heaviest terms, per token of the query."""
     encoder = SparseEncoder(str(splade_folder), device="cpu")
     asked = encoder.encode([QUERY], max_active_dims=32).to_dense()[0]
     query_tokens = tokens([""])["input_ids"][0, :-1]  # [CLS] query [SEP], without the [SEP] of the passage

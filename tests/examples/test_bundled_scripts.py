@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from sentence_transformers import CrossEncoder
 import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
 from marcorank import Reranker
 from marcorank._models.loading import load_scorer
+from marcorank.evaluation import evaluate
 from marcorank.settings import RerankerSettings
 from random_models import SMALL, Shape, bi_encoder, masked_language_model, passages, splade
 
@@ -32,9 +34,16 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+def write_rows(folder: Path, **files: list[dict]) -> None:
+    folder.mkdir()
+    for name, rows in files.items():
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Both models, a training set, and the source of the bundled model before its logits are scaled."""
+    """Both models, a training set, a judged collection, and the source of `bundled` before its logits are scaled."""
     folder = tmp_path_factory.mktemp("bundled")
     bi_encoder(folder / "bi-encoder", NARROW)
     splade(folder / "splade", NARROW)
@@ -44,10 +53,13 @@ def folder(tmp_path_factory):
         {"query": " ".join(row["text"].split()[:6]), "pos": [row["id"]], "neg": [i for i in others if i != row["id"]]}
         for row in rows
     ]
-    (folder / "set").mkdir()
-    for name, lines in (("corpus", rows), ("train", questions)):
-        with gzip.open(folder / "set" / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    judged = [{"id": row["id"], "query": question["query"]} for row, question in zip(rows, questions, strict=True)]
+    write_rows(folder / "set", corpus=rows, train=questions)
+    write_rows(folder / "judged", corpus=rows, queries=[{"id": row["id"], "text": row["query"]} for row in judged])
+    (folder / "judged" / "qrels.tsv").write_text("".join(f"{row['id']}\t{row['id']}\t1\n" for row in judged))
+    (folder / "judged" / "run.tsv").write_text(
+        "".join(f"{row['id']}\t{doc_id}\t{rank}\n" for row in judged for rank, doc_id in enumerate(others, 1))
+    )
     done = run(
         "initialise_bundled.py", folder / "bi-encoder", folder / "splade", folder / "set", "--output", folder / "source"
     )
@@ -72,11 +84,20 @@ def test_the_file_in_the_wheel_ranks_as_its_source(folder):
     np.testing.assert_array_equal(before.argsort(1), after.argsort(1))
 
     built = folder / "built"
-    done = run("build_bundled.py", folder / "source", "--output", built)
+    done = run("build_bundled.py", folder / "source", "--output", built, "--check", folder / "judged")
     assert done.returncode == 0, done.stderr[-3000:]
+    checked = done.stdout
     with Reranker(built, backend="onnx", precision="int8") as reranker:
         found = np.array([reranker.score(" ".join(text.split()[:6]), TEXTS) for text in TEXTS])
+        (expected,) = evaluate(folder / "judged", reranker, top_k=len(TEXTS), measures=["nDCG@10"]).rows()
     assert np.corrcoef(found.ravel(), after.ravel())[0, 1] > 0.99
+    (int8,) = re.findall(r"int8 +nDCG@10 +(\S+)", checked)
+    assert expected["first_stage"] < expected["value"] == pytest.approx(float(int8), abs=5e-5)
+    (deviation,) = re.findall(r"standard deviation of fp32 +(\S+)", checked)
+    assert float(deviation) == pytest.approx(after.std(), abs=0.01)
+    assert 0 < float(re.search(r"mean, largest difference +(\S+),", checked)[1]) < 0.5
+    assert float(re.search(r"int8 in a batch and alone +(\S+)", checked)[1]) < 1e-4
+
     tensors = {tensor.name: tensor for tensor in onnx.load(built / "onnx/model_int8.onnx").graph.initializer}
     tables = [
         name

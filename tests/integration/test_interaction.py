@@ -69,7 +69,7 @@ def test_rare_words_count_more(model):
 
 
 def test_terms_match_as_splade_says(model, splade_folder):
-    """The last similarity is sentence-transformers' dot product with the query's 32 heaviest terms, per token."""
+    """The last similarity: sentence-transformers' dot product with the query's 32 heaviest terms, per query token."""
     model.splade.copy_from(BertForMaskedLM.from_pretrained(splade_folder))
     expected = products_of_terms(splade_folder, TEXTS)
     np.testing.assert_allclose(logits(only(model, 4), tokens(TEXTS)), expected, rtol=1e-4)

@@ -24,7 +24,7 @@ def model(splade_folder):
 
 
 def test_terms_match_as_splade_says(model, splade_folder):
-    """The first similarity is sentence-transformers' dot product with the query's 32 heaviest terms, per token."""
+    """The first similarity: sentence-transformers' dot product with the query's 32 heaviest terms, per query token."""
     expected = products_of_terms(splade_folder, TEXTS)
     np.testing.assert_allclose(logits(only(model, 0), tokens(TEXTS)), expected, rtol=1e-4)
 
