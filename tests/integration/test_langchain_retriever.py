@@ -68,6 +68,18 @@ async def test_top_n_is_checked_with_the_options_of_the_reranker():
         await retriever.ainvoke(QUERY, top_n=4)
 
 
+@pytest.mark.parametrize("query", [None, 5, "  "])
+async def test_an_invalid_query_is_refused_before_the_search(query):
+    """By its name; a store would fail on it in its own way."""
+    searched = []
+    retriever = RerankRetriever(base_retriever=RunnableLambda(searched.append), reranker=rerank())
+    with pytest.raises(InvalidInputError, match="`query` is"):
+        retriever.invoke(query)
+    with pytest.raises(InvalidInputError, match="`query` is"):
+        await retriever.ainvoke(query)
+    assert searched == []
+
+
 async def test_copies_follow_their_reranker_too():
     """Whatever way a retriever is copied, `top_n` is given in the copy if it was in the original."""
     ways = [

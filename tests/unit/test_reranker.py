@@ -68,6 +68,19 @@ def test_sigmoid_scores_and_their_threshold():
     assert ranking[2].score == 0.5
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", Logistic(0.5, -1.0)])
+def test_a_threshold_beyond_probabilities_is_refused(activation):
+    """One on the scale of logits would keep everything or nothing; also if only the fallback has probabilities."""
+    by_fallback = reranker(fallback=reranker(activation=activation))
+    for threshold in (-0.5, 1.5):
+        for refusing in (reranker(activation=activation), by_fallback):
+            with pytest.raises(InvalidInputError, match=f"`score_threshold` is {threshold}, but word-overlap has `act"):
+                refusing.rank(QUERY, PASSAGES, score_threshold=threshold)
+        assert len(reranker().rank(QUERY, PASSAGES, score_threshold=threshold)) in {2, 3}
+    assert len(reranker(activation=activation).rank(QUERY, PASSAGES, score_threshold=0)) == len(PASSAGES)
+    assert len(reranker(activation=activation).rank(QUERY, PASSAGES, score_threshold=1)) == 0
+
+
 def test_scores_of_a_fitted_map_and_their_threshold():
     """A Logistic, or its dict, gives scores on its scale, and the threshold is on that scale."""
     for activation in (Logistic(0.5, -1.0), {"a": 0.5, "b": -1.0}):

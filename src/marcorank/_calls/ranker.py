@@ -109,9 +109,8 @@ class Ranker(NamedTuple):
         """Check a selection against the settings, also against those of the fallback.
 
         Raises:
-            InvalidInputError: The threshold is on the scale of logits, but a model returns only probabilities. Or there
-                may be more results than a model reads, or a ranking would end at a drop of scores that are not
-                calibrated.
+            InvalidInputError: The threshold is on the scale of logits, but scores are from 0 to 1. Or there may be more
+                results than a model reads, or a ranking would end at a drop of scores that are not calibrated.
         """
         score_threshold, top_n = selection.score_threshold, selection.top_n
         if self.skim is not None and top_n is not None and top_n > self.skim.keep:
@@ -123,6 +122,12 @@ class Ranker(NamedTuple):
             raise InvalidInputError(
                 f"`score_threshold` is {score_threshold}, on the scale of logits; {self.model.name} gives "
                 "probabilities only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
+            )
+        if score_threshold is not None and self.activation != "identity" and not 0 <= score_threshold <= 1:
+            raise InvalidInputError(
+                f"`score_threshold` is {score_threshold}, but {self.model.name} has "
+                f"`activation={quoted(self.activation)}`, whose scores are from 0 to 1; expected a threshold from 0 to "
+                "1. Pass `activation='identity'` for one on the scale of logits."
             )
         if selection.max_drop is not None and not isinstance(self.activation, Logistic):
             # The activation of a fallback; a reranker checks its own at once.

@@ -9,6 +9,7 @@ from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from marcorank._adapters.settings import TopN, check_field_names
+from marcorank._arguments import query_text
 from marcorank._text import quoted
 from marcorank.errors import InvalidInputError
 from marcorank.langchain._rerank import NOT_GIVEN, MarcoRerank, NotGiven
@@ -158,6 +159,7 @@ class RerankRetriever(BaseRetriever):
         score_threshold: float | NotGiven | None = NOT_GIVEN,
         **kwargs: Any,
     ) -> list[Document]:
+        query_text(query)  # before a store stumbles over it
         documents = self.base_retriever.invoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
         return self.reranker.compress_documents(
             documents,
@@ -176,6 +178,7 @@ class RerankRetriever(BaseRetriever):
         score_threshold: float | NotGiven | None = NOT_GIVEN,
         **kwargs: Any,
     ) -> list[Document]:
+        query_text(query)
         documents = await self.base_retriever.ainvoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
         return await self.reranker.acompress_documents(
             documents,
