@@ -244,8 +244,8 @@ class _Span:
     Args:
         span: The span.
         call: The call that makes the ranking; None for several.
-        own: Whether it is ours. LlamaIndex' instrumentor adds texts, documents and errors to its own, and ends it; that
-            span gets only our attributes that begin with `marcorank.`.
+        own: Whether it is ours. LlamaIndex's instrumentor adds texts, documents and errors to its own, and ends it;
+            that span gets only our attributes that begin with `marcorank.`.
     """
 
     def __init__(self, span: trace.Span, call: _Call | None = None, *, own: bool = True) -> None:

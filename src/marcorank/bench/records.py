@@ -185,7 +185,7 @@ class Results:
     def baseline(self, model: str) -> Row:
         """Return the row that the speeds of a measured model are relative to.
 
-        The faster of LangChain's and LlamaIndex' own rerankers, else sentence-transformers, else one of these with
+        The faster of LangChain's and LlamaIndex's own rerankers, else sentence-transformers, else one of these with
         another model of the run, else the slowest.
         """
         return min(
