@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from marcorank import Reranker
 from marcorank._models.catalogue import (
     CATALOGUE,
     MS_MARCO,
@@ -107,6 +108,15 @@ def test_near_names_are_suggested(name, near):
     assert repr(near) in str(error)
     suggested = re.findall("'([^']+)'", re.search(r"Did you mean (.*)\?", str(error))[1])
     assert len({find(name) or name for name in suggested}) == len(suggested)
+
+
+@pytest.mark.parametrize(
+    "name", ["./my-reranker", "../ms-marco-MiniLM-L6", "~/bundled", "/x/bge-reranker", r"C:\bundled"]
+)
+def test_a_path_gets_no_suggestion(name):
+    """A folder of the user's own may be called anything; the names of models do not help to find it."""
+    with pytest.raises(UnknownModelError, match=r"is unknown: there is no such folder\. Expected 'bundled'"):
+        Reranker(name)
 
 
 def test_a_name_that_comes_near_to_nothing_gets_no_suggestion():

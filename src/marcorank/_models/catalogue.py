@@ -290,12 +290,17 @@ def find(name: str) -> ModelInfo | None:
     return None
 
 
+def is_path(name: str) -> bool:
+    """Return whether a name can only be the path of a folder."""
+    return name.startswith((".", "/", "~")) or "\\" in name
+
+
 def unknown_model(name: str, reason: str) -> UnknownModelError:
-    """Return the error for an unknown model name, with suggestions of similar names."""
+    """Return the error for an unknown model name, with suggestions of similar names unless it is a path."""
     short = {_short(spelling): info.name for info in CATALOGUE for spelling in info.spellings}
     matches = difflib.get_close_matches(name[-100:].rpartition("/")[2], [*short, *BUNDLED_MODELS], n=3, cutoff=0.6)
     suggested = dict.fromkeys(short.get(match, match) for match in matches)
-    hint = f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested else ""
+    hint = f" Did you mean {' or '.join(map(repr, suggested))}?" if suggested and not is_path(name) else ""
     return UnknownModelError(
         f"Model {quoted_path(name)} is unknown: {reason}.{hint} Expected 'bundled', 'bundled-tiny', a Hub name such as "
         f"'{CATALOGUE[3].name}', or the path of a model folder such as './my-model'."

@@ -155,7 +155,9 @@ def locate(settings: RerankerSettings) -> ModelFiles:
     if is_file:
         raise catalogue.unknown_model(name, "it is a file, not a folder")
     info = catalogue.find(name)
-    if info is None and (name.count("/") != 1 or name.startswith((".", "/", "~")) or "\\" in name):
+    if info is None and catalogue.is_path(name):
+        raise catalogue.unknown_model(name, "there is no such folder")
+    if info is None and name.count("/") != 1:
         raise catalogue.unknown_model(name, "there is no such folder, and it is not a name of the form 'owner/model'")
     return HubModel(
         name=info.name if info else name,
