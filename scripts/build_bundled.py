@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -32,15 +33,20 @@ SIZE_LIMIT_BYTES = 25_000_000
 
 
 def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool, batch_tokens: int | None) -> None:
-    """Export `source` to `fp32_folder` in fp32 and write the int8 model with its tokenizer to `output`."""
+    """Export `source` to `fp32_folder` in fp32 and write the int8 model with its tokenizer to `output`.
+
+    Both read the same tokens, in the same batches.
+    """
     fp32_path = export_onnx(source, fp32_folder)
-    graph = Quantizer(onnx.load(fp32_path), only_tables=only_tables).run()
+    fp32 = onnx.load(fp32_path)
+    # Metadata by which the onnx backend reads several pairs at once.
+    metadata = {} if batch_tokens is None else {BATCH_TOKENS: str(batch_tokens)}
+    helper.set_model_props(fp32, metadata)
+    onnx.save(fp32, fp32_path)
+    int8 = fold_constants(Quantizer(fp32, only_tables=only_tables).run())
+    helper.set_model_props(int8, metadata)
     (output / MODEL_FILE).parent.mkdir(parents=True, exist_ok=True)
-    folded = fold_constants(graph)
-    if batch_tokens is not None:
-        # Metadata by which the onnx backend reads several pairs at once.
-        helper.set_model_props(folded, {BATCH_TOKENS: str(batch_tokens)})
-    onnx.save(folded, output / MODEL_FILE)
+    onnx.save(int8, output / MODEL_FILE)
     tokenizer = Tokenizer.from_file(str(fp32_folder / "tokenizer.json"))
     # Training saves its own maximum length in the file; at inference the caller chooses it.
     tokenizer.no_truncation()
@@ -51,6 +57,10 @@ def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool, b
     # `architectures` says.
     config["model_type"] = "bert"
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for file in fp32_folder.glob("*.json"):  # a limit of its own would cut other passages than that of `output`
+        file.unlink()
+    for name in ("config.json", "tokenizer.json"):
+        shutil.copy(output / name, fp32_folder)
     files = [output / "config.json", output / "tokenizer.json", output / MODEL_FILE]
     for file in files:
         print(f"{file.stat().st_size:>12,} bytes  {file.relative_to(output)}")

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 # Logits by query_id and doc_id, best first.
 Run = dict[str, dict[str, float]]
-# Queries of which some passages are scored alone, and timed.
+# For the times, and for the scores of single pairs.
 SOME_QUERIES = 10
-TIMED_PASSAGES = 20
+SOME_PASSAGES = 20
 REPEATS = 3
 STARTS = 7
 MODEL_FILE = Path("onnx", "model_int8.onnx")
@@ -45,8 +45,7 @@ def check(collection_folder: Path, fp32_folder: Path, int8_folder: Path) -> None
         print(f"\n{measured}")
         print_differences(runs["fp32"], runs["int8"])
         print_batch_differences(int8_folder, collection)
-        tokenizer = Tokenizer.from_file(str(int8_folder / "tokenizer.json"))
-        print_times(collection, {"fp32": fp32, "int8": int8}, tokenizer)
+        print_times(collection, {"fp32": fp32, "int8": int8}, truncating_tokenizer(int8_folder))
     print(f"\nnew process, ms from the first import to the first score (median of {STARTS})")
     for name, folder in (("fp32", fp32_folder), ("int8", int8_folder)):
         print(f"  {name}  {median(start_ms(folder, name) for _ in range(STARTS)):.0f}")
@@ -84,13 +83,12 @@ def print_batch_differences(folder: Path, collection: Collection) -> None:
 
     `Reranker` reads the pairs of most models one at a time on a CPU.
     """
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.enable_truncation(MAX_LENGTH_TOKENS, strategy="only_second")
+    tokenizer = truncating_tokenizer(folder)
     session = onnxruntime.InferenceSession(folder / MODEL_FILE, providers=["CPUExecutionProvider"])
     query_ids = list(collection.run)[:SOME_QUERIES]
     furthest = 0.0
     for query_id in query_ids:
-        pairs = [(collection.queries[query_id], text) for text in texts(collection, query_id)[:TIMED_PASSAGES]]
+        pairs = [(collection.queries[query_id], text) for text in texts(collection, query_id)[:SOME_PASSAGES]]
         tokenizer.no_padding()
         alone = np.concatenate([logits(session, [tokenizer.encode(*pair)]) for pair in pairs])
         tokenizer.enable_padding()
@@ -98,8 +96,15 @@ def print_batch_differences(folder: Path, collection: Collection) -> None:
     print(f"  int8 in a batch and alone   {furthest:.2g} apart at most ({len(query_ids)} queries)")
 
 
+def truncating_tokenizer(folder: Path) -> Tokenizer:
+    """Return the tokenizer of a model, with the maximum length that `Reranker` has by default."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(MAX_LENGTH_TOKENS, strategy="only_second")
+    return tokenizer
+
+
 def logits(session: onnxruntime.InferenceSession, pairs: list[Encoding]) -> npt.NDArray[np.float32]:
-    """Score pairs of equal length in one batch."""
+    """Score pairs, padded to equal length, in one batch."""
     given = {
         "input_ids": [pair.ids for pair in pairs],
         "attention_mask": [pair.attention_mask for pair in pairs],
@@ -115,12 +120,12 @@ def print_times(collection: Collection, models: dict[str, Reranker], tokenizer: 
     """Time both models on the same requests, in turn, so that a busy machine slows both."""
     candidates = {query_id: texts(collection, query_id) for query_id in list(collection.run)[:SOME_QUERIES]}
     groups = {
-        "first candidates": {query_id: found[:TIMED_PASSAGES] for query_id, found in candidates.items()},
+        "first candidates": {query_id: found[:SOME_PASSAGES] for query_id, found in candidates.items()},
         "longest candidates": {
-            query_id: sorted(found, key=len)[-TIMED_PASSAGES:] for query_id, found in candidates.items()
+            query_id: sorted(found, key=len)[-SOME_PASSAGES:] for query_id, found in candidates.items()
         },
     }
-    print(f"\nms for {TIMED_PASSAGES} passages, median, models alternating")
+    print(f"\nms for {SOME_PASSAGES} passages, median, models alternating")
     for title, requests in groups.items():
         times: dict[str, list[float]] = {name: [] for name in models}
         for query_id, passages in list(requests.items()) * REPEATS:

@@ -47,11 +47,12 @@ class Broken:
 @given(
     texts=passages,
     top_n=st.none() | st.integers(1, 9),
-    threshold=st.none() | st.floats(-6, 6),
-    activation=st.sampled_from(["identity", "sigmoid", Logistic(0.5, -1.0)]),
+    scale=st.tuples(st.just("identity"), st.none() | st.floats(-6, 6))
+    | st.tuples(st.sampled_from(["sigmoid", Logistic(0.5, -1.0)]), st.none() | st.floats(0, 1)),
 )
-def test_same_order_and_scores_as_the_core(adapter, texts, top_n, threshold, activation):
-    """Order and scores are those of the core, for any texts, top_n, threshold and activation."""
+def test_same_order_and_scores_as_the_core(adapter, texts, top_n, scale):
+    """Order and scores are those of the core, for any texts, top_n, activation and threshold on its scale."""
+    activation, threshold = scale
     rerank = adapter.with_overlap(activation=activation, top_n=top_n, score_threshold=threshold)
     found = adapter.rerank(rerank, adapter.items(texts), "a b c")
     core = Reranker(word_overlap(), activation=activation)

@@ -520,6 +520,8 @@ def test_a_threshold_on_logits_is_refused_where_there_are_none(rank):
             rank(reranker, QUERY, PASSAGES, score_threshold=0.4)
     kept = rank(Reranker(Probable(), activation="sigmoid"), QUERY, PASSAGES, score_threshold=0.4)
     assert [result.index for result in kept] == [1, 2]
+    with pytest.raises(InvalidInputError, match=r"is 2\.0, but probable has .*; expected one in that range\.$"):
+        rank(Reranker(Probable(), activation="sigmoid"), QUERY, PASSAGES, score_threshold=2)
     with pytest.raises(InvalidInputError, match="which is fitted on logits; probable gives probabilities only"):
         Reranker(Probable(), activation={"a": 1.0, "b": 0.0})
 

@@ -71,10 +71,14 @@ def test_sigmoid_scores_and_their_threshold():
 @pytest.mark.parametrize("activation", ["sigmoid", Logistic(0.5, -1.0)])
 def test_a_threshold_beyond_probabilities_is_refused(activation):
     """One on the scale of logits would keep everything or nothing; also if only the fallback has probabilities."""
-    by_fallback = reranker(fallback=reranker(activation=activation))
+    spare = WordOverlapScorer()
+    spare.name = "spare"
+    by_fallback = reranker(fallback=Reranker(spare, activation=activation))
     for threshold in (-0.5, 1.5):
-        for refusing in (reranker(activation=activation), by_fallback):
-            with pytest.raises(InvalidInputError, match=f"`score_threshold` is {threshold}, but word-overlap has `act"):
+        for refusing, name in ((reranker(activation=activation), "word-overlap"), (by_fallback, "spare")):
+            with pytest.raises(
+                InvalidInputError, match=f"is {threshold}, but {name} has `act.*Pass `activation='ident"
+            ):
                 refusing.rank(QUERY, PASSAGES, score_threshold=threshold)
         assert len(reranker().rank(QUERY, PASSAGES, score_threshold=threshold)) in {2, 3}
     assert len(reranker(activation=activation).rank(QUERY, PASSAGES, score_threshold=0)) == len(PASSAGES)

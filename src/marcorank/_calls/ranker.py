@@ -124,10 +124,13 @@ class Ranker(NamedTuple):
                 "probabilities only. Pass `activation='sigmoid'` and a threshold from 0 to 1."
             )
         if score_threshold is not None and self.activation != "identity" and not 0 <= score_threshold <= 1:
+            advice = (
+                " Pass `activation='identity'` for one on the scale of logits." if self.score_kind == "logit" else ""
+            )
             raise InvalidInputError(
                 f"`score_threshold` is {score_threshold}, but {self.model.name} has "
-                f"`activation={quoted(self.activation)}`, whose scores are from 0 to 1; expected a threshold from 0 to "
-                "1. Pass `activation='identity'` for one on the scale of logits."
+                f"`activation={quoted(self.activation)}`, whose scores are from 0 to 1; expected one in that "
+                f"range.{advice}"
             )
         if selection.max_drop is not None and not isinstance(self.activation, Logistic):
             # The activation of a fallback; a reranker checks its own at once.

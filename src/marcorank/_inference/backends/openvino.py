@@ -178,7 +178,7 @@ def _end_idle_threads() -> None:
     """End the threads of the compiled models that were freed.
 
     OpenVINO keeps them for the next model with the same number of streams. A forked child inherits this pool but not
-    its threads, and would wait for them for ever. A CPU plugin empties the pool when it is destroyed, which takes a
+    its threads, and would wait for them forever. A CPU plugin empties the pool when it is destroyed, which takes a
     millisecond; models in use keep their threads. The plugin of this core lives and dies in one thread, so it leaves
     the signal stack as it was.
     """

@@ -42,7 +42,7 @@ _TRIED_PADDING = 16
 _ROUNDING = {"fp32": 5e-3, "bf16": 0.2, "fp16": 0.05}
 # transformers switches the default dtype of the whole process while it loads a model.
 _loading = ProcessLock()
-# MKL holds a lock at times while it computes, for which a child that is forked then would wait for ever.
+# MKL holds a lock at times while it computes, for which a child that is forked then would wait forever.
 computing = ForkGate()
 
 
