@@ -39,12 +39,11 @@ def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool, b
     """
     fp32_path = export_onnx(source, fp32_folder)
     fp32 = onnx.load(fp32_path)
-    # Metadata by which the onnx backend reads several pairs at once.
-    metadata = {} if batch_tokens is None else {BATCH_TOKENS: str(batch_tokens)}
-    helper.set_model_props(fp32, metadata)
-    onnx.save(fp32, fp32_path)
+    if batch_tokens is not None:
+        # Metadata by which the onnx backend reads several pairs at once; the int8 model keeps it.
+        helper.set_model_props(fp32, {BATCH_TOKENS: str(batch_tokens)})
+        onnx.save(fp32, fp32_path)
     int8 = fold_constants(Quantizer(fp32, only_tables=only_tables).run())
-    helper.set_model_props(int8, metadata)
     (output / MODEL_FILE).parent.mkdir(parents=True, exist_ok=True)
     onnx.save(int8, output / MODEL_FILE)
     tokenizer = Tokenizer.from_file(str(fp32_folder / "tokenizer.json"))

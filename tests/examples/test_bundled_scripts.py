@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import subprocess
@@ -16,6 +15,7 @@ from onnx import numpy_helper
 from sentence_transformers import CrossEncoder
 
 import marcorank.interaction  # noqa: F401  # registers the architecture with transformers
+from compressed_files import write_rows
 from marcorank import Reranker
 from marcorank._models.loading import load_scorer
 from marcorank.evaluation import evaluate
@@ -34,13 +34,6 @@ def run(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def write_rows(folder: Path, **files: list[dict]) -> None:
-    folder.mkdir()
-    for name, rows in files.items():
-        with gzip.open(folder / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Both models, a training set, a judged collection, and the source of `bundled` before its logits are scaled."""
@@ -48,17 +41,19 @@ def folder(tmp_path_factory):
     bi_encoder(folder / "bi-encoder", NARROW)
     splade(folder / "splade", NARROW)
     rows = [{"id": f"p{number}", "text": text} for number, text in enumerate(TEXTS)]
-    others = [row["id"] for row in rows]
+    doc_ids = [row["id"] for row in rows]
     questions = [
-        {"query": " ".join(row["text"].split()[:6]), "pos": [row["id"]], "neg": [i for i in others if i != row["id"]]}
+        {"query": " ".join(row["text"].split()[:6]), "pos": [row["id"]], "neg": [i for i in doc_ids if i != row["id"]]}
         for row in rows
     ]
-    judged = [{"id": row["id"], "query": question["query"]} for row, question in zip(rows, questions, strict=True)]
-    write_rows(folder / "set", corpus=rows, train=questions)
-    write_rows(folder / "judged", corpus=rows, queries=[{"id": row["id"], "text": row["query"]} for row in judged])
-    (folder / "judged" / "qrels.tsv").write_text("".join(f"{row['id']}\t{row['id']}\t1\n" for row in judged))
+    queries = [{"id": row["id"], "text": question["query"]} for row, question in zip(rows, questions, strict=True)]
+    write_rows(folder / "set" / "corpus.jsonl.gz", rows)
+    write_rows(folder / "set" / "train.jsonl.gz", questions)
+    write_rows(folder / "judged" / "corpus.jsonl.gz", rows)
+    write_rows(folder / "judged" / "queries.jsonl.gz", queries)
+    (folder / "judged" / "qrels.tsv").write_text("".join(f"{doc_id}\t{doc_id}\t1\n" for doc_id in doc_ids))
     (folder / "judged" / "run.tsv").write_text(
-        "".join(f"{row['id']}\t{doc_id}\t{rank}\n" for row in judged for rank, doc_id in enumerate(others, 1))
+        "".join(f"{query_id}\t{doc_id}\t{rank}\n" for query_id in doc_ids for rank, doc_id in enumerate(doc_ids, 1))
     )
     done = run(
         "initialise_bundled.py", folder / "bi-encoder", folder / "splade", folder / "set", "--output", folder / "source"

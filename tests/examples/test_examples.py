@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import re
@@ -17,6 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 from sentence_transformers import CrossEncoder
 
+from compressed_files import write_rows
 from marcorank import Reranker
 from marcorank._models.export import export_onnx
 from openai_server import ANSWER, openai_server
@@ -335,15 +335,13 @@ def training(tmp_path_factory):
     """The command that trains on a small collection with three random teachers, and its folder."""
     folder = tmp_path_factory.mktemp("training")
     collection = folder / "my-collection"
-    collection.mkdir()
     rows = [{"id": f"p{number}", "text": f"Passage {number} is about the number {number}."} for number in range(60)]
     asked = [
         {"query": f"What is about the number {number}?", "pos": [f"p{number}"], "neg": [f"p{(number + 1) % 60}"]}
         for number in range(60)
     ]
-    for name, lines in (("corpus", rows), ("train", asked)):
-        with gzip.open(collection / f"{name}.jsonl.gz", "wt", encoding="utf-8") as file:
-            file.writelines(json.dumps(line) + "\n" for line in lines)
+    write_rows(collection / "corpus.jsonl.gz", rows)
+    write_rows(collection / "train.jsonl.gz", asked)
     encoder, splade = bi_encoder(folder / "encoder"), masked_language_model(folder / "splade")
     teachers = ("--bi-encoder", encoder, "--sparse-encoder", splade, "--reranker", bert(folder / "reranker"))
     options = ("--start", encoder, *teachers, "--steps", 10, "--save-steps", 2, "--learning-rate", 1e-3)

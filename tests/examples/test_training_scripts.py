@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 import subprocess
 import sys
@@ -17,6 +15,7 @@ from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncod
 from tokenizers import Tokenizer
 from transformers import BertForSequenceClassification
 
+from compressed_files import write_lines, write_rows
 from marcorank import Reranker
 from random_models import QUERY, Shape, bert, bi_encoder, masked_language_model, passages
 
@@ -36,12 +35,6 @@ def run(script: str, *arguments: object) -> str:
     return done.stdout
 
 
-def write_lines(file: Path, lines: list[str]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with gzip.open(file, "wt", encoding="utf-8") as text:
-        text.writelines(line + "\n" for line in lines)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Questions and candidates of two sets, three random teachers, and what the first script makes of them."""
@@ -51,14 +44,14 @@ def folder(tmp_path_factory):
     for name in SETS:
         texts = [f"Number {n} of {name}:" + " it goes on." * (1 + n % 20) for n in range(PASSAGES)]
         passages = [{"id": f"p{number}", "text": text} for number, text in enumerate(texts)]
-        write_lines(folder / "sets" / name / "corpus.jsonl.gz", [json.dumps(passage) for passage in passages])
+        write_rows(folder / "sets" / name / "corpus.jsonl.gz", passages)
         for number in range(QUESTIONS):
             others = chance.permutation(np.delete(np.arange(PASSAGES), number))[: CANDIDATES - 1]
             candidates.append(len(names) + np.array([number, *others], np.int32))
             rows.append({"query": f"what goes on with the number {number}?", "set": name})
         names += [f"{name}/p{number}" for number in range(PASSAGES)]
     write_lines(folder / "distill" / "passages.txt.gz", names)
-    write_lines(folder / "distill" / "queries.jsonl.gz", [json.dumps(row) for row in rows])
+    write_rows(folder / "distill" / "queries.jsonl.gz", rows)
     labelled = np.tile(np.arange(CANDIDATES) == 0, (len(rows), 1)).astype(np.int8)
     np.savez(folder / "distill" / "candidates.npz", passage=np.array(candidates), labelled=labelled)
     masked_language_model(folder / "splade")
