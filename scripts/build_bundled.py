@@ -56,7 +56,8 @@ def build(source: Path, output: Path, fp32_folder: Path, *, only_tables: bool, b
     # `architectures` says.
     config["model_type"] = "bert"
     (output / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    for file in fp32_folder.glob("*.json"):  # a limit of its own would cut other passages than that of `output`
+    # The fp32 model must truncate at the same length: a tokenizer_config.json can set another.
+    for file in fp32_folder.glob("*.json"):
         file.unlink()
     for name in ("config.json", "tokenizer.json"):
         shutil.copy(output / name, fp32_folder)

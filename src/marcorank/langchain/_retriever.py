@@ -159,7 +159,7 @@ class RerankRetriever(BaseRetriever):
         score_threshold: float | NotGiven | None = NOT_GIVEN,
         **kwargs: Any,
     ) -> list[Document]:
-        query_text(query)  # before a store stumbles over it
+        query_text(query)  # a store would raise an error of its own
         documents = self.base_retriever.invoke(query, {"callbacks": run_manager.get_child()}, **kwargs)
         return self.reranker.compress_documents(
             documents,
